@@ -1,0 +1,258 @@
+"""The link to the node's agent: register, map the table, watch the lease, publish counts, come back.
+
+Everything happens in one daemon thread. The application never waits for it, and nothing here raises into it:
+whatever fails is tried again later, and the last known rates hold until their lease ends.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import logging
+import mmap
+import os
+import random
+import select
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from spandial import abi
+from spandial.labels import Labels
+
+__all__ = ["Link"]
+
+_logger = logging.getLogger("spandial")
+
+_ANSWER_TIMEOUT_S = 2.0
+_MESSAGE_MAX = 65536
+_RETRY_FIRST_S = 0.05
+_RETRY_LAST_S = 0.75  # an agent that returns is found within a second
+_RETRY_REFUSED_S = 5.0
+_WAKE_S = 1.0  # how often counts are published and the lease is looked at while nothing happens
+_LAPSED_WAKE_S = 0.2
+
+
+class _Refused(Exception):
+    """The agent answered, and said no."""
+
+
+class _Table:
+    """The agent's table as this process sees it, and this process's row in it."""
+
+    def __init__(self, descriptor: int, row: int) -> None:
+        if not abi.DEFAULT_ROW <= row < abi.ROWS:
+            raise _Refused(f"row {row} is outside the table")
+        words = _map_words(descriptor, abi.TABLE_SIZE, mmap.PROT_READ)
+        if words[abi.HEADER_MAGIC] != abi.MAGIC | abi.ABI:
+            raise _Refused(f"the table does not begin with ABI version {abi.ABI}")
+        self._words = words
+        self.row = words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS]
+
+    def lease_ends_in(self) -> float:
+        """Seconds until the lease runs out; negative when it has."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return float(self._words[abi.HEADER_LEASE] - now) / 1e9
+
+
+def _map_words(descriptor: int, size: int, protection: int) -> memoryview:
+    status = os.fstat(descriptor)
+    # A file that is shorter than its mapping would kill the application (SIGBUS). BPF maps are no regular files.
+    if stat.S_ISREG(status.st_mode) and status.st_size < size:
+        raise _Refused(f"a shared page is {status.st_size} bytes long, {size} are needed")
+    return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)).cast("Q")
+
+
+def _frozen(words: Sequence[int]) -> array.array[int]:
+    return array.array("Q", words)
+
+
+class Link:
+    """Keeps a sampler on the node's dial.
+
+    Args:
+        labels: who this process is.
+        default: the rate word of the sampler's own default, which the agent puts where no rule says otherwise.
+        tally: the sampler's 32 counts since it was made.
+        obey: tells the sampler which eight words to read from now on.
+        obeyed: the words it reads now.
+        run_dir: where the agent's `app.sock` is.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        default: int,
+        tally: list[int],
+        obey: Callable[[Sequence[int]], None],
+        obeyed: Callable[[], Sequence[int]],
+        run_dir: str,
+    ) -> None:
+        self._labels = labels
+        self._default = default
+        self._tally = tally
+        self._obey = obey
+        self._obeyed = obeyed
+        self._path = os.path.join(run_dir, "app.sock")
+        self._told: set[str] = set()
+        self._forget()
+        os.register_at_fork(after_in_child=self._after_fork)
+        atexit.register(self._publish)
+
+    def start(self) -> None:
+        """Begin in the background. Where no thread can be had, the default holds."""
+        try:
+            threading.Thread(target=self._run, name="spandial-link", daemon=True).start()
+        except RuntimeError as error:
+            self._tell_once("thread", "no thread for the link to the agent (%s); the default rate holds", error)
+
+    def _forget(self) -> None:
+        self._socket: socket.socket | None = None
+        self._table: _Table | None = None
+        self._page: memoryview | None = None
+        self._base = [0] * len(self._tally)
+        self._lapsed = False
+        self._retry_s = _RETRY_FIRST_S
+        self._retry_at = 0.0
+
+    def _after_fork(self) -> None:
+        """In the child: nothing of the parent's is used but a copy of its last rates, and their lease."""
+        table = self._table
+        if self._socket is not None:
+            self._socket.close()  # the child's copy of the descriptor only
+        self._obey(_frozen(self._obeyed()))
+        self._tally[:] = [0] * len(self._tally)
+        self._forget()
+        if table is not None:
+            self._table = _Inherited(table)
+        self.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if self._socket is None and time.monotonic() >= self._retry_at:
+                    self._connect()
+                self._watch_lease()
+                self._wait()
+            except Exception as error:  # nothing may end the thread: the rates would stay for ever
+                self._tell_once("bug", "the link to the agent failed unexpectedly: %r", error)
+                self._disconnect(_RETRY_REFUSED_S)
+
+    def _connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            connection.settimeout(_ANSWER_TIMEOUT_S)
+            connection.connect(self._path)
+            self._register(connection)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            connection.close()
+            self._tell_once("absent", "no agent at %s yet (%s); the default rate holds", self._path, error)
+            self._disconnect(self._retry_s)
+            self._retry_s = min(self._retry_s * 2, _RETRY_LAST_S)
+        except _Refused as refusal:
+            connection.close()
+            self._tell_once("refused", "the agent refused this process: %s", refusal)
+            self._disconnect(_RETRY_REFUSED_S)
+
+    def _register(self, connection: socket.socket) -> None:
+        hello = {
+            "abi": abi.ABI,
+            **self._labels._asdict(),
+            "attributes": {},
+            "pid": os.getpid(),
+            "default": self._default,
+        }
+        connection.send(json.dumps(hello).encode())
+        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, 2)
+        try:
+            answer = json.loads(message)
+            if "error" in answer:
+                raise _Refused(answer["error"])
+            if answer["abi"] != abi.ABI or len(descriptors) != 2:
+                raise _Refused(f"it speaks ABI version {answer['abi']}, this process speaks {abi.ABI}")
+            table = _Table(descriptors[0], answer["row"])
+            page = _map_words(descriptors[1], abi.PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        connection.setblocking(False)
+        self._base = list(self._tally)
+        self._socket, self._table, self._page = connection, table, page
+        self._retry_s, self._lapsed = _RETRY_FIRST_S, False
+        self._obey(table.row)
+        self._told.clear()
+        _logger.info("linked to the agent at %s, row %d", self._path, answer["row"])
+
+    def _disconnect(self, retry_s: float) -> None:
+        """Stop talking to the agent. The table stays mapped: its last rates hold until its lease ends."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = self._page = None
+        self._retry_at = time.monotonic() + retry_s * random.uniform(0.7, 1.0)
+
+    def _watch_lease(self) -> None:
+        table = self._table
+        if table is None:
+            return
+        expired = table.lease_ends_in() <= 0
+        if expired and not self._lapsed:
+            fallback = table.row[abi.WORD_FALLBACK]
+            self._obey(_frozen([fallback] * abi.ROW_WORDS))
+            _logger.warning("the agent's lease ran out; the fallback rate holds until it returns")
+        elif self._lapsed and not expired:
+            self._obey(table.row)
+        self._lapsed = expired
+
+    def _wait(self) -> None:
+        wait = _LAPSED_WAKE_S if self._lapsed else _WAKE_S
+        if self._table is not None and not self._lapsed:
+            wait = min(wait, max(self._table.lease_ends_in(), 0.0))
+        if self._socket is None:
+            time.sleep(max(min(wait, self._retry_at - time.monotonic()), 0.001))
+            return
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(wait * 1000):
+            self._publish()
+            return
+        try:
+            message = self._socket.recv(_MESSAGE_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._disconnect(self._retry_s)
+            return
+        self._publish(int(json.loads(message).get("publish", 0)))
+
+    def _publish(self, request: int | None = None) -> None:
+        """Copy the counts since registration to the counter page; then say which request that answers."""
+        page = self._page
+        if page is None:
+            return
+        first = abi.PAGE_COUNTS
+        counts = [now - then for now, then in zip(self._tally, self._base)]
+        page[first : first + len(counts)] = memoryview(_frozen(counts))
+        if request is not None:
+            page[abi.PAGE_PUBLISHED] = request & 0xFFFFFFFFFFFFFFFF
+
+    def _tell_once(self, topic: str, message: str, *arguments: object) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            _logger.warning(message, *arguments)
+
+
+class _Inherited(_Table):
+    """What a forked child knows of its parent's table: a copy, and the lease as it was."""
+
+    def __init__(self, table: _Table) -> None:
+        self.row = memoryview(_frozen(table.row))
+        self._ends_at = time.monotonic() + table.lease_ends_in()
+
+    def lease_ends_in(self) -> float:
+        return self._ends_at - time.monotonic()

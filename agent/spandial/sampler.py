@@ -1,0 +1,365 @@
+"""spandial.Sampler: the decision as an OpenTelemetry sampler.
+
+`should_sample` runs in somebody else's process for every span, so it is a closure over local variables, reads one
+64-bit word, compares once and counts once. `bench/decision` measures it; everything else may be slow.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from array import array
+from collections.abc import Callable, MutableSequence, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as context_api
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import sampling
+from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span, propagation
+
+from spandial import abi
+from spandial.abi import RANDOMNESS_MASK, EntryKind, Flag, Mode
+from spandial.decision import parse_ot, with_threshold
+from spandial.labels import Labels, labels_from_environ
+from spandial.link import Link as AgentLink
+
+if TYPE_CHECKING:
+    from opentelemetry.util.types import Attributes
+
+__all__ = ["Sampler", "entry_kind", "parse_default"]
+
+_logger = logging.getLogger("spandial")
+
+# The context's key of the current span has no public name; where it is missing, get_current_span serves.
+_SPAN_KEY: str | None = getattr(propagation, "_SPAN_KEY", None)
+_KEPT = Decision.RECORD_AND_SAMPLE
+_NO_ATTRIBUTES: Any = MappingProxyType({})
+
+
+class _Kept(SamplingResult):
+    """A kept span's result. Made without a Python-level constructor, which would be a third of a decision."""
+
+    __slots__ = ("attributes", "trace_state")
+    attributes: Any  # the SDK reads any mapping, once; the base class makes a read-only one of it
+    __init__ = object.__init__
+    decision = _KEPT
+
+
+class _Dropped(SamplingResult):
+    """A dropped span's result, where there is a tracestate to pass on."""
+
+    __slots__ = ("trace_state",)
+    __init__ = object.__init__
+    decision = Decision.DROP
+    attributes = _NO_ATTRIBUTES
+
+
+_DROPPED = SamplingResult(Decision.DROP)
+
+
+def entry_kind(kind: SpanKind | None, attributes: Attributes) -> EntryKind:
+    """Which kind of entry a span is, by the old and the new semantic conventions for HTTP, RPC and databases."""
+    if not attributes:
+        return EntryKind.INTERNAL
+    if kind is SpanKind.SERVER:
+        if "http.method" in attributes or "http.request.method" in attributes:
+            return EntryKind.HTTP
+        if attributes.get("rpc.system", attributes.get("rpc.system.name")) == "grpc":
+            return EntryKind.GRPC
+    elif kind is SpanKind.CLIENT and ("db.system" in attributes or "db.system.name" in attributes):
+        return EntryKind.DB
+    return EntryKind.INTERNAL
+
+
+def parse_default(text: str | float | None) -> float:
+    """The rate (percentage) of OTEL_TRACES_SAMPLER_ARG: a ratio `0.1`, or a percentage `10%`; 100 without it.
+
+    Raises ValueError that says what was received.
+    """
+    if text is None or text == "":
+        return 100.0
+    written = str(text).strip()
+    try:
+        rate = float(written[:-1]) if written.endswith("%") else float(written) * 100
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 100:
+        raise ValueError(f"expected a ratio from 0 to 1, such as 0.1, or a percentage such as 10%; received {text!r}")
+    return rate
+
+
+# What a word means, worked out once each time it changes: the word, its threshold, the class of a kept root's
+# result, flags, and the value of `th`.
+_Plan = tuple[int, int, type[Any], int, str]
+
+
+def _plan(word: int, default: int) -> _Plan:
+    meant = word if word & Flag.VALID else default
+    th = with_threshold("", abi.threshold_of(meant))
+    trace_state = TraceState([("ot", th)])
+
+    class KeptRoot(SamplingResult):
+        __slots__ = ("attributes",)
+        __init__ = object.__init__
+        decision = _KEPT
+
+    KeptRoot.trace_state = trace_state
+    return word, abi.threshold_of(meant), KeptRoot, meant, th
+
+
+_PLAIN_TRACE_STATE = isinstance(getattr(TraceState(), "_dict", None), dict)
+
+
+def _set_ot(trace_state: TraceState, ot: str) -> TraceState:
+    """Tracestate with its member `ot` replaced, and first, as a changed member must be (W3C, 3.5).
+
+    The public constructor would validate every vendor's member again, at three times the cost of a decision.
+    """
+    if not _PLAIN_TRACE_STATE:
+        return trace_state.update("ot", ot) if ot else trace_state.delete("ot")
+    members = {"ot": ot} if ot else {}
+    for key, value in trace_state.items():
+        if key != "ot":
+            members[key] = value
+    if len(members) > 32:  # W3C Trace Context, 3.3.1.1
+        return trace_state
+    changed = TraceState()
+    changed._dict = members
+    return changed
+
+
+def _current_context() -> Callable[[], Context]:
+    """The fastest way to the current context: the context variable's own getter, where the SDK uses one."""
+    variable = getattr(getattr(context_api, "_RUNTIME_CONTEXT", None), "_current_context", None)
+    getter: Callable[[], Context] = getattr(variable, "get", context_api.get_current)
+    return getter
+
+
+_ShouldSample = Callable[..., SamplingResult]
+
+
+def build_decider(
+    default: int, tally: MutableSequence[int]
+) -> tuple[_ShouldSample, Callable[[Sequence[int]], None], Callable[[], Sequence[int]]]:
+    """`should_sample` as a closure, and the functions that exchange and return the words it obeys.
+
+    The counts need no lock under the GIL: CPython (3.10 and later) switches threads at calls and backward jumps
+    only, and `tally[i] += 1` has neither. Without the GIL the whole decision runs under a lock.
+
+    Args:
+        default: the rate word that stands in for a word without VALID.
+        tally: 32 counts, indexed as in the counter page.
+    """
+    key = _SPAN_KEY or ""
+    current = _current_context()
+    server = SpanKind.SERVER
+    dropped = _DROPPED
+    words: Sequence[int] = array("Q", [default] * abi.ROW_WORDS)
+    plans: list[_Plan] = [_plan(default, default)] * len(EntryKind)
+    http = plans[EntryKind.HTTP]
+
+    def obey(new_words: Sequence[int]) -> None:
+        nonlocal words
+        words = new_words
+
+    def obeyed() -> Sequence[int]:
+        return words
+
+    def replan(kind: int) -> _Plan:
+        nonlocal http
+        plan = plans[kind] = _plan(words[kind], default)
+        if kind == EntryKind.HTTP:
+            http = plan
+        return plan
+
+    def should_sample(
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> Any:
+        if parent_context is None:
+            parent_context = current()
+        if parent_context and key in parent_context:
+            return with_parent(parent_context[key], trace_id, kind, attributes)
+        if kind is server and attributes and ("http.method" in attributes or "http.request.method" in attributes):
+            # A root HTTP entry: root_of with its index known.
+            word, threshold, kept, _, _ = http
+            if words[1] != word:
+                word, threshold, kept, _, _ = replan(1)
+            if trace_id & 0xFFFFFFFFFFFFFF < threshold:
+                tally[8] += 1
+                return dropped
+            tally[9] += 1
+            result: Any = kept()
+            result.attributes = attributes
+            return result
+        return root(trace_id, kind, attributes)
+
+    def portable(
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> Any:
+        return with_parent(get_current_span(parent_context), trace_id, kind, attributes)
+
+    def root(trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
+        entry = entry_kind(kind, attributes) if attributes else 0
+        word, threshold, kept, _, _ = plans[entry]
+        if words[entry] != word:
+            word, threshold, kept, _, _ = replan(entry)
+        if trace_id & RANDOMNESS_MASK < threshold:
+            tally[entry * 8] += 1
+            return dropped
+        tally[entry * 8 + 1] += 1
+        result: Any = kept()
+        result.attributes = attributes or _NO_ATTRIBUTES
+        return result
+
+    def with_parent(span: Any, trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
+        try:
+            _, _, remote, flags, trace_state, valid = span.get_span_context()
+        except (AttributeError, TypeError, ValueError):
+            return root(trace_id, kind, attributes)  # what get_current_span makes of something that is no span
+        if not valid:
+            return root(trace_id, kind, attributes)
+        entry = entry_kind(kind, attributes) if attributes else 0
+        plan = plans[entry]
+        if words[entry] != plan[0]:
+            plan = replan(entry)
+        meant = plan[3]
+        kept = flags & 1
+        if remote:
+            count = entry * 8 + 2
+            if meant & 7:  # thin, boost or strict
+                kept, trace_state = weigh(plan, trace_id, kept, trace_state)
+        else:
+            count = entry * 8 + 4
+            if meant & 4 and kept:
+                kept, trace_state = weigh(plan, trace_id, kept, trace_state)
+        if not kept:
+            tally[count] += 1
+            if not trace_state:
+                return dropped
+            drop: Any = _Dropped()
+            drop.trace_state = trace_state
+            return drop
+        tally[count + 1] += 1
+        keep: Any = _Kept()
+        keep.attributes = attributes or _NO_ATTRIBUTES
+        keep.trace_state = trace_state
+        return keep
+
+    if not key:
+        should_sample = portable
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return _locked(should_sample), obey, obeyed
+    return should_sample, obey, obeyed
+
+
+def _locked(should_sample: _ShouldSample) -> _ShouldSample:
+    lock = threading.Lock()
+
+    def locked(*args: Any, **kwargs: Any) -> SamplingResult:
+        with lock:
+            return should_sample(*args, **kwargs)
+
+    return locked
+
+
+def weigh(plan: _Plan, trace_id: int, parent_kept: int, trace_state: TraceState) -> tuple[bool, TraceState]:
+    """The decision for a parent that does not settle it alone, and the tracestate to pass on.
+
+    The threshold passed on is the one by which a span of this service is kept: this service's own, the lower of the
+    two where either suffices (boost), the higher where both must agree (thin); unknown where the parent's is.
+    """
+    _, threshold, _, meant, th = plan
+    mode = meant & abi.MODE_MASK
+    ot = trace_state.get("ot", "") if trace_state else ""
+    parent_threshold, randomness = parse_ot(ot) if ot else (None, None)
+    if randomness is None:
+        randomness = trace_id & RANDOMNESS_MASK
+    hit = randomness >= threshold
+    thin = bool(meant & Flag.THIN)
+    if parent_kept:
+        kept = hit if thin or mode == Mode.STRICT else True
+        if not kept:
+            return False, (
+                _set_ot(trace_state, with_threshold(ot, None)) if parent_threshold is not None else trace_state
+            )
+        if mode == Mode.STRICT:
+            own = hit
+        elif parent_threshold is None:
+            own = False
+        else:
+            own = hit and (threshold > parent_threshold if thin else threshold < parent_threshold)
+    else:
+        kept = own = hit and mode in (Mode.BOOST, Mode.STRICT)
+    if not own:
+        return kept, trace_state
+    return True, _set_ot(trace_state, with_threshold(ot, threshold) if ot else th)
+
+
+class Sampler(sampling.Sampler):
+    """A sampler that obeys the node's dial, by the word that the kernel obeys too.
+
+    Registers with the node's agent in the background; until an agent is found, and for words that no rule has set,
+    `default` holds. Never raises and never waits for the agent.
+
+    Args:
+        default: a ratio (`0.1`) or a percentage (`"10%"`), as in OTEL_TRACES_SAMPLER_ARG; everything without it.
+        service, version, env: labels; those left out come from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+        run_dir: the agent's run directory; SPANDIAL_RUN_DIR or /run/spandial without it.
+    """
+
+    def __init__(
+        self,
+        default: str | float | None = None,
+        *,
+        service: str | None = None,
+        version: str | None = None,
+        env: str | None = None,
+        run_dir: str | None = None,
+    ) -> None:
+        try:
+            rate = parse_default(default)
+        except ValueError as error:
+            _logger.warning("OTEL_TRACES_SAMPLER_ARG: %s; sampling everything until an agent says otherwise", error)
+            rate = 100.0
+        found = labels_from_environ(os.environ)
+        labels = Labels(
+            service=found.service if service is None else service,
+            version=found.version if version is None else version,
+            env=found.env if env is None else env,
+        )
+        self._default = rate
+        self._tally = [0] * abi.PAGE_COUNT_WORDS
+        word = abi.encode_word(rate)
+        # Instance attributes shadow the method: a closure is the fastest thing Python can call.
+        self.should_sample, obey, obeyed = build_decider(word, self._tally)  # type: ignore[method-assign]
+        self._link = AgentLink(
+            labels,
+            default=word,
+            tally=self._tally,
+            obey=obey,
+            obeyed=obeyed,
+            run_dir=run_dir or os.environ.get("SPANDIAL_RUN_DIR") or "/run/spandial",
+        )
+        self._link.start()
+
+    def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:  # pragma: no cover
+        raise NotImplementedError  # only so that the class is not abstract; see __init__
+
+    def get_description(self) -> str:
+        return f"Spandial{{default={self._default:g}%}}"

@@ -1,0 +1,1 @@
+"""The node agent: rate table, targets, kernel capture, and their wiring."""

@@ -1,0 +1,13 @@
+"""`spandial`, and `python -m spandial_agent`."""
+
+from spandial_agent.cli import app
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""The agent's life: build the parts in order, serve, take them down in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import structlog
+
+from spandial.abi import encode_word
+from spandial_agent.discovery import Discovery
+from spandial_agent.errors import KernelUnavailable, SpandialError
+from spandial_agent.kernel.capture import Capture
+from spandial_agent.kernel.probe import missing_for_kernel
+from spandial_agent.kernel.rates import FrozenTable
+from spandial_agent.node import LocalNode
+from spandial_agent.registrar import Registrar
+from spandial_agent.server import bind_tcp, bind_unix, serve
+from spandial_agent.settings import Settings
+from spandial_agent.table import MemfdTable, RateTable, TableBackend
+from spandial_agent.targets import Targets
+from spandial_api.app import build_app
+from spandial_api.auth import read_or_make_token
+from spandial_api.control import Control
+from spandial_api.store import Store, StoreError
+
+__all__ = ["configure_log", "run_agent"]
+
+_log = structlog.get_logger("spandial.agent")
+
+
+def configure_log(how: str) -> None:
+    renderer = structlog.processors.JSONRenderer() if how == "json" else structlog.dev.ConsoleRenderer(colors=False)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(os.dup(2), "w", buffering=1)),
+    )
+
+
+async def run_agent(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT. Raises SpandialError where it cannot start."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with contextlib.ExitStack() as stack:
+        _raise_descriptor_limit()
+        stack.enter_context(_only_agent(settings))
+        backend, capture, missing = _kernel_side(settings)
+        stack.callback(backend.close)
+        if capture is not None:
+            stack.callback(capture.close)
+        for sentence in missing:
+            _log.warning("the kernel side is incomplete", missing=sentence)
+
+        table = RateTable(backend)
+        table.renew_lease(settings.lease_seconds)
+        targets = Targets(table, encode_word(settings.default_rate), capture)
+        registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
+        discovery = Discovery(targets)
+        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds)
+        try:
+            store = Store(settings.state_dir / "rules.sqlite")
+            stack.callback(store.close)
+            # The rules come first: no process is ever told a rate that a stored rule contradicts.
+            control = Control(store, node)
+            token_path = settings.state_dir / "token"
+            token = read_or_make_token(token_path)
+        except (StoreError, OSError) as error:
+            raise SpandialError(f"{error}: is {settings.state_dir} writable?") from error
+
+        discovery.start()
+        stack.callback(discovery.close)
+        registrar.start()
+        stack.callback(registrar.close)
+        app = build_app(control, node, token=token, token_path=token_path, version=version("spandial"))
+        tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
+        unix_path = settings.run_dir / "api.sock"
+        unix = stack.enter_context(bind_unix(unix_path, settings.group))
+        stack.callback(unix_path.unlink, missing_ok=True)
+        running = asyncio.create_task(node.run())
+        stack.callback(running.cancel)
+        _log.info(
+            "serving",
+            url=f"http://{settings.host}:{tcp.getsockname()[1]}",
+            socket=str(unix_path),
+            table=backend.name,
+            capture=capture.path if capture else "off",
+            targets=len(targets),
+        )
+        await serve(app, tcp, unix, stop)
+    _log.info("stopped")
+
+
+def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:
+    """The table's backend, the capture if there can be one, and what is missing for it."""
+    if settings.table == "memfd":
+        return MemfdTable(), None, ["the kernel side is off: SPANDIAL_TABLE=memfd."]
+    missing = missing_for_kernel()
+    backend: TableBackend | None = None
+    if not missing:
+        try:
+            backend = FrozenTable()
+            if settings.capture == "off":
+                return backend, None, ["capture is off: SPANDIAL_CAPTURE=off."]
+            return backend, Capture(None if settings.capture == "auto" else settings.capture), []
+        except KernelUnavailable as error:
+            missing = error.missing
+    if settings.require_kernel or (backend is None and settings.table == "bpf"):
+        if backend is not None:
+            backend.close()
+        raise SpandialError("the kernel side is required, but " + " ".join(missing))
+    return backend or MemfdTable(), None, missing
+
+
+@contextlib.contextmanager
+def _only_agent(settings: Settings) -> Iterator[None]:
+    """Hold the run directory's lock: two agents would take each other's sockets. Raises SpandialError."""
+    try:
+        settings.run_dir.mkdir(parents=True, exist_ok=True)
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = open(settings.run_dir / "lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise SpandialError(
+            f"cannot use {error.filename} ({error.strerror}): run as root, "
+            "or set SPANDIAL_RUN_DIR and SPANDIAL_STATE_DIR"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SpandialError(f"another agent is running on {settings.run_dir}") from None
+        yield
+
+
+def _raise_descriptor_limit() -> None:
+    """A hooked process takes three descriptors: connection, counter page, pidfd."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,210 @@
+"""The command line. Exit codes: 0 done, 1 refused or degraded, 2 wrong usage, 3 no agent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from spandial_agent.client import AgentUnreachable, Client
+from spandial_agent.errors import SpandialError
+from spandial_agent.settings import Settings
+from spandial_agent.views import rules_table, stats_table, targets_table
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="One dial for the trace-sampling rate of every process on this node.",
+    epilog="Exit codes: 0 done, 1 refused or degraded, 2 wrong usage, 3 no agent.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+Service = Annotated[str | None, typer.Option(help="Service name, a glob.")]
+Env = Annotated[str | None, typer.Option(help="Environment, a glob.")]
+Version = Annotated[str | None, typer.Option(help="Service version, a glob.")]
+Protocol = Annotated[str | None, typer.Option(help="http, grpc, db or internal.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command(epilog="Example: sudo spandial agent")
+def agent() -> None:
+    """Run the node's agent until it is told to stop. Settings: SPANDIAL_* variables, see 'spandial doctor'."""
+    from spandial_agent.agent import configure_log, run_agent
+
+    with _reported():
+        settings = _settings()
+        configure_log(settings.log)
+        asyncio.run(run_agent(settings))
+
+
+@app.command("set", epilog="Example: spandial set 30 --env gray")
+def set_rate(
+    rate: Annotated[str, typer.Argument(help="Percentage 0-100: 30, 0.1 or 30%.")],
+    service: Service = None,
+    env: Env = None,
+    version: Version = None,
+    protocol: Protocol = None,
+    mode: Annotated[str, typer.Option(help="follow, boost or strict.")] = "follow",
+    as_json: AsJson = False,
+) -> None:
+    """Turn the dial. Without a selector this sets the node's default."""
+    with _reported():
+        answer = _client().request(
+            "PUT", "/sampling", rate=rate, service=service, env=env, version=version, protocol=protocol, mode=mode
+        )
+        if as_json:
+            _print_json(answer)
+        else:
+            reached = answer["reached"]
+            targets = f"{reached} target" + ("" if reached == 1 else "s")
+            _out.print(
+                f"{answer['selector']}: {answer['rate']:g} %, {answer['mode']}, obeyed by {targets} "
+                f"(revision {answer['revision']})"
+            )
+
+
+@app.command(epilog="Example: spandial get --json")
+def get(as_json: AsJson = False) -> None:
+    """List the rules, the ones that win first."""
+    with _reported():
+        answer = _client().request("GET", "/sampling")
+        _print_json(answer) if as_json else _out.print(rules_table(answer))
+
+
+@app.command(epilog="Example: spandial rm --env gray")
+def rm(
+    service: Service = None,
+    env: Env = None,
+    version: Version = None,
+    protocol: Protocol = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove the rule of exactly this selector; without one, the node's default."""
+    with _reported():
+        answer = _client().request("DELETE", "/sampling", service=service, env=env, version=version, protocol=protocol)
+        _print_json(answer) if as_json else _out.print(f"removed {answer['removed']} (revision {answer['revision']})")
+
+
+@app.command(epilog="Example: spandial targets")
+def targets(as_json: AsJson = False) -> None:
+    """List the processes under control and the rate of each."""
+    with _reported():
+        answer = _client().request("GET", "/targets")
+        _print_json(answer) if as_json else _out.print(targets_table(answer))
+
+
+@app.command(epilog="Example: spandial watch --env gray")
+def watch(
+    service: Annotated[str, typer.Option(help="Service name, a glob.")] = "*",
+    env: Annotated[str, typer.Option(help="Environment, a glob.")] = "*",
+    as_json: AsJson = False,
+) -> None:
+    """Print the kept entries as the kernel sees them, until Ctrl-C."""
+    with _reported():
+        for entry in _client().stream("/entries", service=service, env=env):
+            if as_json:
+                print(json.dumps(entry), flush=True)
+                continue
+            if entry["lost"]:
+                _err.print(f"{entry['lost']} entries came faster than they could be shown")
+            moment = datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S.%f")[:-3]
+            _out.print(
+                f"{moment} {entry['pid']:>7} {entry['service']}/{entry['version'] or '-'}/{entry['env'] or '-'} "
+                f"{entry['method']} {entry['path']} {entry['trace_id'] or '-'} by {entry['kept_by']}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+@app.command(epilog="Example: spandial stats --watch")
+def stats(
+    as_json: AsJson = False,
+    follow: Annotated[bool, typer.Option("--watch", help="Show it anew every second, until Ctrl-C.")] = False,
+) -> None:
+    """Show what the kernel and the hooks counted, their difference, and every loss."""
+    with _reported():
+        client = _client()
+        while True:
+            answer = client.request("GET", "/stats")
+            if as_json:
+                _print_json(answer)
+            else:
+                if follow:
+                    _out.clear()
+                _out.print(stats_table(answer))
+            if not follow:
+                return
+            time.sleep(1)
+
+
+@app.command(epilog="Example: sudo spandial doctor")
+def doctor(as_json: AsJson = False) -> None:
+    """Say what works here and what is missing, with or without a running agent. Exit code 1 if anything is."""
+    with _reported():
+        settings = _settings()
+        try:
+            health = Client(settings.run_dir).request("GET", "/healthz")
+        except AgentUnreachable as error:
+            from spandial_agent.kernel.probe import missing_for_kernel
+
+            health = {"agent": str(error), "missing": missing_for_kernel()}
+        if as_json:
+            _print_json({**health, "settings": settings.model_dump(mode="json")})
+        else:
+            for key, value in health.items():
+                if key != "missing":
+                    _out.print(f"{key:>14}  {value}", highlight=False, markup=False, soft_wrap=True)
+            for sentence in health["missing"] or ["nothing"]:
+                _out.print(f"{'missing':>14}  {sentence}", highlight=False, markup=False, soft_wrap=True)
+            for name, value in settings.model_dump().items():
+                _out.print(
+                    f"{'setting':>14}  SPANDIAL_{name.upper()}={value}", highlight=False, markup=False, soft_wrap=True
+                )
+        if health["missing"]:
+            raise typer.Exit(1)
+        if "agent" in health:
+            raise typer.Exit(3)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [f"SPANDIAL_{str(e['loc'][0]).upper()}={e['input']}: {e['msg']}" for e in error.errors()]
+        raise SpandialError("; ".join(problems)) from error
+
+
+def _client() -> Client:
+    return Client(_settings().run_dir)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Errors as one line and an exit code."""
+    try:
+        yield
+    except AgentUnreachable as error:
+        _err.print(f"spandial: {error}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(3) from error
+    except SpandialError as error:
+        _err.print(f"spandial: {error}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

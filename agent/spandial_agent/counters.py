@@ -1,0 +1,52 @@
+"""The counter page of a hooked process: the process writes it, so nothing in it is believed as it stands."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+
+from spandial import abi
+
+__all__ = ["CounterPage"]
+
+# Counts that grow past this are no counts: a century of a million decisions a second.
+_PLAUSIBLE = 1 << 52
+
+
+class CounterPage:
+    """A page of shared memory to hand out.
+
+    Attributes:
+        implausible: how often a count went backwards or beyond belief, and was ignored.
+    """
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("spandial-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.descriptor, abi.PAGE_SIZE)
+        # The process must not be able to shorten the page: reading past its end would kill the agent (SIGBUS).
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._map = mmap.mmap(self.descriptor, abi.PAGE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._words = memoryview(self._map).cast("Q")
+        self._last = [0] * abi.PAGE_COUNT_WORDS
+        self.implausible = 0
+
+    @property
+    def published(self) -> int:
+        """The last publish request that the process says it has answered."""
+        return self._words[abi.PAGE_PUBLISHED]
+
+    def read(self) -> list[int]:
+        """The 32 counts; each never less than it was before."""
+        found = self._words[abi.PAGE_COUNTS : abi.PAGE_COUNTS + abi.PAGE_COUNT_WORDS].tolist()
+        for index, count in enumerate(found):
+            if self._last[index] <= count < _PLAUSIBLE:
+                self._last[index] = count
+            elif count != self._last[index]:
+                self.implausible += 1
+        return list(self._last)
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+        os.close(self.descriptor)

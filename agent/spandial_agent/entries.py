@@ -1,0 +1,118 @@
+"""Records of the ring buffer as entries, and whoever watches them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Literal, NamedTuple
+
+from spandial import abi
+from spandial.abi import EntryKind, Flag, Mode, Parent
+from spandial_agent.protocols.http1 import parse_request_line
+from spandial_api.node import EntryEvent
+
+__all__ = ["Entry", "Watchers", "decode_entry"]
+
+_QUEUE = 8192  # entries that a watcher may be behind
+
+
+class Entry(NamedTuple):
+    """One kept entry as the kernel emitted it."""
+
+    time_ns: int  # CLOCK_BOOTTIME
+    tgid: int
+    row: int
+    kind: EntryKind
+    method: str
+    path: str
+    trace_id: int  # 0: no trace context
+    span_id: int
+    randomness: int
+    parent: Parent
+    kept_by: Literal["rate", "parent"]
+
+
+def decode_entry(record: bytes) -> Entry:
+    """A record of the ring buffer (struct spandial_entry). Raises ValueError for one that is too short."""
+    if len(record) < abi.ENTRY.size:
+        raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
+    time_ns, high, low, span_id, randomness, word, tgid, row, kind, parent, length = abi.ENTRY.unpack_from(record)
+    method, path = parse_request_line(record[abi.ENTRY.size : abi.ENTRY.size + min(length, abi.REQUEST_MAX)])
+    hit = randomness >= abi.threshold_of(word)
+    boosted = hit and word & abi.MODE_MASK == Mode.BOOST
+    settled = parent == Parent.REMOTE_KEPT and not (word & Flag.THIN or word & abi.MODE_MASK == Mode.STRICT or boosted)
+    return Entry(
+        time_ns=time_ns,
+        tgid=tgid,
+        row=row,
+        kind=EntryKind(kind),
+        method=method,
+        path=path,
+        trace_id=high << 64 | low,
+        span_id=span_id,
+        randomness=randomness,
+        parent=Parent(parent),
+        kept_by="parent" if settled else "rate",
+    )
+
+
+class _Watcher:
+    def __init__(self) -> None:
+        self.queue: deque[EntryEvent] = deque()
+        self.lost = 0
+        self.ready = asyncio.Event()
+
+    def offer(self, event: EntryEvent) -> bool:
+        if len(self.queue) >= _QUEUE:
+            self.lost += 1
+            return False
+        self.queue.append(event)
+        self.ready.set()
+        return True
+
+    async def events(self) -> AsyncIterator[EntryEvent]:
+        while True:
+            await self.ready.wait()
+            while self.queue:
+                event = self.queue.popleft()
+                if self.lost:
+                    event, self.lost = event.model_copy(update={"lost": self.lost}), 0
+                yield event
+            self.ready.clear()
+
+
+class Watchers:
+    """Who wants entries. Lives on the event loop's thread.
+
+    Args:
+        on_change: called with whether anybody watches, when that changes.
+
+    Attributes:
+        lost: entries that a watcher was too slow for.
+    """
+
+    def __init__(self, on_change: Callable[[bool], None]) -> None:
+        self.lost = 0
+        self._on_change = on_change
+        self._watchers: set[_Watcher] = set()
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[EntryEvent]]:
+        """The entries from now on."""
+        watcher = _Watcher()
+        self._watchers.add(watcher)
+        if len(self._watchers) == 1:
+            self._on_change(True)
+        try:
+            yield watcher.events()
+        finally:
+            self._watchers.discard(watcher)
+            if not self._watchers:
+                self._on_change(False)
+
+    def offer(self, event: EntryEvent) -> None:
+        for watcher in self._watchers:
+            if not watcher.offer(event):
+                self.lost += 1

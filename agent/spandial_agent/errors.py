@@ -1,0 +1,19 @@
+"""The agent's exceptions."""
+
+__all__ = ["KernelUnavailable", "SpandialError"]
+
+
+class SpandialError(Exception):
+    """What the agent raises on purpose: says what happened, with what input, and what to do next."""
+
+
+class KernelUnavailable(SpandialError):
+    """The kernel side cannot run here.
+
+    Attributes:
+        missing: one sentence for each missing thing.
+    """
+
+    def __init__(self, missing: list[str]) -> None:
+        super().__init__(" ".join(missing))
+        self.missing = missing

@@ -1,0 +1,1 @@
+"""The kernel side: probe the host, load and attach BPF programs, read what they counted."""

@@ -1,0 +1,143 @@
+"""The few bpf() operations that bcc has no function for, through the libbpf that bcc itself links."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from typing import Any, NamedTuple
+
+__all__ = ["Map", "ProgramInfo", "RawTracepointRun", "freeze", "possible_cpus", "program_info"]
+
+
+class _TestRunOpts(ctypes.Structure):
+    """struct bpf_test_run_opts of libbpf's bpf.h."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    ]
+
+
+_lib: Any = None
+
+
+def _libbpf() -> Any:
+    global _lib
+    if _lib is None:
+        _lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    return _lib
+
+
+def _check(result: int, what: str) -> None:
+    """libbpf 1.x returns -errno. Raises OSError."""
+    if result < 0:
+        raise OSError(-result, f"{what}: {os.strerror(-result)}")
+
+
+def freeze(map_fd: int) -> None:
+    """No user-space process may write this map from now on (Linux 5.2, commit 87df15de441b). Raises OSError."""
+    _check(_libbpf().bpf_map_freeze(map_fd), "bpf_map_freeze")
+
+
+class RawTracepointRun:
+    """A raw tracepoint program that is run by hand with up to twelve arguments, and attached to nothing."""
+
+    def __init__(self, program_fd: int) -> None:
+        self._fd = program_fd
+        self._args = (ctypes.c_uint64 * 12)()
+        self._opts = _TestRunOpts(
+            sz=ctypes.sizeof(_TestRunOpts),
+            ctx_in=ctypes.cast(self._args, ctypes.c_void_p),
+            ctx_size_in=ctypes.sizeof(self._args),
+        )
+        self._run = _libbpf().bpf_prog_test_run_opts
+
+    def __call__(self, *args: int) -> int:
+        """Run once (BPF_PROG_TEST_RUN, Linux 5.10 for this type); the program's return value. Raises OSError."""
+        self._args[: len(args)] = list(args)
+        _check(self._run(self._fd, ctypes.byref(self._opts)), "bpf_prog_test_run")
+        return int(self._opts.retval)
+
+
+def possible_cpus() -> int:
+    """How many values a per-CPU map holds for a key."""
+    with open("/sys/devices/system/cpu/possible") as file:
+        return int(file.read().strip().replace(",", "-").split("-")[-1]) + 1
+
+
+class Map:
+    """A BPF map of u32 keys by its descriptor.
+
+    Args:
+        fd: the map's descriptor.
+        value_size: bytes of one value.
+        per_cpu: whether a key has a value for each possible CPU.
+    """
+
+    def __init__(self, fd: int, value_size: int, *, per_cpu: bool = False) -> None:
+        self.fd = fd
+        self._stride = (value_size + 7) // 8 * 8
+        self._copies = possible_cpus() if per_cpu else 1
+        self._size = self._stride * self._copies if per_cpu else value_size
+
+    def __setitem__(self, key: int, value: bytes) -> None:
+        if self._copies > 1:
+            value = value.ljust(self._stride, b"\0") * self._copies
+        buffer = ctypes.create_string_buffer(value, self._size)
+        _check(_libbpf().bpf_map_update_elem(self.fd, _key(key), buffer, ctypes.c_uint64(0)), f"update of key {key}")
+
+    def __getitem__(self, key: int) -> list[bytes]:
+        """The key's values, one for each possible CPU (one if the map is not per CPU). Raises KeyError, OSError."""
+        buffer = ctypes.create_string_buffer(self._size)
+        result = _libbpf().bpf_map_lookup_elem(self.fd, _key(key), buffer)
+        if result == -errno.ENOENT:
+            raise KeyError(key)
+        _check(result, f"look-up of key {key}")
+        return [buffer.raw[at : at + self._stride] for at in range(0, self._size, self._stride)]
+
+    def pop(self, key: int) -> None:
+        """Delete a key, if it is there."""
+        result = _libbpf().bpf_map_delete_elem(self.fd, _key(key))
+        if result != -errno.ENOENT:
+            _check(result, f"deletion of key {key}")
+
+
+def _key(key: int) -> Any:
+    return ctypes.byref(ctypes.c_uint32(key))
+
+
+class ProgramInfo(NamedTuple):
+    """What the kernel knows of a loaded program; run time and count need `kernel.bpf_stats_enabled`."""
+
+    run_time_ns: int
+    run_count: int
+    recursion_misses: int
+    verified_instructions: int
+
+
+# struct bpf_prog_info of include/uapi/linux/bpf.h: run_time_ns begins at 192.
+_INFO_SIZE = 232
+_INFO_RUN_TIME = 192
+
+
+def program_info(program_fd: int) -> ProgramInfo:
+    """Raises OSError."""
+    buffer = ctypes.create_string_buffer(_INFO_SIZE)
+    size = ctypes.c_uint32(_INFO_SIZE)
+    _check(_libbpf().bpf_obj_get_info_by_fd(program_fd, buffer, ctypes.byref(size)), "bpf_obj_get_info_by_fd")
+    return ProgramInfo(*struct.unpack_from("=QQQI", buffer.raw, _INFO_RUN_TIME))

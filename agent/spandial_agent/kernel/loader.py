@@ -1,0 +1,128 @@
+"""Compile, load and attach BPF programs. The only module that imports bcc."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.source import bpf_directory
+
+__all__ = ["Module", "import_bcc"]
+
+_SYSTEM_PACKAGES = "/usr/lib/python3/dist-packages"
+
+
+def import_bcc() -> Any:
+    """The system's bcc, also from a virtual environment. Raises KernelUnavailable.
+
+    Its folder is the last on the path, and only during the import: nothing else may come from there.
+    """
+    added = _SYSTEM_PACKAGES not in sys.path
+    if added:
+        sys.path.append(_SYSTEM_PACKAGES)
+    try:
+        import bcc
+
+        # The PyPI project of the same name is something else.
+        if not hasattr(bcc, "BPF"):
+            raise ImportError(f"{bcc.__file__} is not the BPF Compiler Collection")
+        return bcc
+    except (ImportError, OSError, AttributeError) as error:
+        raise KernelUnavailable([f"bcc cannot be imported ({error}): install python3-bpfcc."]) from error
+    finally:
+        if added:
+            sys.path.remove(_SYSTEM_PACKAGES)
+
+
+class Module:
+    """One compiled BPF source file and its maps.
+
+    Args:
+        source: file name under `bpf/`, or a path.
+        defines: macros.
+
+    Raises KernelUnavailable.
+    """
+
+    def __init__(self, source: str | Path, defines: dict[str, int] | None = None) -> None:
+        bcc = import_bcc()
+        folder = bpf_directory()
+        # Without this, bcc warns of macros that its own headers define twice on newer kernels.
+        flags = [f"-I{folder}", "-Wno-macro-redefined"]
+        flags += [f"-D{name}={value}" for name, value in (defines or {}).items()]
+        try:
+            with _quiet_stderr() as said:
+                self._bpf = bcc.BPF(src_file=str(folder / source), cflags=flags)
+        except Exception as error:
+            raise KernelUnavailable([f"{source} does not compile: {_reason(error, said)}"]) from error
+        self._type = bcc.BPF.RAW_TRACEPOINT
+        self._attached: list[str] = []
+
+    def load(self, function: str) -> int:
+        """Load a raw tracepoint program; its descriptor. Raises KernelUnavailable with the verifier's last words."""
+        try:
+            with _quiet_stderr() as said:
+                return int(self._bpf.load_func(function, self._type).fd)
+        except Exception as error:
+            raise KernelUnavailable([f"the kernel refuses the program {function}: {_reason(error, said)}"]) from error
+
+    def attach(self, tracepoint: str, function: str) -> None:
+        """Attach a loaded program to a raw tracepoint. Raises KernelUnavailable."""
+        try:
+            with _quiet_stderr() as said:
+                self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=function)
+        except Exception as error:
+            raise KernelUnavailable(
+                [f"the raw tracepoint {tracepoint} cannot be attached to: {_reason(error, said)}"]
+            ) from error
+        self._attached.append(tracepoint)
+
+    def detach(self) -> None:
+        for tracepoint in self._attached:
+            self._bpf.detach_raw_tracepoint(tp=tracepoint)
+        self._attached.clear()
+
+    def map_fd(self, name: str) -> int:
+        return int(self._bpf[name].map_fd)
+
+    def open_ring_buffer(self, name: str, on_record: Callable[[bytes], None]) -> Callable[[int], None]:
+        """A function that waits up to so many milliseconds and hands each record to `on_record`."""
+        import ctypes
+
+        def callback(_context: object, data: int, size: int) -> int:
+            on_record(ctypes.string_at(data, size))
+            return 0
+
+        self._bpf[name].open_ring_buffer(callback)
+        poll: Callable[[int], None] = self._bpf.ring_buffer_poll
+        return poll
+
+    def close(self) -> None:
+        self.detach()
+        self._bpf.cleanup()
+
+
+class _quiet_stderr:
+    """clang and the verifier write to descriptor 2: keep it for the error message instead."""
+
+    def __enter__(self) -> _quiet_stderr:
+        self._saved = os.dup(2)
+        self._file = os.memfd_create("spandial-bcc")
+        os.dup2(self._file, 2)
+        self.text = ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+        self.text = os.pread(self._file, 1 << 20, 0).decode(errors="replace").strip()
+        os.close(self._file)
+
+
+def _reason(error: Exception, said: _quiet_stderr) -> str:
+    last = said.text.splitlines()[-3:] if said.text else [str(error)]
+    return " ".join(line.strip() for line in last)

@@ -1,0 +1,214 @@
+"""The node: table, targets and capture as the control plane sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
+
+from spandial import abi
+from spandial.abi import EntryKind, Mode, word_rate
+from spandial_agent.discovery import Discovery
+from spandial_agent.entries import Watchers, decode_entry
+from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.registrar import Registrar
+from spandial_agent.table import RateTable
+from spandial_agent.targets import Target, Targets
+from spandial_api.control import selector_text
+from spandial_api.node import (
+    EntryEvent,
+    Health,
+    HookCounts,
+    KernelCounts,
+    KindName,
+    KindStats,
+    NodeStats,
+    RateState,
+    TargetState,
+    TargetStats,
+)
+from spandial_api.rules import PROTOCOLS, RuleBook
+
+__all__ = ["LocalNode"]
+
+_KIND_NAMES: dict[EntryKind, KindName] = {kind: name for name, kind in PROTOCOLS.items()}
+_BACKLOG = 64  # batches of records that the event loop may be behind
+
+
+class LocalNode:
+    """This node. All methods run on the event loop's thread.
+
+    Args:
+        missing: one sentence for each thing that the kernel side lacks here.
+    """
+
+    def __init__(
+        self,
+        table: RateTable,
+        targets: Targets,
+        registrar: Registrar,
+        discovery: Discovery,
+        capture: Capture | None,
+        missing: list[str],
+        lease_s: float,
+    ) -> None:
+        self._table = table
+        self._targets = targets
+        self._registrar = registrar
+        self._discovery = discovery
+        self._capture = capture
+        self._missing = missing
+        self._lease_s = lease_s
+        self._watchers = Watchers(targets.emit)
+        self._revision = 0
+        self._waiting = 0
+        self._lost_records = 0
+        # CLOCK_BOOTTIME to Unix time.
+        self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    async def run(self) -> None:
+        """Renew the lease and pass on entries until cancelled."""
+        loop = asyncio.get_running_loop()
+        if self._capture is not None:
+            self._capture.start(lambda records: self._hand_over(loop, records))
+        while True:
+            self._table.renew_lease(self._lease_s)
+            await asyncio.sleep(self._lease_s / 4)
+
+    def apply(self, book: RuleBook) -> None:
+        self._revision = book.revision
+        self._targets.apply(book)
+
+    def targets(self) -> list[TargetState]:
+        return [self._target_state(target) for target in self._targets]
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
+        return self._watchers.watch()
+
+    async def stats(self) -> NodeStats:
+        await self._registrar.publish()
+        losses = {
+            "watcher_slow": self._watchers.lost,
+            "agent_slow": self._lost_records,
+            "process_events": self._discovery.lost,
+            "row_refused": self._table.refused,
+            "registration_refused": self._registrar.refused,
+            "counter_implausible": sum(page.implausible for target in self._targets for page in target.pages),
+        }
+        if self._capture is not None:
+            losses |= self._capture.losses()
+        return NodeStats(targets=[self._target_stats(target) for target in self._targets], losses=losses)
+
+    def health(self) -> Health:
+        missing = [*self._missing]
+        if self._discovery.reason:
+            missing.append(self._discovery.reason)
+        if self._table.refused:
+            missing.append(
+                f"the rate table is full: {self._table.refused} processes share the node's default rate "
+                f"(there are {abi.ROWS - 2} rows)."
+            )
+        return Health(
+            status="degraded" if missing else "ok",
+            version=version("spandial"),
+            table="bpf" if self._table.backend.name == "bpf" else "memfd",
+            capture=self._capture.path if self._capture is not None else "off",
+            discovery=self._discovery.how,
+            missing=missing,
+            targets=len(self._targets),
+            free_rows=self._table.free_rows,
+            refused_rows=self._table.refused,
+            lease_seconds=self._lease_s,
+            revision=self._revision,
+        )
+
+    def _target_state(self, target: Target) -> TargetState:
+        words = self._table.backend.read(target.row.number)
+        rates = {}
+        for kind, rule in zip(EntryKind, target.rules):
+            word = words[kind]
+            rates[_KIND_NAMES[kind]] = RateState.model_validate(
+                {
+                    "rate": round(word_rate(word) or 0.0, 10),
+                    "mode": Mode(word & abi.MODE_MASK).name.lower(),
+                    "rule": selector_text(rule.selector) if rule else "default",
+                }
+            )
+        return TargetState.model_validate(
+            {
+                "pid": target.pid,
+                "name": target.process.name,
+                **target.labels._asdict(),
+                "kind": "hooked" if target.hooked else "discovered",
+                "row": target.row.number,
+                "rates": rates,
+            }
+        )
+
+    def _target_stats(self, target: Target) -> TargetStats:
+        own_row = target.row.number != abi.DEFAULT_ROW
+        kernel = self._capture.counts(target.row.number) if self._capture is not None and own_row else None
+        hook = [sum(column) for column in zip(*(page.read() for page in target.pages))]
+        kinds = {}
+        for kind in EntryKind:
+            state = _kind_stats(kind, kernel, target.base, hook)
+            if any([*(state.kernel or KernelCounts()).model_dump().values()]) or any(
+                (state.hook or HookCounts()).model_dump().values()
+            ):
+                kinds[_KIND_NAMES[kind]] = state
+        return TargetStats.model_validate({"pid": target.pid, **target.labels._asdict(), "kinds": kinds})
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
+        """From the ring buffer's thread to the event loop, which may be behind by so many batches."""
+        if self._waiting >= _BACKLOG:
+            self._lost_records += len(records)
+            return
+        self._waiting += 1
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._offer, records)
+
+    def _offer(self, records: list[bytes]) -> None:
+        self._waiting -= 1
+        for record in records:
+            entry = decode_entry(record)
+            target = self._targets.get(entry.tgid)
+            labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
+            self._watchers.offer(
+                EntryEvent.model_construct(
+                    time=self._epoch_s + entry.time_ns / 1e9,
+                    pid=entry.tgid,
+                    **labels,
+                    kind=_KIND_NAMES[entry.kind],
+                    method=entry.method,
+                    path=entry.path,
+                    trace_id=f"{entry.trace_id:032x}" if entry.trace_id else "",
+                    parent_span_id=f"{entry.span_id:016x}" if entry.span_id else "",
+                    kept_by=entry.kept_by,
+                    lost=0,
+                )
+            )
+
+
+def _kind_stats(kind: EntryKind, kernel: Counts | None, base: Counts | None, hook: list[int]) -> KindStats:
+    """One kind's counts since the target was hooked, or since it became one."""
+    seen_by_kernel = seen_by_hook = None
+    if kernel is not None:
+        seen_by_kernel = KernelCounts.model_validate(
+            {
+                name: now[kind] - (getattr(base, name)[kind] if base is not None else 0)
+                for name, now in kernel._asdict().items()
+            }
+        )
+    if hook:
+        first = kind * abi.PAGE_KIND_STRIDE
+        names = ("root_dropped", "root_kept", "remote_dropped", "remote_kept", "local_dropped", "local_kept")
+        seen_by_hook = HookCounts.model_validate(dict(zip(names, hook[first:])))
+    seen = kept = None
+    # The kernel side knows HTTP entries only so far.
+    if kind == EntryKind.HTTP and seen_by_kernel is not None and seen_by_hook is not None:
+        seen = seen_by_kernel.seen - seen_by_hook.entries
+        kept = seen_by_kernel.kept_traced - seen_by_hook.remote_kept
+    return KindStats(kernel=seen_by_kernel, hook=seen_by_hook, difference_seen=seen, difference_kept=kept)

@@ -1,0 +1,187 @@
+"""The application-facing socket: processes register here and are handed the table and a counter page."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from spandial import abi
+from spandial.labels import Labels
+from spandial_agent.counters import CounterPage
+from spandial_agent.processes import read_process
+from spandial_agent.table import RateTable
+from spandial_agent.targets import Target, Targets
+
+__all__ = ["Registrar"]
+
+_log = structlog.get_logger("spandial.registrar")
+
+_MESSAGE_MAX = 65536
+_LABEL_MAX = 255
+_PER_PROCESS = 8
+_WAITING_MAX = 1024  # connections that have not registered yet
+_UCRED = struct.Struct("iII")
+_PUBLISH_WAIT_S = 0.05
+_PUBLISH_POLL_S = 0.001
+
+
+class _BadHello(ValueError):
+    """A registration that is not one; says what was wrong."""
+
+
+class _Connection:
+    def __init__(self, peer: socket.socket) -> None:
+        self.peer = peer
+        self.target: Target | None = None
+        self.page: CounterPage | None = None
+
+
+class Registrar:
+    """Listens on `app.sock`. Everything happens on the event loop's thread, and no peer can make it wait.
+
+    Attributes:
+        refused: registrations that were refused.
+    """
+
+    def __init__(self, path: Path, table: RateTable, targets: Targets, lease_s: float) -> None:
+        self.refused = 0
+        self._path = path
+        self._table = table
+        self._targets = targets
+        self._lease_s = lease_s
+        self._connections: dict[int, _Connection] = {}
+        self._requests = 0
+
+    def start(self) -> None:
+        """Bind and listen. Any process may connect: what it gets is for reading only. Raises OSError."""
+        self._loop = asyncio.get_running_loop()
+        self._path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.setblocking(False)
+        self._listener.bind(str(self._path))
+        os.chmod(self._path, 0o666)
+        self._listener.listen(1024)
+        self._loop.add_reader(self._listener, self._accept)
+
+    async def publish(self) -> None:
+        """Ask every hook to publish its counts, and wait until they have, or for 50 ms."""
+        self._requests += 1
+        request = json.dumps({"publish": self._requests}).encode()
+        asked = []
+        for connection in self._connections.values():
+            if connection.page is None:
+                continue
+            try:
+                connection.peer.send(request)
+                asked.append(connection)
+            except OSError:  # its queue is full, or it is gone: the counts that are there must do
+                continue
+        give_up = self._loop.time() + _PUBLISH_WAIT_S
+        while self._loop.time() < give_up:
+            asked = [c for c in asked if c.page in (c.target.pages if c.target else []) and not self._answered(c)]
+            if not asked:
+                return
+            await asyncio.sleep(_PUBLISH_POLL_S)
+
+    def _answered(self, connection: _Connection) -> bool:
+        return connection.page is not None and connection.page.published >= self._requests
+
+    def close(self) -> None:
+        """Stop listening. Hooks keep their rates until the lease ends, and look for the next agent."""
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        for connection in list(self._connections.values()):
+            self._drop(connection)
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError as error:  # out of descriptors, or the peer went away
+            _log.warning("a process could not register", error=str(error))
+            return
+        peer.setblocking(False)
+        connection = _Connection(peer)
+        self._connections[peer.fileno()] = connection
+        self._loop.add_reader(peer, self._receive, connection)
+        if sum(other.target is None for other in self._connections.values()) > _WAITING_MAX:
+            self._drop(next(c for c in self._connections.values() if c.target is None))
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            message = connection.peer.recv(_MESSAGE_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        if not message:
+            self._drop(connection)
+        elif connection.target is None:
+            self._register(connection, message)
+        # Registered hooks have nothing more to say; whatever they send is dropped.
+
+    def _register(self, connection: _Connection, message: bytes) -> None:
+        pid = _UCRED.unpack(connection.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        try:
+            labels, default = _parse_hello(message)
+            process = read_process(pid)
+            if process is None:
+                raise _BadHello(f"process {pid} cannot be seen from the agent's pid namespace")
+            known = self._targets.get(pid)
+            if known is not None and len(known.pages) >= _PER_PROCESS:
+                raise _BadHello(f"process {pid} has registered {_PER_PROCESS} times already")
+        except _BadHello as error:
+            self.refused += 1
+            _log.warning("registration refused", pid=pid, reason=str(error))
+            self._answer(connection, {"error": str(error), "abi": abi.ABI}, [])
+            self._drop(connection)
+            return
+        page = CounterPage()
+        target = self._targets.hook(process, labels, default, page)
+        connection.target, connection.page = target, page
+        answer = {"abi": abi.ABI, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
+        if not self._answer(connection, answer, [self._table.backend.descriptor, page.descriptor]):
+            self._drop(connection)
+            return
+        _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number)
+
+    def _answer(self, connection: _Connection, answer: dict[str, Any], descriptors: list[int]) -> bool:
+        try:
+            socket.send_fds(connection.peer, [json.dumps(answer).encode()], descriptors)
+        except OSError:
+            return False
+        return True
+
+    def _drop(self, connection: _Connection) -> None:
+        if self._connections.pop(connection.peer.fileno(), None) is None:
+            return
+        self._loop.remove_reader(connection.peer)
+        connection.peer.close()
+        if connection.target is not None and connection.page is not None:
+            self._targets.unhook(connection.target, connection.page)
+
+
+def _parse_hello(message: bytes) -> tuple[Labels, int]:
+    """Labels and default word of a registration. It comes from any process: raises _BadHello on everything odd."""
+    try:
+        hello = json.loads(message)
+    except (ValueError, RecursionError):
+        raise _BadHello("a registration is a JSON object") from None
+    if not isinstance(hello, dict):
+        raise _BadHello("a registration is a JSON object")
+    if hello.get("abi") != abi.ABI:
+        raise _BadHello(f"the agent speaks ABI version {abi.ABI}, the process {hello.get('abi')!r}")
+    labels = [hello.get(name, "") for name in Labels._fields]
+    if not all(isinstance(label, str) and len(label) <= _LABEL_MAX and label.isprintable() for label in labels):
+        raise _BadHello(f"service, version and env are printable texts of up to {_LABEL_MAX} characters")
+    default = hello.get("default")
+    if not isinstance(default, int) or not 0 <= default < 1 << 64 or not default & abi.Flag.VALID:
+        raise _BadHello("default is a valid rate word")
+    return Labels(*labels), default & ~(abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK)

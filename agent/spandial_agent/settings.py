@@ -1,0 +1,36 @@
+"""The agent's settings, from SPANDIAL_* environment variables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from spandial.decision import parse_rate
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseSettings):
+    """Every setting has a default that serves a node."""
+
+    model_config = SettingsConfigDict(env_prefix="SPANDIAL_", extra="ignore")
+
+    run_dir: Path = Field(default=Path("/run/spandial"), description="where app.sock and api.sock are")
+    state_dir: Path = Field(default=Path("/var/lib/spandial"), description="where the rules and the token are")
+    host: str = "127.0.0.1"
+    port: int = Field(default=5778, ge=0, le=65535)
+    group: str = Field(default="spandial", description="group that may write over api.sock, if it exists")
+    table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
+    capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
+    lease_seconds: float = Field(default=10.0, gt=0, le=3600, description="rates outlive a dead agent for so long")
+    default_rate: float = Field(default=100.0, description="rate of discovered processes without a rule")
+    require_kernel: bool = Field(default=False, description="refuse to start without the kernel side")
+    log: Literal["console", "json"] = "console"
+
+    @field_validator("default_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: object) -> float:
+        return parse_rate(str(value))

@@ -1,0 +1,148 @@
+"""The rate table: one page-aligned block of rows that the agent writes and everybody else only reads.
+
+Two backends behind one interface: the frozen BPF map, which the kernel reads too, and a sealed memfd where BPF is
+not to be had. A row belongs to one process for as long as that process lives, so a reader that is slow to notice
+anything still reads its own row; only the end of the process frees it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from spandial import abi
+
+__all__ = ["MemfdTable", "RateTable", "Row", "TableBackend"]
+
+# linux/fcntl.h; Python names this one only since 3.13.
+_F_SEAL_FUTURE_WRITE = 0x0010
+
+
+class TableBackend(Protocol):
+    """Where the words are."""
+
+    name: str
+    descriptor: int
+    """May be mapped for reading by anybody who is handed it, and for writing by nobody."""
+
+    def write(self, row: int, words: Sequence[int], mask: int) -> None:
+        """Write the words of a row whose bit is set in mask, each in one 64-bit store."""
+
+    def read(self, row: int) -> tuple[int, ...]:
+        """The eight words of a row."""
+
+    def close(self) -> None: ...
+
+
+class MemfdTable:
+    """The table in a memfd. Only mappings made before the seal can write: this object's own."""
+
+    name = "memfd"
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("spandial-rates", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.descriptor, _round_to_page(abi.TABLE_SIZE))
+        self._map = mmap.mmap(self.descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED)
+        self._words = memoryview(self._map).cast("Q")
+        seals = _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+
+    def write(self, row: int, words: Sequence[int], mask: int) -> None:
+        base = row * abi.ROW_WORDS
+        for index, word in enumerate(words):
+            if mask >> index & 1:
+                self._words[base + index] = word
+
+    def read(self, row: int) -> tuple[int, ...]:
+        return tuple(self._words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS])
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+        os.close(self.descriptor)
+
+
+def _round_to_page(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+class Row(NamedTuple):
+    """A process's row. The epoch tells it from earlier tenants of the same row."""
+
+    number: int
+    epoch: int
+
+
+_RATES = 0b01111111  # every word but the owner
+_ALL = 0b11111111
+
+
+class RateTable:
+    """Rows handed out and taken back, rates and lease written.
+
+    Attributes:
+        refused: how many processes had to share the node's default row, since there was none left.
+    """
+
+    def __init__(self, backend: TableBackend) -> None:
+        self.backend = backend
+        self.refused = 0
+        self._free = deque(range(abi.DEFAULT_ROW + 1, abi.ROWS))
+        self._epoch = 0
+        self._generation = 0
+        backend.write(abi.HEADER_ROW, [abi.MAGIC | abi.ABI, 0, 0, abi.ROWS, 0, 0, 0, 0], _ALL)
+
+    @property
+    def free_rows(self) -> int:
+        return len(self._free)
+
+    def allocate(self, tgid: int, rates: Sequence[int], fallback: int) -> Row:
+        """A row of its own for a process, or the node's default row if none is left, which is counted.
+
+        Args:
+            tgid: the process's id in the host's pid namespace.
+            rates: the four rate words by entry kind.
+            fallback: the word to obey once the lease has run out.
+        """
+        if not self._free:
+            self.refused += 1
+            return Row(abi.DEFAULT_ROW, 0)
+        # The longest free row first: a row's tenants are as far apart in time as can be.
+        index = self._free.popleft()
+        self._epoch = self._epoch % 0xFFFFFFFF + 1
+        owner = self._epoch << 32 | tgid
+        self.backend.write(index, [*rates, 0, 0, fallback, owner], _ALL)
+        return Row(index, self._epoch)
+
+    def free(self, row: Row) -> None:
+        """Take a row back. Its process must have ended."""
+        if row.number != abi.DEFAULT_ROW:
+            self.backend.write(row.number, [0] * abi.ROW_WORDS, _ALL)
+            self._free.append(row.number)
+
+    def write(self, row: Row, rates: Sequence[int], fallback: int) -> None:
+        """Set a row's rates; every reader has them when this returns."""
+        self.backend.write(row.number, [*rates, 0, 0, fallback, 0], _RATES)
+
+    def write_default(self, rates: Sequence[int], fallback: int) -> None:
+        """Set the node's default row."""
+        self.write(Row(abi.DEFAULT_ROW, 0), rates, fallback)
+
+    def advance(self) -> None:
+        """Count one change of the rules in the header."""
+        self._generation += 1
+        self.backend.write(abi.HEADER_ROW, [0, self._generation, 0, 0, 0, 0, 0, 0], 1 << abi.HEADER_GENERATION)
+
+    def renew_lease(self, seconds: float) -> None:
+        """Promise readers that the rates hold for so long from now."""
+        deadline = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(seconds * 1e9)
+        self.backend.write(abi.HEADER_ROW, [0, 0, deadline, 0, 0, 0, 0, 0], 1 << abi.HEADER_LEASE)
+
+    def close(self) -> None:
+        """Readers keep what they have mapped; the lease then runs out."""
+        self.backend.close()

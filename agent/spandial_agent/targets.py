@@ -1,0 +1,179 @@
+"""Who is on this node, with which labels, in which row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from spandial.abi import DEFAULT_ROW, EntryKind, Flag
+from spandial.labels import Labels
+from spandial_agent.counters import CounterPage
+from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.processes import Process
+from spandial_agent.table import RateTable, Row
+from spandial_api.rules import Rule, RuleBook
+
+__all__ = ["Target", "Targets"]
+
+
+@dataclass
+class Target:
+    """A process that the agent controls.
+
+    Attributes:
+        default: the rate word where no rule applies.
+        rules: the rule in force for each kind of entry; None where the default is.
+        pages: the counter pages of its hooks; empty for a discovered process.
+        base: what the kernel had counted when the first hook came.
+    """
+
+    process: Process
+    labels: Labels
+    default: int
+    row: Row
+    rules: tuple[Rule | None, ...] = ()
+    pages: list[CounterPage] = field(default_factory=list)
+    base: Counts | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def hooked(self) -> bool:
+        return bool(self.pages)
+
+
+class Targets:
+    """All targets. A row stays with its process until the process ends, whatever its hook does meanwhile.
+
+    Args:
+        table: where their rates are.
+        default: the rate word of targets that brought none of their own and have no rule.
+        capture: the kernel side, if there is one.
+        on_added, on_removed: called with each target that comes and goes.
+    """
+
+    def __init__(
+        self,
+        table: RateTable,
+        default: int,
+        capture: Capture | None = None,
+        on_added: Callable[[Target], None] = lambda target: None,
+        on_removed: Callable[[Target], None] = lambda target: None,
+    ) -> None:
+        self._table = table
+        self._default = default
+        self._capture = capture
+        self.on_added = on_added
+        self.on_removed = on_removed
+        self._by_pid: dict[int, Target] = {}
+        self._by_row: dict[int, Target] = {}
+        self._book = RuleBook()
+        self._emit = False
+        self._write_default()
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self._by_pid.values())
+
+    def __len__(self) -> int:
+        return len(self._by_pid)
+
+    def get(self, pid: int) -> Target | None:
+        return self._by_pid.get(pid)
+
+    def by_row(self, row: int) -> Target | None:
+        return self._by_row.get(row)
+
+    def discover(self, process: Process, parent: Target | None = None) -> Target | None:
+        """Make a process a target if its environment, or the target it was forked from, names a service."""
+        labels = process.labels if process.labels.service or parent is None else parent.labels
+        known = self._current(process)
+        if known is not None:
+            known.process = process
+            if not known.hooked and labels.service and labels != known.labels:
+                known.labels = labels
+                self._write(known)
+            return known
+        if not labels.service or process.pid == os.getpid():
+            return None
+        return self._add(process, labels, parent.default if parent else self._default)
+
+    def hook(self, process: Process, labels: Labels, default: int, page: CounterPage) -> Target:
+        """A process registered: its labels and its own default hold from now on."""
+        target = self._current(process) or self._add(process, labels, default)
+        if not target.hooked and self._capture is not None:
+            target.base = self._capture.counts(target.row.number)
+        target.pages.append(page)
+        target.labels, target.default = labels, default
+        self._write(target)
+        return target
+
+    def unhook(self, target: Target, page: CounterPage) -> None:
+        """A hook's connection ended. Its process may live on and read the row: the row stays."""
+        if page in target.pages:
+            target.pages.remove(page)
+            page.close()
+
+    def remove(self, pid: int) -> None:
+        """The process ended."""
+        target = self._by_pid.pop(pid, None)
+        if target is None:
+            return
+        self.on_removed(target)
+        self._by_row.pop(target.row.number, None)
+        if self._capture is not None:
+            self._capture.remove_target(pid)  # the kernel first: it must not find the row of somebody new
+        for page in target.pages:
+            page.close()
+        target.pages.clear()
+        self._table.free(target.row)
+
+    def apply(self, book: RuleBook) -> None:
+        """Make all targets obey this book."""
+        self._book = book
+        self._write_default()
+        for target in self:
+            self._write(target)
+        self._table.advance()
+
+    def emit(self, wanted: bool) -> None:
+        """Whether the kernel emits kept entries: only while somebody reads them."""
+        self._emit = wanted
+        self.apply(self._book)
+
+    def _current(self, process: Process) -> Target | None:
+        """The target that this process is; one of the same pid that started at another time has ended."""
+        known = self._by_pid.get(process.pid)
+        if known is not None and known.process.start_time != process.start_time:
+            self.remove(process.pid)
+            return None
+        return known
+
+    def _add(self, process: Process, labels: Labels, default: int) -> Target:
+        rules, words, fallback = self._resolve(labels, default)
+        row = self._table.allocate(process.pid, words, fallback)
+        target = Target(process, labels, default, row, rules)
+        self._by_pid[process.pid] = target
+        self._by_row[row.number] = target
+        if self._capture is not None:
+            self._capture.add_target(process.pid, row)
+        self.on_added(target)
+        return target
+
+    def _write(self, target: Target) -> None:
+        target.rules, words, fallback = self._resolve(target.labels, target.default)
+        if target.row.number != DEFAULT_ROW:
+            self._table.write(target.row, words, fallback)
+
+    def _write_default(self) -> None:
+        _, words, fallback = self._resolve(Labels(), self._default)
+        self._table.write_default(words, fallback)
+
+    def _resolve(self, labels: Labels, default: int) -> tuple[tuple[Rule | None, ...], list[int], int]:
+        rules = tuple(self._book.resolve(labels, kind) for kind in EntryKind)
+        emit = Flag.EMIT if self._emit else 0
+        words = [(rule.word if rule else default) | emit for rule in rules]
+        fallback = default if self._book.fallback is None else self._book.fallback
+        return rules, words, fallback

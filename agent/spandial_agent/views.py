@@ -1,0 +1,77 @@
+"""The agent's answers as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["rules_table", "stats_table", "targets_table"]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        name, right, _ = column.partition(">")
+        table.add_column(Text(name), justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in cells))
+
+
+def rules_table(answer: dict[str, Any]) -> RenderableType:
+    """GET /sampling."""
+    table = _table("rule", "rate %>", "mode", "targets>", "revision>")
+    for rule in answer["rules"]:
+        _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], rule["reached"], rule["revision"])
+    return table if answer["rules"] else Text("no rules: every target keeps its own default")
+
+
+def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
+    """GET /targets. One rate where all kinds of entry have the same."""
+    table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule")
+    for target in answer:
+        rates = {kind: f"{state['rate']:g}" for kind, state in target["rates"].items()}
+        same = len(set(rates.values())) == 1
+        rate = rates["http"] if same else " ".join(f"{kind}={value}" for kind, value in rates.items())
+        rules = dict.fromkeys(state["rule"] for state in target["rates"].values())
+        _row(
+            table,
+            target["pid"],
+            target["name"],
+            target["service"],
+            target["version"],
+            target["env"],
+            target["kind"],
+            rate,
+            "; ".join(rules),
+        )
+    return table if answer else Text("no targets: no process on this node names a service (OTEL_SERVICE_NAME)")
+
+
+def stats_table(answer: dict[str, Any]) -> RenderableType:
+    """GET /stats: a line for each target and kind of entry, then the losses that are not zero.
+
+    "traced" counts kept entries with a trace context; the differences are kernel less hook, all entries and traced.
+    """
+    table = _table(
+        "pid>", "service", "env", "kind", "kernel seen>", "kept>", "traced>", "hook seen>", "kept>", "difference>"
+    )
+    for target in answer["targets"]:
+        for kind, counts in target["kinds"].items():
+            kernel, hook = counts["kernel"] or {}, counts["hook"]
+            seen = kept = difference = None
+            if hook is not None:
+                kept = hook["root_kept"] + hook["remote_kept"]
+                seen = kept + hook["root_dropped"] + hook["remote_dropped"]
+            if counts["difference_seen"] is not None:
+                difference = f"{counts['difference_seen']:+d}/{counts['difference_kept']:+d}"
+            service = f"{target['service']} {target['version']}".strip()
+            kernel_counts = [kernel.get(name) for name in ("seen", "kept", "kept_traced")]
+            _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference)
+    losses = ", ".join(f"{reason} {count}" for reason, count in answer["losses"].items() if count) or "none"
+    return Group(table, Text(f"losses: {losses}"))

@@ -1,0 +1,59 @@
+"""The FastAPI application, built around a node and a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from spandial_api.control import Control
+from spandial_api.node import Node
+from spandial_api.routes import entries, health, metrics, sampling, stats, targets
+from spandial_api.store import StoreError
+
+__all__ = ["build_app"]
+
+
+def build_app(control: Control, node: Node, *, token: str, token_path: Path, version: str) -> FastAPI:
+    """The application. It starts nothing by itself: control, node and token are the caller's."""
+    app = FastAPI(
+        title="spandial",
+        version=version,
+        description="One dial for the trace-sampling rate of every process on this node.",
+    )
+    app.state.control = control
+    app.state.node = node
+    app.state.token = token
+    app.state.token_path = token_path
+    for module in (sampling, targets, stats, entries, metrics, health):
+        app.include_router(module.router)
+    app.add_exception_handler(RequestValidationError, _bad_input)
+    app.add_exception_handler(StoreError, _bad_store)
+    return app
+
+
+async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
+    """422 with the field, what was received and what is allowed."""
+    assert isinstance(error, RequestValidationError)
+    problems = [
+        {
+            "field": str(item["loc"][-1]),
+            "received": item.get("input"),
+            "allowed": _allowed(item),
+        }
+        for item in error.errors()
+    ]
+    return JSONResponse({"detail": problems}, status_code=422)
+
+
+def _allowed(item: dict[str, object]) -> str:
+    if item["type"] == "extra_forbidden":
+        return "no such parameter: " + ", ".join(sampling.PARAMETERS)
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+async def _bad_store(_request: Request, error: Exception) -> JSONResponse:
+    """503: nothing was changed, in the table or on disk."""
+    return JSONResponse({"detail": f"{error}; nothing was changed"}, status_code=503)

@@ -1,0 +1,63 @@
+"""The dial: one change of the rules at a time, on disk before it is applied, applied before it is answered."""
+
+from __future__ import annotations
+
+import asyncio
+
+from spandial_api.node import Node
+from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.store import Store
+
+__all__ = ["Control", "selector_text"]
+
+
+def selector_text(selector: Selector) -> str:
+    """A selector as people write it: `service=checkout env=gray`, or `default`."""
+    fields = [
+        f"{name}={value}" for name in ("service", "version", "env", "protocol") if (value := getattr(selector, name))
+    ]
+    return " ".join(fields) or "default"
+
+
+class Control:
+    """Rules, store and node together.
+
+    Attributes:
+        book: the rules in force.
+    """
+
+    def __init__(self, store: Store, node: Node) -> None:
+        self.book = store.load()
+        self._store = store
+        self._node = node
+        self._lock = asyncio.Lock()
+        node.apply(self.book)
+
+    async def put(self, rule: Rule) -> tuple[Rule, int]:
+        """Upsert a rule; the rule as stored, and how many targets it reaches. Raises StoreError, nothing applied."""
+        async with self._lock:
+            await self._commit(self.book.put(rule))
+            stored = self.book.rules[rule.selector]
+            return stored, self.reached()[stored.selector]
+
+    async def remove(self, selector: Selector) -> int:
+        """Remove a rule; the new revision. Raises KeyError, StoreError, nothing applied."""
+        async with self._lock:
+            await self._commit(self.book.remove(selector))
+            return self.book.revision
+
+    def reached(self) -> dict[Selector, int]:
+        """For every rule, how many targets have at least one kind of entry under it."""
+        counts = dict.fromkeys(self.book.rules, 0)
+        texts = {selector_text(selector): selector for selector in self.book.rules}
+        for target in self._node.targets():
+            for text in {state.rule for state in target.rates.values()}:
+                if text in texts:
+                    counts[texts[text]] += 1
+        return counts
+
+    async def _commit(self, book: RuleBook) -> None:
+        # The disk may be slow; the node goes on meanwhile. A caller who goes away does not stop half-way.
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._store.save, book))
+        self.book = book
+        self._node.apply(book)

@@ -1,0 +1,147 @@
+"""The node as the control plane sees it: one small Protocol, and what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Literal, Protocol
+
+from pydantic import BaseModel, Field
+
+from spandial_api.rules import KindName, RuleBook
+
+__all__ = [
+    "EntryEvent",
+    "Health",
+    "HookCounts",
+    "KernelCounts",
+    "KindName",
+    "KindStats",
+    "Node",
+    "NodeStats",
+    "RateState",
+    "TargetState",
+    "TargetStats",
+]
+
+
+class RateState(BaseModel):
+    """The rate that one kind of entry has, and where it comes from."""
+
+    rate: float = Field(description="percentage 0-100")
+    mode: Literal["follow", "boost", "strict"]
+    rule: str = Field(description="selector of the rule that set it; 'default' where no rule does")
+
+
+class TargetState(BaseModel):
+    """A process that the agent controls."""
+
+    pid: int
+    name: str = Field(description="the process's command name")
+    service: str
+    version: str
+    env: str
+    kind: Literal["hooked", "discovered"]
+    row: int
+    rates: dict[KindName, RateState]
+
+
+class KernelCounts(BaseModel):
+    """What the kernel counted of one kind of entry."""
+
+    seen: int = 0
+    kept: int = 0
+    seen_traced: int = Field(default=0, description="seen with a trace context")
+    kept_traced: int = Field(default=0, description="kept with a trace context")
+    sent: int = Field(default=0, description="requests sent as a client; never entries")
+
+
+class HookCounts(BaseModel):
+    """What the hook counted of one kind of span, by parent."""
+
+    root_kept: int = 0
+    root_dropped: int = 0
+    remote_kept: int = 0
+    remote_dropped: int = 0
+    local_kept: int = 0
+    local_dropped: int = 0
+
+    @property
+    def entries(self) -> int:
+        """Decisions for spans that entered the process: without a parent, or with a remote one."""
+        return self.root_kept + self.root_dropped + self.remote_kept + self.remote_dropped
+
+
+class KindStats(BaseModel):
+    """Kernel and hook side by side. The differences are null where only one of them counts."""
+
+    kernel: KernelCounts | None
+    hook: HookCounts | None
+    difference_seen: int | None = Field(description="entries the kernel saw less those the hook decided")
+    difference_kept: int | None = Field(description="the same for kept entries with a trace context")
+
+
+class TargetStats(BaseModel):
+    """One target's counts since it became one; kinds without any are left out."""
+
+    pid: int
+    service: str
+    version: str
+    env: str
+    kinds: dict[KindName, KindStats]
+
+
+class NodeStats(BaseModel):
+    """All counts of the node."""
+
+    targets: list[TargetStats]
+    losses: dict[str, int] = Field(description="entries or events lost, by reason")
+
+
+class Health(BaseModel):
+    """Whether the node does what it is asked, and one sentence for everything that is missing."""
+
+    status: Literal["ok", "degraded"]
+    version: str
+    table: Literal["bpf", "memfd"]
+    capture: Literal["socket", "sys_exit", "off"]
+    discovery: Literal["events", "scan", "off"]
+    missing: list[str]
+    targets: int
+    free_rows: int
+    refused_rows: int
+    lease_seconds: float
+    revision: int
+
+
+class EntryEvent(BaseModel):
+    """One kept entry."""
+
+    time: float = Field(description="Unix time in seconds")
+    pid: int
+    service: str
+    version: str
+    env: str
+    kind: KindName
+    method: str
+    path: str
+    trace_id: str = Field(description="32 hexadecimal digits; empty without a trace context")
+    parent_span_id: str
+    kept_by: Literal["rate", "parent"]
+    lost: int = Field(default=0, description="entries that this reader was too slow for, just before this one")
+
+
+class Node(Protocol):
+    """What the control plane asks of the node. All calls are made on the event loop's thread."""
+
+    def apply(self, book: RuleBook) -> None:
+        """Make every reader obey this book; they do when this returns."""
+
+    def targets(self) -> list[TargetState]: ...
+
+    async def stats(self) -> NodeStats: ...
+
+    def health(self) -> Health: ...
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
+        """The kept entries from now on. As long as anybody watches, the kernel emits them."""

@@ -1,0 +1,28 @@
+"""GET /entries: the kept entries as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.sse import EventSourceResponse
+
+from spandial_api.node import EntryEvent, Node
+
+router = APIRouter(tags=["node"])
+
+
+@router.get("/entries", response_class=EventSourceResponse)
+async def get_entries(
+    request: Request,
+    service: Annotated[str, Query(description="glob")] = "*",
+    env: Annotated[str, Query(description="glob")] = "*",
+) -> AsyncIterable[EntryEvent]:
+    """A stream of server-sent events, one for every entry that the kernel keeps from now on."""
+    node: Node = request.app.state.node
+    async with node.watch() as entries:
+        async for entry in entries:
+            if fnmatchcase(entry.service, service) and fnmatchcase(entry.env, env):
+                yield entry

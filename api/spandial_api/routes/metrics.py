@@ -1,0 +1,82 @@
+"""GET /metrics: the same counts for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from spandial_api.node import Health, Node, NodeStats, TargetState
+
+router = APIRouter(tags=["node"])
+
+_LABELS = ["service", "version", "env", "pid", "kind"]
+
+
+class _Snapshot:
+    """A collector of one scrape."""
+
+    def __init__(self, stats: NodeStats, targets: list[TargetState], health: Health) -> None:
+        self._stats = stats
+        self._targets = targets
+        self._health = health
+
+    def collect(self) -> Iterator[Metric]:
+        kernel = CounterMetricFamily(
+            "spandial_kernel_entries", "Entries the kernel counted.", labels=[*_LABELS, "context", "outcome"]
+        )
+        hook = CounterMetricFamily(
+            "spandial_hook_decisions", "Decisions of the hooks.", labels=[*_LABELS, "parent", "outcome"]
+        )
+        sent = CounterMetricFamily("spandial_kernel_sent", "Requests sent as a client.", labels=_LABELS)
+        for target in self._stats.targets:
+            for kind, counts in target.kinds.items():
+                labels = [target.service, target.version, target.env, str(target.pid), kind]
+                if counts.kernel:
+                    c = counts.kernel
+                    untraced = c.seen - c.seen_traced
+                    untraced_kept = c.kept - c.kept_traced
+                    kernel.add_metric([*labels, "traced", "kept"], c.kept_traced)
+                    kernel.add_metric([*labels, "traced", "dropped"], c.seen_traced - c.kept_traced)
+                    kernel.add_metric([*labels, "untraced", "kept"], untraced_kept)
+                    kernel.add_metric([*labels, "untraced", "dropped"], untraced - untraced_kept)
+                    sent.add_metric(labels, c.sent)
+                if counts.hook:
+                    for parent in ("root", "remote", "local"):
+                        for outcome in ("kept", "dropped"):
+                            hook.add_metric([*labels, parent, outcome], getattr(counts.hook, f"{parent}_{outcome}"))
+        yield from (kernel, sent, hook)
+
+        losses = CounterMetricFamily("spandial_losses", "Entries or events lost.", labels=["reason"])
+        for reason, count in self._stats.losses.items():
+            losses.add_metric([reason], count)
+        yield losses
+
+        rates = GaugeMetricFamily("spandial_rate_percent", "Rate in force.", labels=_LABELS)
+        for state in self._targets:
+            for kind, rate in state.rates.items():
+                rates.add_metric([state.service, state.version, state.env, str(state.pid), kind], rate.rate)
+        yield rates
+
+        health = self._health
+        yield GaugeMetricFamily("spandial_targets", "Targets.", value=health.targets)
+        yield GaugeMetricFamily("spandial_free_rows", "Rows left in the rate table.", value=health.free_rows)
+        yield CounterMetricFamily(
+            "spandial_refused_rows", "Targets that found no row and use the node's default.", value=health.refused_rows
+        )
+        yield GaugeMetricFamily("spandial_revision", "Revision of the rules.", value=health.revision)
+        capture = GaugeMetricFamily("spandial_capture", "1 for the capture path in use.", labels=["path"])
+        for path in ("socket", "sys_exit", "off"):
+            capture.add_metric([path], float(health.capture == path))
+        yield capture
+
+
+@router.get("/metrics", response_class=Response)
+async def get_metrics(request: Request) -> Response:
+    """Counts, losses, rates and rows in Prometheus' text format."""
+    node: Node = request.app.state.node
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(await node.stats(), node.targets(), node.health()))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

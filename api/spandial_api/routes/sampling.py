@@ -1,0 +1,141 @@
+"""PUT, DELETE and GET /sampling: the rules."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from spandial.abi import Mode
+from spandial.decision import parse_rate
+from spandial_api.auth import may_write
+from spandial_api.control import Control, selector_text
+from spandial_api.rules import KindName, Rule, Selector
+
+__all__ = ["PARAMETERS", "router"]
+
+router = APIRouter(tags=["sampling"])
+
+ModeName = Literal["follow", "boost", "strict"]
+
+
+class SelectorQuery(BaseModel):
+    """What a rule applies to; without any field, the node's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    service: str | None = Field(None, min_length=1, max_length=255, description="glob", examples=["checkout"])
+    env: str | None = Field(None, min_length=1, max_length=255, description="glob", examples=["gray"])
+    version: str | None = Field(None, min_length=1, max_length=255, description="glob", examples=["v2*"])
+    protocol: KindName | None = None
+
+    def selector(self) -> Selector:
+        return Selector(self.service, self.version, self.env, self.protocol)
+
+
+class RuleQuery(SelectorQuery):
+    """A rule as it is put."""
+
+    rate: str = Field(description="percentage 0-100", examples=["30", "0.1", "30%"])
+    mode: ModeName = Field("follow", description="what the rate means where the caller has already decided")
+
+    @field_validator("rate")
+    @classmethod
+    def _check_rate(cls, text: str) -> str:
+        parse_rate(text)
+        return text
+
+    def rule(self) -> Rule:
+        return Rule(self.selector(), parse_rate(self.rate), Mode[self.mode.upper()])
+
+
+PARAMETERS = tuple(RuleQuery.model_fields)
+
+
+class RuleState(BaseModel):
+    """A rule in force."""
+
+    selector: str = Field(examples=["service=checkout env=gray"])
+    service: str | None
+    env: str | None
+    version: str | None
+    protocol: str | None
+    rate: float
+    mode: ModeName
+    revision: int
+    reached: int = Field(description="targets that have this rule's rate for at least one kind of entry")
+
+
+class Rules(BaseModel):
+    """All rules, the most specific first."""
+
+    revision: int
+    rules: list[RuleState]
+
+
+class Removed(BaseModel):
+    """What a DELETE did."""
+
+    removed: str
+    revision: int
+
+
+def _state(rule: Rule, reached: int) -> RuleState:
+    selector = rule.selector
+    return RuleState(
+        selector=selector_text(selector),
+        service=selector.service,
+        env=selector.env,
+        version=selector.version,
+        protocol=selector.protocol,
+        rate=rule.rate,
+        mode=_mode_name(rule.mode),
+        revision=rule.revision,
+        reached=reached,
+    )
+
+
+def _mode_name(mode: Mode) -> ModeName:
+    names: dict[Mode, ModeName] = {Mode.FOLLOW: "follow", Mode.BOOST: "boost", Mode.STRICT: "strict"}
+    return names[mode]
+
+
+def _control(request: Request) -> Control:
+    control: Control = request.app.state.control
+    return control
+
+
+@router.put("/sampling", dependencies=[Depends(may_write)])
+async def put_rule(request: Request, query: Annotated[RuleQuery, Query()]) -> RuleState:
+    """Turn the dial: make or replace the rule of this selector. When this is answered, every reader has it."""
+    rule, reached = await _control(request).put(query.rule())
+    return _state(rule, reached)
+
+
+@router.delete("/sampling", dependencies=[Depends(may_write)])
+async def delete_rule(request: Request, query: Annotated[SelectorQuery, Query()]) -> Removed:
+    """Remove the rule of exactly this selector."""
+    selector = query.selector()
+    try:
+        revision = await _control(request).remove(selector)
+    except KeyError:
+        raise HTTPException(404, f"there is no rule for {selector_text(selector)}; GET /sampling lists them") from None
+    return Removed(removed=selector_text(selector), revision=revision)
+
+
+class NoQuery(BaseModel):
+    """A request without parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@router.get("/sampling")
+async def get_rules(request: Request, _query: Annotated[NoQuery, Query()]) -> Rules:
+    """The rules, the ones that win first, and how many targets each reaches."""
+    control = _control(request)
+    reached = control.reached()
+    return Rules(
+        revision=control.book.revision,
+        rules=[_state(rule, reached[rule.selector]) for rule in control.book],
+    )

@@ -1,0 +1,78 @@
+"""The rules on disk: SQLite, durable before a change is answered."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from spandial.abi import Mode
+from spandial_api.rules import Rule, RuleBook, Selector
+
+__all__ = ["Store", "StoreError"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS rules (
+    service TEXT, version TEXT, env TEXT, protocol TEXT,
+    rate REAL NOT NULL, mode INTEGER NOT NULL, revision INTEGER NOT NULL
+);
+CREATE TABLE IF NOT EXISTS state (revision INTEGER NOT NULL);
+"""
+
+
+class StoreError(Exception):
+    """The rules cannot be read or written; says which file and why."""
+
+
+class Store:
+    """One SQLite file.
+
+    Raises StoreError where the file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise StoreError(f"the rules in {path} cannot be opened: {error}") from error
+
+    def load(self) -> RuleBook:
+        """Raises StoreError."""
+        try:
+            rows = self._database.execute("SELECT service, version, env, protocol, rate, mode, revision FROM rules")
+            rules = [Rule(Selector(*row[:4]), row[4], Mode(row[5]), row[6]) for row in rows]
+            revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
+        return RuleBook.of(rules, revision)
+
+    def save(self, book: RuleBook) -> None:
+        """Replace what is stored by this book, all or nothing. Raises StoreError."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                self._database.execute("DELETE FROM rules")
+                self._database.execute("DELETE FROM state")
+                self._database.executemany(
+                    "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        (s.service, s.version, s.env, s.protocol, rule.rate, int(rule.mode), rule.revision)
+                        for rule in book
+                        for s in [rule.selector]
+                    ],
+                )
+                self._database.execute("INSERT INTO state VALUES (?)", (book.revision,))
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise StoreError(f"the rules in {self.path} cannot be written: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* The ABI of spandial: what the agent, the BPF programs and every application process share.
+ *
+ * Plain C that BPF, C and C++ compile alike. agent/spandial/abi.py says the same in Python, and
+ * tests/test_abi.py compiles this file and fails when the two differ.
+ */
+#ifndef SPANDIAL_H
+#define SPANDIAL_H
+
+#include <linux/types.h>
+
+/* "SPANDI" in the upper 48 bits, the ABI version in the lower 16. */
+#define SPANDIAL_ABI 1
+#define SPANDIAL_MAGIC 0x5350414e44490000ULL
+
+#define SPANDIAL_ROWS 4098 /* header + node default + 4,096 targets */
+#define SPANDIAL_ROW_WORDS 8
+#define SPANDIAL_HEADER_ROW 0
+#define SPANDIAL_DEFAULT_ROW 1
+
+/* Words of the header row. */
+#define SPANDIAL_HEADER_MAGIC 0
+#define SPANDIAL_HEADER_GENERATION 1 /* counts the agent's writes */
+#define SPANDIAL_HEADER_LEASE 2      /* deadline, CLOCK_BOOTTIME ns; 0: expired */
+#define SPANDIAL_HEADER_ROWS 3
+
+/* Words of every other row; the first four are indexed by entry kind. */
+#define SPANDIAL_WORD_FALLBACK 6 /* obeyed when the lease has run out */
+#define SPANDIAL_WORD_OWNER 7    /* epoch << 32 | tgid; 0: free */
+
+enum spandial_entry_kind {
+	SPANDIAL_INTERNAL = 0,
+	SPANDIAL_HTTP = 1,
+	SPANDIAL_GRPC = 2,
+	SPANDIAL_DB = 3,
+	SPANDIAL_ENTRY_KINDS = 4,
+};
+
+/* A rate word: threshold << 8 | flags. */
+#define SPANDIAL_VALID 0x80
+#define SPANDIAL_NEVER 0x40
+#define SPANDIAL_EMIT 0x08
+#define SPANDIAL_THIN 0x04
+#define SPANDIAL_MODE 0x03 /* mask */
+#define SPANDIAL_FOLLOW 0
+#define SPANDIAL_BOOST 1
+#define SPANDIAL_STRICT 2
+
+enum spandial_parent {
+	SPANDIAL_NO_PARENT = 0,
+	SPANDIAL_REMOTE_KEPT = 1,
+	SPANDIAL_REMOTE_DROPPED = 2,
+	SPANDIAL_LOCAL_KEPT = 3,
+	SPANDIAL_LOCAL_DROPPED = 4,
+};
+
+struct spandial_row {
+	__u64 words[SPANDIAL_ROW_WORDS];
+};
+
+/* Value of the kernel's targets map, keyed by tgid (u32). */
+struct spandial_target {
+	__u32 row;
+	__u32 epoch;
+};
+
+/* Value of the kernel's counts map, keyed by row, per CPU; arrays by entry kind. */
+struct spandial_counts {
+	__u64 seen[SPANDIAL_ENTRY_KINDS];        /* entries received */
+	__u64 kept[SPANDIAL_ENTRY_KINDS];        /* of those, kept by the decision */
+	__u64 seen_traced[SPANDIAL_ENTRY_KINDS]; /* entries with a trace context */
+	__u64 kept_traced[SPANDIAL_ENTRY_KINDS];
+	__u64 sent[SPANDIAL_ENTRY_KINDS]; /* requests sent as a client: never entries */
+};
+
+/* Index into the kernel's losses map, per CPU. */
+enum spandial_loss {
+	SPANDIAL_LOSS_RING_FULL = 0,   /* a kept entry found no room in the ring buffer */
+	SPANDIAL_LOSS_UNREADABLE = 1,  /* the process's buffer could not be read */
+	SPANDIAL_LOSS_STALE_ROW = 2,   /* the target's row belongs to somebody else */
+	SPANDIAL_LOSS_KINDS = 3,
+};
+
+#define SPANDIAL_REQUEST_MAX 256 /* bytes of the request that an entry carries */
+
+/* One kept entry, as the ring buffer carries it. */
+struct spandial_entry {
+	__u64 time_ns;     /* CLOCK_BOOTTIME */
+	__u64 trace_id[2]; /* most significant half first; 0: no trace context */
+	__u64 span_id;     /* of the remote parent */
+	__u64 randomness;  /* the 56 bits that were compared */
+	__u64 word;        /* the rate word that was obeyed */
+	__u32 tgid;
+	__u32 row;
+	__u8 kind;   /* enum spandial_entry_kind */
+	__u8 parent; /* enum spandial_parent */
+	__u8 reserved[2];
+	__u32 length; /* bytes of request that are valid */
+	__u8 request[SPANDIAL_REQUEST_MAX];
+};
+
+/* The counter page of a hooked process: u64 words. Word 0 echoes the agent's last publish request;
+ * the counts start at word 8, indexed by kind * 8 + (no parent 0, remote 2, local 4) + (kept 1). */
+#define SPANDIAL_PAGE_SIZE 4096
+#define SPANDIAL_PAGE_PUBLISHED 0
+#define SPANDIAL_PAGE_COUNTS 8
+#define SPANDIAL_PAGE_KIND_STRIDE 8
+#define SPANDIAL_PAGE_REMOTE 2
+#define SPANDIAL_PAGE_LOCAL 4
+
+#endif
