@@ -6,10 +6,17 @@ import re
 
 from spandial.abi import MODE_MASK, Flag, Mode, Parent
 
-__all__ = ["choose_word", "decide", "parse_ot", "parse_rate", "with_threshold"]
+__all__ = [
+    "choose_word",
+    "decide",
+    "format_threshold",
+    "parse_randomness",
+    "parse_rate",
+    "parse_threshold",
+    "without_threshold",
+]
 
-_RV = re.compile(r"[0-9a-f]{14}")
-_TH = re.compile(r"[0-9a-f]{1,14}")
+_HEX = "0123456789abcdef"
 _RATE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(?:[eE]([+-]?\d{1,3}))?\s*%?")
 
 
@@ -56,26 +63,44 @@ def parse_rate(text: str | float) -> float:
     return rate
 
 
-def parse_ot(value: str) -> tuple[int | None, int | None]:
-    """Threshold and randomness of tracestate's `ot` member, each None where it is absent or malformed.
+def parse_randomness(ot: str) -> int | None:
+    """`rv` of tracestate's member `ot`; None where it is absent or malformed.
 
-    OpenTelemetry, TraceState Handling: `th` drops trailing zeros, `rv` has exactly 14 digits, both lower-case.
+    OpenTelemetry, TraceState: Probability Sampling: exactly 14 lower-case hexadecimal digits. The first `rv` counts.
     """
-    threshold = randomness = None
-    first = True
-    for member in value.split(";"):
-        if member.startswith("th:") and _TH.fullmatch(member, 3):
-            threshold = int(member[3:].ljust(14, "0"), 16)
-        elif member.startswith("rv:") and first:
-            first = False
-            if _RV.fullmatch(member, 3):
-                randomness = int(member[3:], 16)
-    return threshold, randomness
+    at = ot.find("rv:")
+    while at > 0 and ot[at - 1] != ";":
+        at = ot.find("rv:", at + 1)
+    if at < 0:
+        return None
+    digits = ot[at + 3 : at + 17]
+    end = at + 17
+    # int() alone would take signs, blanks, underscores and capitals.
+    if len(digits) != 14 or digits.strip(_HEX) or (len(ot) > end and ot[end] != ";"):
+        return None
+    return int(digits, 16)
 
 
-def with_threshold(value: str, threshold: int | None) -> str:
-    """`ot` with its `th` replaced, or removed where threshold is None; every other member stays."""
-    members = [member for member in value.split(";") if member and not member.startswith("th:")]
-    if threshold is not None:
-        members.insert(0, "th:" + (f"{threshold:014x}".rstrip("0") or "0"))
-    return ";".join(members)
+def parse_threshold(ot: str) -> int | None:
+    """`th` of `ot` as a threshold; None where it is absent or malformed.
+
+    1 to 14 lower-case hexadecimal digits, trailing zeros dropped. The first `th` counts.
+    """
+    for member in ot.split(";"):
+        if member.startswith("th:"):
+            digits = member[3:]
+            valid = 1 <= len(digits) <= 14 and not digits.strip(_HEX)
+            return int(digits, 16) << 4 * (14 - len(digits)) if valid else None
+    return None
+
+
+def without_threshold(ot: str) -> str:
+    """All members of `ot` but `th`."""
+    if ot.startswith("th:") and ot.count("th:") == 1:  # where this project and the SDK put it
+        return ot.partition(";")[2]
+    return ";".join([member for member in ot.split(";") if not member.startswith("th:")])
+
+
+def format_threshold(threshold: int) -> str:
+    """`th` of a threshold, without its trailing zeros."""
+    return "th:" + (f"{threshold:014x}".rstrip("0") or "0")

@@ -22,8 +22,8 @@ from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span, propagation
 
 from spandial import abi
-from spandial.abi import RANDOMNESS_MASK, EntryKind, Flag, Mode
-from spandial.decision import parse_ot, with_threshold
+from spandial.abi import EntryKind, Flag, Mode
+from spandial.decision import format_threshold, parse_randomness, parse_threshold, without_threshold
 from spandial.labels import Labels, labels_from_environ
 from spandial.link import Link as AgentLink
 
@@ -93,41 +93,49 @@ def parse_default(text: str | float | None) -> float:
 
 
 # What a word means, worked out once each time it changes: the word, its threshold, the class of a kept root's
-# result, flags, and the value of `th`.
+# result, its mode and THIN, and the value of `th`.
 _Plan = tuple[int, int, type[Any], int, str]
+_HOW = abi.MODE_MASK | Flag.THIN
+_THIN, _STRICT = Flag.THIN, int(Mode.STRICT)
+_OWN = Mode.BOOST | Mode.STRICT
+_STRICT_OR_THIN = _STRICT | _THIN
 
 
 def _plan(word: int, default: int) -> _Plan:
     meant = word if word & Flag.VALID else default
-    th = with_threshold("", abi.threshold_of(meant))
-    trace_state = TraceState([("ot", th)])
+    th = format_threshold(abi.threshold_of(meant))
 
     class KeptRoot(SamplingResult):
         __slots__ = ("attributes",)
         __init__ = object.__init__
         decision = _KEPT
 
-    KeptRoot.trace_state = trace_state
-    return word, abi.threshold_of(meant), KeptRoot, meant, th
+    KeptRoot.trace_state = TraceState([("ot", th)])
+    how = meant & _HOW
+    if how & abi.MODE_MASK == abi.MODE_MASK:  # no mode at all
+        how &= ~abi.MODE_MASK
+    return word, abi.threshold_of(meant), KeptRoot, how, th
 
 
+_new_trace_state = TraceState.__new__
 _PLAIN_TRACE_STATE = isinstance(getattr(TraceState(), "_dict", None), dict)
 
 
 def _set_ot(trace_state: TraceState, ot: str) -> TraceState:
-    """Tracestate with its member `ot` replaced, and first, as a changed member must be (W3C, 3.5).
+    """Tracestate with its member `ot` replaced, and first, as a changed member must be (W3C Trace Context, 3.5).
 
     The public constructor would validate every vendor's member again, at three times the cost of a decision.
     """
     if not _PLAIN_TRACE_STATE:
         return trace_state.update("ot", ot) if ot else trace_state.delete("ot")
-    members = {"ot": ot} if ot else {}
-    for key, value in trace_state.items():
-        if key != "ot":
-            members[key] = value
-    if len(members) > 32:  # W3C Trace Context, 3.3.1.1
+    members = {"ot": ot, **trace_state._dict}
+    if not ot:
+        del members["ot"]
+    elif len(members) > 32:  # W3C Trace Context, 3.3.1.1
         return trace_state
-    changed = TraceState()
+    else:
+        members["ot"] = ot
+    changed = _new_trace_state(TraceState)
     changed._dict = members
     return changed
 
@@ -156,7 +164,7 @@ def build_decider(
     """
     key = _SPAN_KEY or ""
     current = _current_context()
-    server = SpanKind.SERVER
+    server, internal = SpanKind.SERVER, SpanKind.INTERNAL
     dropped = _DROPPED
     words: Sequence[int] = array("Q", [default] * abi.ROW_WORDS)
     plans: list[_Plan] = [_plan(default, default)] * len(EntryKind)
@@ -215,11 +223,11 @@ def build_decider(
         return with_parent(get_current_span(parent_context), trace_id, kind, attributes)
 
     def root(trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
-        entry = entry_kind(kind, attributes) if attributes else 0
+        entry = int(entry_kind(kind, attributes)) if attributes else 0
         word, threshold, kept, _, _ = plans[entry]
         if words[entry] != word:
             word, threshold, kept, _, _ = replan(entry)
-        if trace_id & RANDOMNESS_MASK < threshold:
+        if trace_id & 0xFFFFFFFFFFFFFF < threshold:
             tally[entry * 8] += 1
             return dropped
         tally[entry * 8 + 1] += 1
@@ -234,24 +242,26 @@ def build_decider(
             return root(trace_id, kind, attributes)  # what get_current_span makes of something that is no span
         if not valid:
             return root(trace_id, kind, attributes)
-        entry = entry_kind(kind, attributes) if attributes else 0
+        if not attributes or kind is internal:
+            entry = 0
+        elif kind is server and ("http.method" in attributes or "http.request.method" in attributes):
+            entry = 1
+        else:
+            entry = int(entry_kind(kind, attributes))
         plan = plans[entry]
         if words[entry] != plan[0]:
             plan = replan(entry)
-        meant = plan[3]
         kept = flags & 1
         if remote:
             count = entry * 8 + 2
-            if meant & 7:  # thin, boost or strict
+            if plan[3]:
                 kept, trace_state = weigh(plan, trace_id, kept, trace_state)
         else:
             count = entry * 8 + 4
-            if meant & 4 and kept:
+            if kept and plan[3] & _THIN:
                 kept, trace_state = weigh(plan, trace_id, kept, trace_state)
         if not kept:
             tally[count] += 1
-            if not trace_state:
-                return dropped
             drop: Any = _Dropped()
             drop.trace_state = trace_state
             return drop
@@ -284,31 +294,28 @@ def weigh(plan: _Plan, trace_id: int, parent_kept: int, trace_state: TraceState)
     The threshold passed on is the one by which a span of this service is kept: this service's own, the lower of the
     two where either suffices (boost), the higher where both must agree (thin); unknown where the parent's is.
     """
-    _, threshold, _, meant, th = plan
-    mode = meant & abi.MODE_MASK
-    ot = trace_state.get("ot", "") if trace_state else ""
-    parent_threshold, randomness = parse_ot(ot) if ot else (None, None)
-    if randomness is None:
-        randomness = trace_id & RANDOMNESS_MASK
-    hit = randomness >= threshold
-    thin = bool(meant & Flag.THIN)
-    if parent_kept:
-        kept = hit if thin or mode == Mode.STRICT else True
-        if not kept:
-            return False, (
-                _set_ot(trace_state, with_threshold(ot, None)) if parent_threshold is not None else trace_state
-            )
-        if mode == Mode.STRICT:
-            own = hit
-        elif parent_threshold is None:
-            own = False
-        else:
-            own = hit and (threshold > parent_threshold if thin else threshold < parent_threshold)
-    else:
-        kept = own = hit and mode in (Mode.BOOST, Mode.STRICT)
-    if not own:
-        return kept, trace_state
-    return True, _set_ot(trace_state, with_threshold(ot, threshold) if ot else th)
+    _, threshold, kept_root, how, th = plan
+    members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
+    ot = members.get("ot", "")
+    randomness = parse_randomness(ot) if "rv:" in ot else None
+    hit = (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
+    if not parent_kept:
+        if not hit or not how & _OWN:
+            return False, trace_state
+    elif not hit:
+        if not how & _STRICT_OR_THIN:
+            return True, trace_state
+        return False, _set_ot(trace_state, without_threshold(ot)) if "th:" in ot else trace_state
+    elif not how & _STRICT:
+        parent_threshold = parse_threshold(ot)
+        if parent_threshold is None or parent_threshold == threshold:
+            return True, trace_state
+        if (parent_threshold < threshold) != bool(how & _THIN):
+            return True, trace_state
+    if not members:
+        return True, kept_root.trace_state
+    rest = without_threshold(ot)
+    return True, _set_ot(trace_state, th + ";" + rest if rest else th)
 
 
 class Sampler(sampling.Sampler):
