@@ -1,0 +1,124 @@
+"""The agent as a process of its own, as the tests and benchmarks start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+__all__ = ["AgentProcess", "eventually"]
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
+    """What the condition returns once it is true. Raises AssertionError with what was waited for."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if value := condition():
+                return value
+        except (httpx.TransportError, KeyError, IndexError, OSError):
+            pass
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+class AgentProcess:
+    """`python -m spandial_agent agent` with folders of its own and a free port.
+
+    Args:
+        folder: holds `run`, `state` and `log`; survives a restart.
+        settings: SPANDIAL_* variables.
+    """
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.run_dir = folder / "run"
+        self.state_dir = folder / "state"
+        self.log = folder / "log"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chmod(folder, 0o755)
+        self.settings = {
+            "SPANDIAL_RUN_DIR": str(self.run_dir),
+            "SPANDIAL_STATE_DIR": str(self.state_dir),
+            "SPANDIAL_PORT": "0",
+            **settings,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.http = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.run_dir / "api.sock")), base_url="http://spandial", timeout=20
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self) -> None:
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "spandial_agent", "agent"],
+                env={**os.environ, **self.settings},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            eventually(self._serves, "the agent serves", 30)
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.log.read_text()}") from None
+
+    def _serves(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError("the agent ended")
+        return self.http.get("/healthz").is_success
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is tidied up."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"the agent did not end:\n{self.log.read_text()}") from None
+
+    def set(self, rate: str | float, **selector: str) -> dict[str, Any]:
+        """PUT /sampling over the Unix socket."""
+        answer = self.http.put("/sampling", params={"rate": str(rate), **selector})
+        assert answer.is_success, answer.text
+        return dict(answer.json())
+
+    def get(self, path: str) -> Any:
+        answer = self.http.get(path)
+        assert answer.is_success, answer.text
+        return answer.json()
+
+    def target(self, pid: int) -> dict[str, Any] | None:
+        return next((target for target in self.get("/targets") if target["pid"] == pid), None)
+
+    def hooked(self, service: str, count: int = 1) -> list[dict[str, Any]]:
+        """The service's hooked targets, once there are at least so many."""
+
+        def found() -> list[dict[str, Any]]:
+            targets = [t for t in self.get("/targets") if t["service"] == service and t["kind"] == "hooked"]
+            return targets if len(targets) >= count else []
+
+        return list(eventually(found, f"{count} hooked targets of {service}"))
