@@ -56,7 +56,7 @@ class Module:
         flags += [f"-D{name}={value}" for name, value in (defines or {}).items()]
         try:
             with _quiet_stderr() as said:
-                self._bpf = bcc.BPF(src_file=str(folder / source), cflags=flags)
+                self._bpf = bcc.BPF(src_file=os.fsencode(folder / source), cflags=flags)
         except Exception as error:
             raise KernelUnavailable([f"{source} does not compile: {_reason(error, said)}"]) from error
         self._type = bcc.BPF.RAW_TRACEPOINT
@@ -66,7 +66,7 @@ class Module:
         """Load a raw tracepoint program; its descriptor. Raises KernelUnavailable with the verifier's last words."""
         try:
             with _quiet_stderr() as said:
-                return int(self._bpf.load_func(function, self._type).fd)
+                return int(self._bpf.load_func(function.encode(), self._type).fd)
         except Exception as error:
             raise KernelUnavailable([f"the kernel refuses the program {function}: {_reason(error, said)}"]) from error
 
@@ -74,7 +74,7 @@ class Module:
         """Attach a loaded program to a raw tracepoint. Raises KernelUnavailable."""
         try:
             with _quiet_stderr() as said:
-                self._bpf.attach_raw_tracepoint(tp=tracepoint, fn_name=function)
+                self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
         except Exception as error:
             raise KernelUnavailable(
                 [f"the raw tracepoint {tracepoint} cannot be attached to: {_reason(error, said)}"]
@@ -83,11 +83,11 @@ class Module:
 
     def detach(self) -> None:
         for tracepoint in self._attached:
-            self._bpf.detach_raw_tracepoint(tp=tracepoint)
+            self._bpf.detach_raw_tracepoint(tp=tracepoint.encode())
         self._attached.clear()
 
     def map_fd(self, name: str) -> int:
-        return int(self._bpf[name].map_fd)
+        return int(self._bpf[name.encode()].map_fd)
 
     def open_ring_buffer(self, name: str, on_record: Callable[[bytes], None]) -> Callable[[int], None]:
         """A function that waits up to so many milliseconds and hands each record to `on_record`."""
@@ -97,7 +97,7 @@ class Module:
             on_record(ctypes.string_at(data, size))
             return 0
 
-        self._bpf[name].open_ring_buffer(callback)
+        self._bpf[name.encode()].open_ring_buffer(callback)
         poll: Callable[[int], None] = self._bpf.ring_buffer_poll
         return poll
 

@@ -1,0 +1,78 @@
+"""A frozen table and an attached capture in the test's own process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from spandial import abi
+from spandial.abi import EntryKind
+from spandial_agent.entries import Entry, decode_entry
+from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.kernel.rates import FrozenTable
+from spandial_agent.table import RateTable, Row
+from tests.agent_process import eventually
+
+
+class Watched(NamedTuple):
+    """This process as a target of its own capture; nothing is read while `reading` is not set."""
+
+    table: RateTable
+    capture: Capture
+    row: Row
+    records: list[bytes]
+    reading: threading.Event
+
+    def set(self, word: int, fallback: int = 0) -> None:
+        self.table.write(self.row, [word] * len(EntryKind), fallback)
+
+    def counts(self) -> Counts:
+        return self.capture.counts(self.row.number)
+
+    def seen(self) -> int:
+        return self.counts().seen[EntryKind.HTTP]
+
+    def kept(self) -> int:
+        return self.counts().kept[EntryKind.HTTP]
+
+    def entries(self, count: int) -> list[Entry]:
+        eventually(lambda: len(self.records) >= count, f"{count} entries")
+        return [decode_entry(record) for record in self.records]
+
+
+Attached = tuple[RateTable, Capture, list[bytes], threading.Event]
+
+
+@pytest.fixture(scope="module", params=["socket", "sys_exit"])
+def attached(request: pytest.FixtureRequest) -> Iterator[Attached]:
+    table = RateTable(FrozenTable())
+    capture = Capture(request.param)
+    records: list[bytes] = []
+    reading = threading.Event()
+    reading.set()
+
+    def read(batch: list[bytes]) -> None:
+        reading.wait(60)
+        records.extend(batch)
+
+    capture.start(read)
+    yield table, capture, records, reading
+    capture.close()
+    table.close()
+
+
+@pytest.fixture
+def watched(attached: Attached) -> Iterator[Watched]:
+    table, capture, records, reading = attached
+    records.clear()
+    table.renew_lease(60)
+    word = abi.encode_word(100, emit=True)
+    row = table.allocate(os.getpid(), [word] * len(EntryKind), abi.encode_word(0))
+    capture.add_target(os.getpid(), row)
+    yield Watched(table, capture, row, records, reading)
+    capture.remove_target(os.getpid())
+    table.free(row)
