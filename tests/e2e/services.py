@@ -1,0 +1,189 @@
+"""Real servers as processes: uvicorn and gunicorn with the hook, nginx and Node without."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.agent_process import AgentProcess, eventually
+
+__all__ = ["Server", "free_port", "gunicorn", "h2load", "nginx", "node", "uvicorn"]
+
+_HERE = Path(__file__).parent
+_BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A server process in a session of its own, on a port for IPv4 and IPv6 or on a Unix socket."""
+
+    def __init__(
+        self, command: list[str], environment: dict[str, str], log: Path, url: str, socket_path: str = ""
+    ) -> None:
+        self.url = url
+        self.socket_path = socket_path
+        self.log = log
+        with open(log, "ab") as file:
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **environment}, stdout=file, stderr=file, cwd=_HERE, start_new_session=True
+            )
+        try:
+            eventually(self.answers, f"{command[0]} answers", 30)
+        except AssertionError as error:
+            self.stop()
+            raise AssertionError(f"{error}:\n{log.read_text()}") from None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def answers(self) -> bool:
+        """Whether it accepts connections; no request is sent, for requests are counted."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        address: object = self.socket_path or (host.strip("[]"), int(port))
+        family = socket.AF_UNIX if self.socket_path else socket.AF_INET6 if "[" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.connect(address)  # type: ignore[arg-type]
+        return True
+
+    def get(self, path: str = "/pay", headers: dict[str, str] | None = None) -> httpx.Response:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket_path or None)) as client:
+            return client.get(("http://service" if self.socket_path else self.url) + path, headers=headers)
+
+    def stop(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+            time.sleep(0.1)
+
+
+def _labels(service: str, version: str, env: str) -> dict[str, str]:
+    return {
+        "OTEL_SERVICE_NAME": service,
+        "OTEL_RESOURCE_ATTRIBUTES": f"service.version={version},deployment.environment.name={env}",
+    }
+
+
+def _hooked(agent: AgentProcess, service: str, version: str, env: str, kept: Path | None) -> dict[str, str]:
+    environment = {
+        **_labels(service, version, env),
+        "OTEL_TRACES_SAMPLER": "spandial",
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+        "SPANDIAL_RUN_DIR": str(agent.run_dir),
+        "PYTHONPATH": str(_HERE),
+    }
+    if kept is not None:
+        environment["KEPT_FILE"] = str(kept)
+    return environment
+
+
+@contextmanager
+def _running(server: Callable[[], Server]) -> Iterator[Server]:
+    running = server()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@contextmanager
+def uvicorn(
+    agent: AgentProcess,
+    folder: Path,
+    *,
+    service: str = "shop",
+    version: str = "1",
+    env: str = "stable",
+    unix: bool = False,
+    host: str = "127.0.0.1",
+) -> Iterator[Server]:
+    """A hooked uvicorn, once it is hooked. What it keeps is in the folder's files `kept.*`."""
+    port, path = free_port(), str(folder / f"{service}-{env}.sock")
+    where = ["--uds", path] if unix else ["--host", host, "--port", str(port)]
+    command = [str(_BIN / "opentelemetry-instrument"), str(_BIN / "uvicorn"), *where, "--no-access-log", "service:app"]
+    environment = _hooked(agent, service, version, env, folder / "kept")
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    with _running(
+        lambda: Server(command, environment, folder / f"{service}-{env}.log", url, path if unix else "")
+    ) as server:
+        eventually(lambda: (agent.target(server.pid) or {}).get("kind") == "hooked", "uvicorn is hooked")
+        yield server
+
+
+@contextmanager
+def gunicorn(agent: AgentProcess, folder: Path, *, service: str = "shop", workers: int = 4) -> Iterator[Server]:
+    """A hooked gunicorn with prefork workers, once master and workers are hooked."""
+    port = free_port()
+    command = [str(_BIN / "opentelemetry-instrument"), str(_BIN / "gunicorn"), "-w", str(workers), "-k", "asgi"]
+    command += ["-b", f"127.0.0.1:{port}", "service:app"]
+    environment = _hooked(agent, service, "1", "stable", folder / "kept")
+    url = f"http://127.0.0.1:{port}"
+    with _running(lambda: Server(command, environment, folder / "gunicorn.log", url)) as server:
+        agent.hooked(service, workers + 1)
+        yield server
+
+
+@contextmanager
+def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterator[Server]:
+    """nginx with one worker, on IPv4 and IPv6 or a Unix socket."""
+    port, path = free_port(), str(folder / "nginx.sock")
+    listen = f"listen unix:{path};" if unix else f"listen 127.0.0.1:{port}; listen [::1]:{port};"
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; "
+        "events { worker_connections 1024; } http { access_log off; keepalive_requests 10000000; "
+        f"server {{ {listen} location / {{ return 200 '{{}}'; }} }} }}"
+    )
+    command = ["nginx", "-p", str(folder), "-c", str(config)]
+    url = f"http://127.0.0.1:{port}"
+    with _running(
+        lambda: Server(command, _labels(service, "1", "stable"), folder / "nginx.log", url, path if unix else "")
+    ) as server:
+        yield server
+
+
+@contextmanager
+def node(folder: Path, *, service: str = "front", unix: bool = False) -> Iterator[Server]:
+    port, path = free_port(), str(folder / "node.sock")
+    environment = {**_labels(service, "1", "stable"), "PORT": path if unix else str(port)}
+    command = ["node", str(_HERE / "service.js")]
+    url = f"http://127.0.0.1:{port}"
+    with _running(lambda: Server(command, environment, folder / "node.log", url, path if unix else "")) as server:
+        yield server
+
+
+def h2load(server: Server, requests: int, *headers: str, url: str = "", staggered: bool = False) -> None:
+    """Exactly so many requests over HTTP/1.1 with keep-alive, on 16 connections, which come four a second where
+    staggered. Raises AssertionError if one fails."""
+    command = ["h2load", "--h1", "-n", str(requests), "-c", "16", *(["-r", "4"] if staggered else [])]
+    for header in headers:
+        command += ["-H", header]
+    if server.socket_path:
+        command += ["-B", f"unix:{server.socket_path}", "http://service/pay"]
+    else:
+        # h2load writes an IPv6 address without its brackets, which nginx answers with 400.
+        command += ["-H", ":authority: service", (url or server.url) + "/pay"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=True).stdout
+    match = re.search(r"(\d+) succeeded", done)
+    assert match is not None, done
+    assert int(match[1]) == requests, done
