@@ -66,6 +66,13 @@ def _map_words(descriptor: int, size: int, protection: int) -> memoryview:
     return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)).cast("Q")
 
 
+def _log(level: int, message: str, *arguments: object) -> None:
+    try:
+        _logger.log(level, message, *arguments)
+    except Exception:  # the application's own filter or handler: it must not end the link
+        pass
+
+
 def _frozen(words: Sequence[int]) -> array.array[int]:
     return array.array("Q", words)
 
@@ -148,9 +155,13 @@ class Link:
             connection.settimeout(_ANSWER_TIMEOUT_S)
             connection.connect(self._path)
             self._register(connection)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             connection.close()
-            self._tell_once("absent", "no agent at %s yet (%s); the default rate holds", self._path, error)
+            if self._table is None:
+                self._tell_once("absent", "no agent at %s yet (%s); the default rate holds", self._path, error)
+            else:
+                message = "the agent at %s is gone (%s); its last rates hold until their lease ends"
+                self._tell_once("absent", message, self._path, error)
             self._disconnect(self._retry_s)
             self._retry_s = min(self._retry_s * 2, _RETRY_LAST_S)
         except _Refused as refusal:
@@ -172,8 +183,10 @@ class Link:
             answer = json.loads(message)
             if "error" in answer:
                 raise _Refused(answer["error"])
-            if answer["abi"] != abi.ABI or len(descriptors) != 2:
+            if answer["abi"] != abi.ABI:
                 raise _Refused(f"it speaks ABI version {answer['abi']}, this process speaks {abi.ABI}")
+            if len(descriptors) != 2:  # the kernel holds back what a process at its limit of open files cannot take
+                raise _Refused(f"{len(descriptors)} descriptors arrived, not 2: is the limit of open files reached?")
             table = _Table(descriptors[0], answer["row"])
             page = _map_words(descriptors[1], abi.PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
@@ -185,7 +198,7 @@ class Link:
         self._retry_s, self._lapsed = _RETRY_FIRST_S, False
         self._obey(table.row)
         self._told.clear()
-        _logger.info("linked to the agent at %s, row %d", self._path, answer["row"])
+        _log(logging.INFO, "linked to the agent at %s, row %d", self._path, answer["row"])
 
     def _disconnect(self, retry_s: float) -> None:
         """Stop talking to the agent. The table stays mapped: its last rates hold until its lease ends."""
@@ -202,7 +215,7 @@ class Link:
         if expired and not self._lapsed:
             fallback = table.row[abi.WORD_FALLBACK]
             self._obey(_frozen([fallback] * abi.ROW_WORDS))
-            _logger.warning("the agent's lease ran out; the fallback rate holds until it returns")
+            _log(logging.WARNING, "the agent's lease ran out; the fallback rate holds until it returns")
         elif self._lapsed and not expired:
             self._obey(table.row)
         self._lapsed = expired
@@ -244,7 +257,7 @@ class Link:
     def _tell_once(self, topic: str, message: str, *arguments: object) -> None:
         if topic not in self._told:
             self._told.add(topic)
-            _logger.warning(message, *arguments)
+            _log(logging.WARNING, message, *arguments)
 
 
 class _Inherited(_Table):

@@ -114,9 +114,13 @@ def _plan(word: int, default: int) -> _Plan:
     how = meant & _HOW
     if how & abi.MODE_MASK == abi.MODE_MASK:  # no mode at all
         how &= ~abi.MODE_MASK
+    elif how == Mode.BOOST | _THIN:  # a remote parent settles nothing, kept or dropped
+        how = _STRICT | _THIN
     return word, abi.threshold_of(meant), KeptRoot, how, th
 
 
+# W3C Trace Context, 3.3.1.3.2: readers discard the whole tracestate for one value that is longer.
+_VALUE_MAX = 256
 _new_trace_state = TraceState.__new__
 _PLAIN_TRACE_STATE = isinstance(getattr(TraceState(), "_dict", None), dict)
 
@@ -255,11 +259,11 @@ def build_decider(
         if remote:
             count = entry * 8 + 2
             if plan[3]:
-                kept, trace_state = weigh(plan, trace_id, kept, trace_state)
+                kept, trace_state = weigh(plan, plan[3], trace_id, kept, trace_state)
         else:
             count = entry * 8 + 4
             if kept and plan[3] & _THIN:
-                kept, trace_state = weigh(plan, trace_id, kept, trace_state)
+                kept, trace_state = weigh(plan, _THIN, trace_id, kept, trace_state)
         if not kept:
             tally[count] += 1
             drop: Any = _Dropped()
@@ -281,20 +285,27 @@ def build_decider(
 def _locked(should_sample: _ShouldSample) -> _ShouldSample:
     lock = threading.Lock()
 
+    def renew() -> None:
+        nonlocal lock
+        lock = threading.Lock()
+
     def locked(*args: Any, **kwargs: Any) -> SamplingResult:
         with lock:
             return should_sample(*args, **kwargs)
 
+    os.register_at_fork(after_in_child=renew)  # the thread that held the lock does not exist in the child
     return locked
 
 
-def weigh(plan: _Plan, trace_id: int, parent_kept: int, trace_state: TraceState) -> tuple[bool, TraceState]:
+def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: TraceState) -> tuple[bool, TraceState]:
     """The decision for a parent that does not settle it alone, and the tracestate to pass on.
+
+    How is the plan's mode and THIN for a remote parent, and THIN alone for a local one, which no mode overrides.
 
     The threshold passed on is the one by which a span of this service is kept: this service's own, the lower of the
     two where either suffices (boost), the higher where both must agree (thin); unknown where the parent's is.
     """
-    _, threshold, kept_root, how, th = plan
+    _, threshold, kept_root, _, th = plan
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
     ot = members.get("ot", "")
     randomness = parse_randomness(ot) if "rv:" in ot else None
@@ -315,7 +326,8 @@ def weigh(plan: _Plan, trace_id: int, parent_kept: int, trace_state: TraceState)
     if not members:
         return True, kept_root.trace_state
     rest = without_threshold(ot)
-    return True, _set_ot(trace_state, th + ";" + rest if rest else th)
+    own = th + ";" + rest if rest else th
+    return True, _set_ot(trace_state, own if len(own) <= _VALUE_MAX else rest)
 
 
 class Sampler(sampling.Sampler):

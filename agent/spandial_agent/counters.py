@@ -15,7 +15,7 @@ _PLAUSIBLE = 1 << 52
 
 
 class CounterPage:
-    """A page of shared memory to hand out.
+    """A page of shared memory to hand out. Raises OSError where there are no descriptors left for it.
 
     Attributes:
         implausible: how often a count went backwards or beyond belief, and was ignored.
@@ -23,10 +23,15 @@ class CounterPage:
 
     def __init__(self) -> None:
         self.descriptor = os.memfd_create("spandial-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.descriptor, abi.PAGE_SIZE)
-        # The process must not be able to shorten the page: reading past its end would kill the agent (SIGBUS).
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self._map = mmap.mmap(self.descriptor, abi.PAGE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        try:
+            os.ftruncate(self.descriptor, abi.PAGE_SIZE)
+            # The process must not be able to shorten the page: reading past its end would kill the agent (SIGBUS).
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+            self._map = mmap.mmap(self.descriptor, abi.PAGE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        except OSError:
+            os.close(self.descriptor)
+            raise
         self._words = memoryview(self._map).cast("Q")
         self._last = [0] * abi.PAGE_COUNT_WORDS
         self.implausible = 0

@@ -6,10 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind, Flag, Mode, Parent
+from spandial.labels import Labels
 from spandial_agent.protocols.http1 import parse_request_line
 from spandial_api.node import EntryEvent
 
@@ -59,15 +61,22 @@ def decode_entry(record: bytes) -> Entry:
 
 
 class _Watcher:
-    def __init__(self) -> None:
+    def __init__(self, service: str, env: str) -> None:
+        self._service = service
+        self._env = env
         self.queue: deque[EntryEvent] = deque()
         self.lost = 0
         self.ready = asyncio.Event()
+
+    def wants(self, service: str, env: str) -> bool:
+        return fnmatchcase(service, self._service) and fnmatchcase(env, self._env)
 
     def offer(self, event: EntryEvent) -> bool:
         if len(self.queue) >= _QUEUE:
             self.lost += 1
             return False
+        if self.lost:
+            event, self.lost = event.model_copy(update={"lost": self.lost}), 0
         self.queue.append(event)
         self.ready.set()
         return True
@@ -76,10 +85,7 @@ class _Watcher:
         while True:
             await self.ready.wait()
             while self.queue:
-                event = self.queue.popleft()
-                if self.lost:
-                    event, self.lost = event.model_copy(update={"lost": self.lost}), 0
-                yield event
+                yield self.queue.popleft()
             self.ready.clear()
 
 
@@ -87,32 +93,34 @@ class Watchers:
     """Who wants entries. Lives on the event loop's thread.
 
     Args:
-        on_change: called with whether anybody watches, when that changes.
+        on_change: called when a watcher came or went: `wants` may answer differently now.
 
     Attributes:
         lost: entries that a watcher was too slow for.
     """
 
-    def __init__(self, on_change: Callable[[bool], None]) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
         self.lost = 0
         self._on_change = on_change
         self._watchers: set[_Watcher] = set()
 
     @asynccontextmanager
-    async def watch(self) -> AsyncIterator[AsyncIterator[EntryEvent]]:
-        """The entries from now on."""
-        watcher = _Watcher()
+    async def watch(self, service: str, env: str) -> AsyncIterator[AsyncIterator[EntryEvent]]:
+        """The entries from now on of the services and environments that match these globs."""
+        watcher = _Watcher(service, env)
         self._watchers.add(watcher)
-        if len(self._watchers) == 1:
-            self._on_change(True)
+        self._on_change()
         try:
             yield watcher.events()
         finally:
             self._watchers.discard(watcher)
-            if not self._watchers:
-                self._on_change(False)
+            self._on_change()
+
+    def wants(self, labels: Labels) -> bool:
+        """Whether anybody watches a process with these labels."""
+        return any(watcher.wants(labels.service, labels.env) for watcher in self._watchers)
 
     def offer(self, event: EntryEvent) -> None:
         for watcher in self._watchers:
-            if not watcher.offer(event):
+            if watcher.wants(event.service, event.env) and not watcher.offer(event):
                 self.lost += 1

@@ -35,7 +35,7 @@ from spandial_api.rules import PROTOCOLS, RuleBook
 __all__ = ["LocalNode"]
 
 _KIND_NAMES: dict[EntryKind, KindName] = {kind: name for name, kind in PROTOCOLS.items()}
-_BACKLOG = 64  # batches of records that the event loop may be behind
+_BACKLOG = 65_536  # records that the event loop may be behind
 
 
 class LocalNode:
@@ -62,7 +62,8 @@ class LocalNode:
         self._capture = capture
         self._missing = missing
         self._lease_s = lease_s
-        self._watchers = Watchers(targets.emit)
+        self._watchers = Watchers(targets.rewrite)
+        targets.emit = self._watchers.wants
         self._revision = 0
         self._waiting = 0
         self._lost_records = 0
@@ -85,8 +86,8 @@ class LocalNode:
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
 
-    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
-        return self._watchers.watch()
+    def watch(self, service: str = "*", env: str = "*") -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
+        return self._watchers.watch(service, env)
 
     async def stats(self) -> NodeStats:
         await self._registrar.publish()
@@ -162,16 +163,16 @@ class LocalNode:
         return TargetStats.model_validate({"pid": target.pid, **target.labels._asdict(), "kinds": kinds})
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
-        """From the ring buffer's thread to the event loop, which may be behind by so many batches."""
+        """From the ring buffer's thread to the event loop."""
         if self._waiting >= _BACKLOG:
             self._lost_records += len(records)
             return
-        self._waiting += 1
+        self._waiting += len(records)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._offer, records)
 
     def _offer(self, records: list[bytes]) -> None:
-        self._waiting -= 1
+        self._waiting -= len(records)
         for record in records:
             entry = decode_entry(record)
             target = self._targets.get(entry.tgid)

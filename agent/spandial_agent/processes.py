@@ -27,7 +27,7 @@ def read_process(pid: int) -> Process | None:
     """A process by its id; None if it is gone, or a zombie."""
     try:
         stat = (_PROC / str(pid) / "stat").read_bytes()
-        environ = (_PROC / str(pid) / "environ").read_bytes()
+        environ = _read_environ(pid)
     except OSError:
         return None
     # The name may hold spaces and parentheses: fields are counted from the last one (proc(5)).
@@ -41,6 +41,13 @@ def read_process(pid: int) -> Process | None:
         if equals and key.startswith(b"OTEL_"):
             variables[key.decode(errors="replace")] = value.decode(errors="replace")
     return Process(pid, int(fields[19]), name.decode(errors="replace"), labels_from_environ(variables))
+
+
+def _read_environ(pid: int) -> bytes:
+    try:
+        return (_PROC / str(pid) / "environ").read_bytes()
+    except PermissionError:  # somebody else's, and the agent may not trace it (ptrace(2)): only its hook can name it
+        return b""
 
 
 def all_pids() -> Iterator[int]:

@@ -28,6 +28,7 @@ _LABEL_MAX = 255
 _PER_PROCESS = 8
 _WAITING_MAX = 1024  # connections that have not registered yet
 _UCRED = struct.Struct("iII")
+_ACCEPT_RETRY_S = 0.5
 _PUBLISH_WAIT_S = 0.05
 _PUBLISH_POLL_S = 0.001
 
@@ -58,6 +59,7 @@ class Registrar:
         self._lease_s = lease_s
         self._connections: dict[int, _Connection] = {}
         self._requests = 0
+        self._retry: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Bind and listen. Any process may connect: what it gets is for reading only. Raises OSError."""
@@ -95,6 +97,8 @@ class Registrar:
 
     def close(self) -> None:
         """Stop listening. Hooks keep their rates until the lease ends, and look for the next agent."""
+        if self._retry is not None:
+            self._retry.cancel()
         self._loop.remove_reader(self._listener)
         self._listener.close()
         self._path.unlink(missing_ok=True)
@@ -106,6 +110,9 @@ class Registrar:
             peer, _ = self._listener.accept()
         except OSError as error:  # out of descriptors, or the peer went away
             _log.warning("a process could not register", error=str(error))
+            # Who waits is waiting still, and would wake the loop again at once.
+            self._loop.remove_reader(self._listener)
+            self._retry = self._loop.call_later(_ACCEPT_RETRY_S, self._loop.add_reader, self._listener, self._accept)
             return
         peer.setblocking(False)
         connection = _Connection(peer)
@@ -137,13 +144,13 @@ class Registrar:
             known = self._targets.get(pid)
             if known is not None and len(known.pages) >= _PER_PROCESS:
                 raise _BadHello(f"process {pid} has registered {_PER_PROCESS} times already")
+            page = _make_page()
         except _BadHello as error:
             self.refused += 1
             _log.warning("registration refused", pid=pid, reason=str(error))
             self._answer(connection, {"error": str(error), "abi": abi.ABI}, [])
             self._drop(connection)
             return
-        page = CounterPage()
         target = self._targets.hook(process, labels, default, page)
         connection.target, connection.page = target, page
         answer = {"abi": abi.ABI, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
@@ -168,6 +175,13 @@ class Registrar:
             self._targets.unhook(connection.target, connection.page)
 
 
+def _make_page() -> CounterPage:
+    try:
+        return CounterPage()
+    except OSError as error:
+        raise _BadHello(f"the agent cannot make a counter page ({error.strerror})") from None
+
+
 def _parse_hello(message: bytes) -> tuple[Labels, int]:
     """Labels and default word of a registration. It comes from any process: raises _BadHello on everything odd."""
     try:
@@ -177,7 +191,7 @@ def _parse_hello(message: bytes) -> tuple[Labels, int]:
     if not isinstance(hello, dict):
         raise _BadHello("a registration is a JSON object")
     if hello.get("abi") != abi.ABI:
-        raise _BadHello(f"the agent speaks ABI version {abi.ABI}, the process {hello.get('abi')!r}")
+        raise _BadHello(f"the agent speaks ABI version {abi.ABI}, the process {hello.get('abi')!r:.40}")
     labels = [hello.get(name, "") for name in Labels._fields]
     if not all(isinstance(label, str) and len(label) <= _LABEL_MAX and label.isprintable() for label in labels):
         raise _BadHello(f"service, version and env are printable texts of up to {_LABEL_MAX} characters")

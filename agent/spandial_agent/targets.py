@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import structlog
+
 from spandial.abi import DEFAULT_ROW, EntryKind, Flag
 from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
@@ -15,6 +17,8 @@ from spandial_agent.table import RateTable, Row
 from spandial_api.rules import Rule, RuleBook
 
 __all__ = ["Target", "Targets"]
+
+_log = structlog.get_logger("spandial.targets")
 
 
 @dataclass
@@ -48,6 +52,10 @@ class Target:
 class Targets:
     """All targets. A row stays with its process until the process ends, whatever its hook does meanwhile.
 
+    Attributes:
+        emit: whether the kernel shall emit the kept entries of a process with these labels: only while somebody reads
+            them. Call `rewrite` when it answers differently.
+
     Args:
         table: where their rates are.
         default: the rate word of targets that brought none of their own and have no rule.
@@ -71,7 +79,7 @@ class Targets:
         self._by_pid: dict[int, Target] = {}
         self._by_row: dict[int, Target] = {}
         self._book = RuleBook()
-        self._emit = False
+        self.emit: Callable[[Labels], bool] = lambda labels: False
         self._write_default()
 
     def __iter__(self) -> Iterator[Target]:
@@ -133,15 +141,14 @@ class Targets:
     def apply(self, book: RuleBook) -> None:
         """Make all targets obey this book."""
         self._book = book
+        self.rewrite()
+
+    def rewrite(self) -> None:
+        """Write every row anew: the book, or what is to be emitted, has changed."""
         self._write_default()
         for target in self:
             self._write(target)
         self._table.advance()
-
-    def emit(self, wanted: bool) -> None:
-        """Whether the kernel emits kept entries: only while somebody reads them."""
-        self._emit = wanted
-        self.apply(self._book)
 
     def _current(self, process: Process) -> Target | None:
         """The target that this process is; one of the same pid that started at another time has ended."""
@@ -157,15 +164,22 @@ class Targets:
         target = Target(process, labels, default, row, rules)
         self._by_pid[process.pid] = target
         self._by_row[row.number] = target
+        if row.number == DEFAULT_ROW:
+            self._write(target)
         if self._capture is not None:
-            self._capture.add_target(process.pid, row)
+            try:
+                self._capture.add_target(process.pid, row)
+            except OSError as error:  # its map is full: the hooks of further processes obey all the same
+                _log.warning("the kernel does not watch a process", pid=process.pid, error=str(error))
         self.on_added(target)
         return target
 
     def _write(self, target: Target) -> None:
+        if target.row.number == DEFAULT_ROW:  # not its own: it obeys what holds for a process without labels
+            target.rules = self._resolve(Labels(), self._default)[0]
+            return
         target.rules, words, fallback = self._resolve(target.labels, target.default)
-        if target.row.number != DEFAULT_ROW:
-            self._table.write(target.row, words, fallback)
+        self._table.write(target.row, words, fallback)
 
     def _write_default(self) -> None:
         _, words, fallback = self._resolve(Labels(), self._default)
@@ -173,7 +187,7 @@ class Targets:
 
     def _resolve(self, labels: Labels, default: int) -> tuple[tuple[Rule | None, ...], list[int], int]:
         rules = tuple(self._book.resolve(labels, kind) for kind in EntryKind)
-        emit = Flag.EMIT if self._emit else 0
+        emit = Flag.EMIT if self.emit(labels) else 0
         words = [(rule.word if rule else default) | emit for rule in rules]
         fallback = default if self._book.fallback is None else self._book.fallback
         return rules, words, fallback

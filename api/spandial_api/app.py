@@ -34,23 +34,24 @@ def build_app(control: Control, node: Node, *, token: str, token_path: Path, ver
     return app
 
 
-async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
+async def _bad_input(request: Request, error: Exception) -> JSONResponse:
     """422 with the field, what was received and what is allowed."""
     assert isinstance(error, RequestValidationError)
     problems = [
         {
             "field": str(item["loc"][-1]),
-            "received": item.get("input"),
-            "allowed": _allowed(item),
+            # Of a missing parameter, pydantic's input is all the others.
+            "received": None if item["type"] == "missing" else item.get("input"),
+            "allowed": _allowed(item, request.method),
         }
         for item in error.errors()
     ]
     return JSONResponse({"detail": problems}, status_code=422)
 
 
-def _allowed(item: dict[str, object]) -> str:
+def _allowed(item: dict[str, object], method: str) -> str:
     if item["type"] == "extra_forbidden":
-        return "no such parameter: " + ", ".join(sampling.PARAMETERS)
+        return "no such parameter; there are: " + (", ".join(sampling.PARAMETERS[method]) or "none")
     return str(item["msg"]).removeprefix("Value error, ")
 
 

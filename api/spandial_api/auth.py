@@ -33,7 +33,8 @@ def read_or_make_token(path: Path) -> str:
         token = path.read_text().strip()
         if token:
             return token
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
+        os.fchmod(descriptor, 0o600)
     token = secrets.token_urlsafe(32)
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook, Selector
@@ -12,11 +14,17 @@ __all__ = ["Control", "selector_text"]
 
 
 def selector_text(selector: Selector) -> str:
-    """A selector as people write it: `service=checkout env=gray`, or `default`."""
+    """A selector as people write it: `service=checkout env=gray`, or `default`. No two selectors have the same text."""
     fields = [
-        f"{name}={value}" for name in ("service", "version", "env", "protocol") if (value := getattr(selector, name))
+        f"{name}={_quoted(value)}"
+        for name in ("service", "version", "env", "protocol")
+        if (value := getattr(selector, name)) is not None
     ]
     return " ".join(fields) or "default"
+
+
+def _quoted(value: str) -> str:
+    return value if value.isprintable() and not {" ", '"'} & set(value) else json.dumps(value)
 
 
 class Control:
@@ -35,16 +43,12 @@ class Control:
 
     async def put(self, rule: Rule) -> tuple[Rule, int]:
         """Upsert a rule; the rule as stored, and how many targets it reaches. Raises StoreError, nothing applied."""
-        async with self._lock:
-            await self._commit(self.book.put(rule))
-            stored = self.book.rules[rule.selector]
-            return stored, self.reached()[stored.selector]
+        book = await self._change(lambda book: book.put(rule))
+        return book.rules[rule.selector], self.reached().get(rule.selector, 0)
 
     async def remove(self, selector: Selector) -> int:
         """Remove a rule; the new revision. Raises KeyError, StoreError, nothing applied."""
-        async with self._lock:
-            await self._commit(self.book.remove(selector))
-            return self.book.revision
+        return (await self._change(lambda book: book.remove(selector))).revision
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""
@@ -56,8 +60,15 @@ class Control:
                     counts[texts[text]] += 1
         return counts
 
-    async def _commit(self, book: RuleBook) -> None:
-        # The disk may be slow; the node goes on meanwhile. A caller who goes away does not stop half-way.
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._store.save, book))
-        self.book = book
-        self._node.apply(book)
+    async def _change(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
+        # A caller who goes away does not stop a change half-way: what is on disk must be applied.
+        return await asyncio.shield(self._commit(change))
+
+    async def _commit(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
+        async with self._lock:
+            book = change(self.book)
+            # The disk may be slow; the node goes on meanwhile.
+            await asyncio.get_running_loop().run_in_executor(None, self._store.save, book)
+            self.book = book
+            self._node.apply(book)
+            return book

@@ -143,5 +143,6 @@ class Node(Protocol):
 
     def health(self) -> Health: ...
 
-    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
-        """The kept entries from now on. As long as anybody watches, the kernel emits them."""
+    def watch(self, service: str, env: str) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
+        """The kept entries, from now on, of the services and environments that match these globs. Only as long as
+        anybody watches them, the kernel emits them."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from spandial.abi import Mode
-from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
 
 __all__ = ["Store", "StoreError"]
 
@@ -44,7 +45,7 @@ class Store:
         """Raises StoreError."""
         try:
             rows = self._database.execute("SELECT service, version, env, protocol, rate, mode, revision FROM rules")
-            rules = [Rule(Selector(*row[:4]), row[4], Mode(row[5]), row[6]) for row in rows]
+            rules = [_rule(row) for row in rows]
             revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
@@ -76,3 +77,13 @@ class Store:
 
     def close(self) -> None:
         self._database.close()
+
+
+def _rule(row: tuple[Any, ...]) -> Rule:
+    """A stored rule. Raises ValueError for what this version cannot obey: another version may have stored it."""
+    service, version, env, protocol, rate, mode, revision = row
+    if protocol is not None and protocol not in PROTOCOLS:
+        raise ValueError(f"there is no protocol {protocol!r}")
+    if not isinstance(rate, float) or not 0 <= rate <= 100:
+        raise ValueError(f"{rate!r} is no rate")
+    return Rule(Selector(service, version, env, protocol), rate, Mode(mode), revision)

@@ -12,6 +12,7 @@ import selectors
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -76,16 +77,19 @@ class Load:
 
     def __init__(self, port: int, count: int, seed: int, connections: int = 8) -> None:
         arguments = [str(value) for value in ("127.0.0.1", port, count, seed, connections)]
-        self._process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
+        # A file and not a pipe: a pipe that nobody reads yet would stop the load.
+        self._out = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=self._out)
 
     def running(self) -> bool:
         return self._process.poll() is None
 
     def finish(self) -> list[Request]:
         """Raises AssertionError unless every request was answered with 200."""
-        out, _ = self._process.communicate(timeout=280)
-        assert self._process.returncode == 0, out
-        rows = [line.split() for line in out.splitlines()]
+        assert self._process.wait(280) == 0
+        self._out.seek(0)
+        rows = [line.split() for line in self._out]
+        self._out.close()
         return [Request(int(row[0], 16), row[1] == "1", int(row[2]), int(row[3])) for row in rows]
 
 

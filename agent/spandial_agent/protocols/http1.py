@@ -12,9 +12,9 @@ def parse_request_line(request: bytes) -> tuple[str, str]:
     """
     line = request.split(b"\n", 1)[0].rstrip(b"\r")
     method, _, rest = line.partition(b" ")
-    target = rest.partition(b" ")[0]
-    if target[:7].lower() == b"http://":  # absolute-form, section 3.2.2
-        slash = target.find(b"/", 7)
-        target = target[slash:] if slash > 0 else b"/"
-    path = target.partition(b"?")[0]
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    scheme, separator, authority = path.partition(b"://")
+    if separator and scheme.lower() in (b"http", b"https"):  # absolute-form, section 3.2.2
+        slash = authority.find(b"/")
+        path = authority[slash:] if slash >= 0 else b"/"
     return method.decode("latin-1"), path.decode("utf-8", "backslashreplace")

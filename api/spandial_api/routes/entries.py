@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable
-from fnmatch import fnmatchcase
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -22,7 +21,6 @@ async def get_entries(
 ) -> AsyncIterable[EntryEvent]:
     """A stream of server-sent events, one for every entry that the kernel keeps from now on."""
     node: Node = request.app.state.node
-    async with node.watch() as entries:
+    async with node.watch(service, env) as entries:
         async for entry in entries:
-            if fnmatchcase(entry.service, service) and fnmatchcase(entry.env, env):
-                yield entry
+            yield entry

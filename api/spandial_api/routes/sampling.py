@@ -50,7 +50,16 @@ class RuleQuery(SelectorQuery):
         return Rule(self.selector(), parse_rate(self.rate), Mode[self.mode.upper()])
 
 
-PARAMETERS = tuple(RuleQuery.model_fields)
+class NoQuery(BaseModel):
+    """A request without parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+PARAMETERS = {
+    method: tuple(query.model_fields)
+    for method, query in (("PUT", RuleQuery), ("DELETE", SelectorQuery), ("GET", NoQuery))
+}
 
 
 class RuleState(BaseModel):
@@ -122,12 +131,6 @@ async def delete_rule(request: Request, query: Annotated[SelectorQuery, Query()]
     except KeyError:
         raise HTTPException(404, f"there is no rule for {selector_text(selector)}; GET /sampling lists them") from None
     return Removed(removed=selector_text(selector), revision=revision)
-
-
-class NoQuery(BaseModel):
-    """A request without parameters."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 @router.get("/sampling")

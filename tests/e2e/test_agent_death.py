@@ -1,0 +1,80 @@
+"""The agent dies under load and comes back: no request fails, and the rates do what the lease says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.agent_process import AgentProcess, eventually
+from tests.e2e.load import start_load
+from tests.e2e.services import Server, gunicorn, uvicorn
+
+pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
+
+# The trace's own randomness decides at 0 and 100 % only by the mode, so a request shows which word is obeyed.
+DROPPED = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
+
+
+def hook_keeps(server: Server, folder: Path) -> bool:
+    """Whether the service keeps a request whose caller dropped it: only a boost does that."""
+    path = folder / f"kept.{server.pid}"
+    before = path.stat().st_size if path.exists() else 0
+    server.get(headers=DROPPED)
+    return path.exists() and path.stat().st_size > before
+
+
+def test_a_killed_agent_costs_no_request_and_its_boost_ends_with_the_lease(
+    make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    agent = make_agent(SPANDIAL_LEASE_SECONDS="2")
+    with uvicorn(agent, tmp_path, env="gray") as server:
+        agent.set(1)
+        agent.set(100, env="gray", mode="boost")
+        assert hook_keeps(server, tmp_path)
+
+        load = start_load(server.url, 20_000, 5)
+        time.sleep(0.5)
+        agent.kill()
+        killed = time.monotonic()
+        kept_after_death = hook_keeps(server, tmp_path)
+        if time.monotonic() - killed < 1:  # the lease had at least so long to go
+            assert kept_after_death
+        eventually(lambda: not hook_keeps(server, tmp_path), "the boost ends")
+
+        agent.start()
+        eventually(lambda: hook_keeps(server, tmp_path), "the hook obeys again")
+        rules = {rule["selector"]: rule["rate"] for rule in agent.get("/sampling")["rules"]}
+        assert rules == {"env=gray": 100, "default": 1}
+        assert agent.hooked("shop")[0]["pid"] == server.pid
+        agent.set(0, env="gray", mode="boost")
+        assert not hook_keeps(server, tmp_path)
+        assert len(load.finish()) == 20_000
+        assert server.process.poll() is None
+
+
+def test_the_kernel_counts_again_after_a_restart(make_agent: Callable[..., AgentProcess], tmp_path: Path) -> None:
+    agent = make_agent(SPANDIAL_LEASE_SECONDS="2")
+    with uvicorn(agent, tmp_path) as server:
+        agent.kill()
+        agent.start()
+        agent.hooked("shop")
+        for _ in range(50):
+            server.get(headers=DROPPED)
+        http = next(t for t in agent.get("/stats")["targets"] if t["pid"] == server.pid)["kinds"]["http"]
+        assert http["kernel"]["seen"] == 50
+        assert http["difference_seen"] == http["difference_kept"] == 0
+
+
+def test_prefork_workers_come_back_to_a_restarted_agent(
+    make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    agent = make_agent(SPANDIAL_LEASE_SECONDS="2")
+    with gunicorn(agent, tmp_path, workers=2) as server:
+        before = {target["pid"] for target in agent.hooked("shop", 3)}
+        agent.kill()
+        agent.start()
+        assert {target["pid"] for target in agent.hooked("shop", 3)} == before
+        assert server.get().status_code == 200
