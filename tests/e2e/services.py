@@ -20,6 +20,7 @@ from tests.agent_process import AgentProcess, eventually
 __all__ = ["Server", "free_port", "gunicorn", "h2load", "nginx", "node", "uvicorn"]
 
 _HERE = Path(__file__).parent
+_DEMO = _HERE.parent.parent / "deploy" / "demo"
 _BIN = Path(sys.executable).parent
 
 
@@ -166,7 +167,7 @@ def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterato
 def node(folder: Path, *, service: str = "front", unix: bool = False) -> Iterator[Server]:
     port, path = free_port(), str(folder / "node.sock")
     environment = {**_labels(service, "1", "stable"), "PORT": path if unix else str(port)}
-    command = ["node", str(_HERE / "service.js")]
+    command = ["node", str(_DEMO / "service.js")]
     url = f"http://127.0.0.1:{port}"
     with _running(lambda: Server(command, environment, folder / "node.log", url, path if unix else "")) as server:
         yield server
