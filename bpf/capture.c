@@ -89,8 +89,8 @@ static __always_inline int message_of(u64 number, u64 arg1, u64 arg2, u64 arg3, 
 	return 0;
 }
 
-static __always_inline void emit(const struct head *head, const struct trace_context *context, u32 parent,
-				 u64 word, u32 tgid, u32 row)
+static __always_inline void emit(const struct head *head, const struct trace_context *context, u32 parent, u64 word,
+				 u32 tgid, u32 row)
 {
 	struct spandial_entry *entry = entries.ringbuf_reserve(sizeof(*entry));
 	u32 length = head->request_line ? head->request_line : head->length;
@@ -125,8 +125,7 @@ static __always_inline u64 word_of(u32 tgid, const struct spandial_target *targe
 
 	if (!row || !header)
 		return 0;
-	if (row_index != SPANDIAL_DEFAULT_ROW &&
-	    row->words[SPANDIAL_WORD_OWNER] != ((u64)target->epoch << 32 | tgid)) {
+	if (row_index != SPANDIAL_DEFAULT_ROW && row->words[SPANDIAL_WORD_OWNER] != ((u64)target->epoch << 32 | tgid)) {
 		count_loss(SPANDIAL_LOSS_STALE_ROW);
 		return 0;
 	}
@@ -221,8 +220,8 @@ int on_socket(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	task_regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
 	bpf_probe_read_kernel(&regs, sizeof(regs), task_regs);
-	return on_syscall(SYSCALL_NUMBER(&regs), SYSCALL_ARG1(&regs), SYSCALL_ARG2(&regs), SYSCALL_ARG3(&regs),
-			  result, tgid, target);
+	return on_syscall(SYSCALL_NUMBER(&regs), SYSCALL_ARG1(&regs), SYSCALL_ARG2(&regs), SYSCALL_ARG3(&regs), result,
+			  tgid, target);
 }
 
 /* sys_exit (regs, ret), Linux 4.17: the same for kernels without the two above. It cannot tell a
@@ -237,6 +236,6 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (!target || result < 8)
 		return 0;
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
-	return on_syscall(SYSCALL_NUMBER(&regs), SYSCALL_ARG1(&regs), SYSCALL_ARG2(&regs), SYSCALL_ARG3(&regs),
-			  result, tgid, target);
+	return on_syscall(SYSCALL_NUMBER(&regs), SYSCALL_ARG1(&regs), SYSCALL_ARG2(&regs), SYSCALL_ARG3(&regs), result,
+			  tgid, target);
 }

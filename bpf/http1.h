@@ -17,9 +17,9 @@ struct head {
 	__u32 request_line; /* length without the line end; 0: its end is not within reach */
 	__u32 traceparent;  /* offset of the value; 0: none */
 	__u32 tracestate;
-	__u32 at; /* where the scan is */
-	__u32 within; /* a part of it */
-	__u32 window; /* the last four bytes of a search */
+	__u32 at;	/* where the scan is */
+	__u32 within;	/* a part of it */
+	__u32 window;	/* the last four bytes of a search */
 	__u32 received; /* by the process, as opposed to sent */
 };
 
@@ -49,9 +49,9 @@ static __always_inline __u64 load8(const struct head *head, __u32 offset)
 
 #define BYTES(c) (0x0101010101010101ULL * (c))
 #define LOWER(word) ((word) | BYTES(0x20))
-#define CHARS8(a, b, c, d, e, f, g, h)                                                            \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |  \
-	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
+#define CHARS8(a, b, c, d, e, f, g, h)                                                                                 \
+	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 | (__u64)(f) << 40 |    \
+	 (__u64)(g) << 48 | (__u64)(h) << 56)
 #define CHARS4(a, b, c, d) CHARS8(a, b, c, d, 0, 0, 0, 0)
 
 /* 0x80 in every byte that equals c, exactly (no borrow between bytes). */

@@ -22,9 +22,9 @@ int write_row(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!row)
 		return 1;
-#define WRITE(n)                                                                                  \
-	if (mask & (1 << n))                                                                      \
-		*(volatile u64 *)&row->words[n] = ctx->args[2 + n]
+#define WRITE(n)                                                                                                       \
+	if (mask & (1 << n))                                                                                           \
+	*(volatile u64 *)&row->words[n] = ctx->args[2 + n]
 	WRITE(7);
 	WRITE(6);
 	WRITE(5);

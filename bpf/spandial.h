@@ -21,12 +21,12 @@
 /* Words of the header row. */
 #define SPANDIAL_HEADER_MAGIC 0
 #define SPANDIAL_HEADER_GENERATION 1 /* counts the agent's writes */
-#define SPANDIAL_HEADER_LEASE 2      /* deadline, CLOCK_BOOTTIME ns; 0: expired */
+#define SPANDIAL_HEADER_LEASE 2	     /* deadline, CLOCK_BOOTTIME ns; 0: expired */
 #define SPANDIAL_HEADER_ROWS 3
 
 /* Words of every other row; the first four are indexed by entry kind. */
 #define SPANDIAL_WORD_FALLBACK 6 /* obeyed when the lease has run out */
-#define SPANDIAL_WORD_OWNER 7    /* epoch << 32 | tgid; 0: free */
+#define SPANDIAL_WORD_OWNER 7	 /* epoch << 32 | tgid; 0: free */
 
 enum spandial_entry_kind {
 	SPANDIAL_INTERNAL = 0,
@@ -66,8 +66,8 @@ struct spandial_target {
 
 /* Value of the kernel's counts map, keyed by row, per CPU; arrays by entry kind. */
 struct spandial_counts {
-	__u64 seen[SPANDIAL_ENTRY_KINDS];        /* entries received */
-	__u64 kept[SPANDIAL_ENTRY_KINDS];        /* of those, kept by the decision */
+	__u64 seen[SPANDIAL_ENTRY_KINDS];	 /* entries received */
+	__u64 kept[SPANDIAL_ENTRY_KINDS];	 /* of those, kept by the decision */
 	__u64 seen_traced[SPANDIAL_ENTRY_KINDS]; /* entries with a trace context */
 	__u64 kept_traced[SPANDIAL_ENTRY_KINDS];
 	__u64 sent[SPANDIAL_ENTRY_KINDS]; /* requests sent as a client: never entries */
@@ -75,9 +75,9 @@ struct spandial_counts {
 
 /* Index into the kernel's losses map, per CPU. */
 enum spandial_loss {
-	SPANDIAL_LOSS_RING_FULL = 0,   /* a kept entry found no room in the ring buffer */
-	SPANDIAL_LOSS_UNREADABLE = 1,  /* the process's buffer could not be read */
-	SPANDIAL_LOSS_STALE_ROW = 2,   /* the target's row belongs to somebody else */
+	SPANDIAL_LOSS_RING_FULL = 0,  /* a kept entry found no room in the ring buffer */
+	SPANDIAL_LOSS_UNREADABLE = 1, /* the process's buffer could not be read */
+	SPANDIAL_LOSS_STALE_ROW = 2,  /* the target's row belongs to somebody else */
 	SPANDIAL_LOSS_KINDS = 3,
 };
 
@@ -85,11 +85,11 @@ enum spandial_loss {
 
 /* One kept entry, as the ring buffer carries it. */
 struct spandial_entry {
-	__u64 time_ns;     /* CLOCK_BOOTTIME */
+	__u64 time_ns;	   /* CLOCK_BOOTTIME */
 	__u64 trace_id[2]; /* most significant half first; 0: no trace context */
-	__u64 span_id;     /* of the remote parent */
+	__u64 span_id;	   /* of the remote parent */
 	__u64 randomness;  /* the 56 bits that were compared */
-	__u64 word;        /* the rate word that was obeyed */
+	__u64 word;	   /* the rate word that was obeyed */
 	__u32 tgid;
 	__u32 row;
 	__u8 kind;   /* enum spandial_entry_kind */

@@ -55,16 +55,14 @@ static __always_inline int parse_traceparent(const struct head *head, struct tra
 	context->span_id = hex16(head, at + 36, &bad);
 	end = load8(head, at + 52); /* "-ff" and what follows */
 	flags = hex8((end >> 8 & 0xffff) | CHARS8(0, 0, '0', '0', '0', '0', '0', '0'), &bad) >> 24;
-	if (bad || (start >> 16 & 0xff) != '-' || (end & 0xff) != '-' ||
-	    byte_at(head, at + 35) != '-')
+	if (bad || (start >> 16 & 0xff) != '-' || (end & 0xff) != '-' || byte_at(head, at + 35) != '-')
 		return 0;
 	if (version == 0xff || !(context->trace_id[0] | context->trace_id[1]) || !context->span_id)
 		return 0;
 	if (at + TRACEPARENT_LENGTH < head->length) {
 		/* Version 00 ends here; a later one may go on after a dash. */
 		after = end >> 24;
-		if (after != '\r' && after != '\n' && after != ' ' && after != '\t' &&
-		    !(after == '-' && version))
+		if (after != '\r' && after != '\n' && after != ' ' && after != '\t' && !(after == '-' && version))
 			return 0;
 	}
 	context->sampled = flags & 1;

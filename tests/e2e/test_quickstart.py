@@ -1,0 +1,62 @@
+"""The quickstart shows what it promises, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("node")]
+
+QUICKSTART = Path(__file__).parent.parent.parent / "deploy" / "demo" / "quickstart.py"
+
+
+def traces() -> tuple[set[str], set[str], str]:
+    """Processes, files and mounts that a quickstart could leave."""
+    commands = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if "spandial-quickstart" in line or str(QUICKSTART.parent) in line:
+            commands.add(line)
+    files = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("spandial-quickstart-")}
+    return commands, files, Path("/proc/mounts").read_text()
+
+
+def test_without_a_person_it_turns_the_dial_up_and_back_and_checks_itself() -> None:
+    before = traces()
+    done = subprocess.run([sys.executable, QUICKSTART, "--seconds", "9"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "gray turned up to 100 %, obeyed by 1 target" in done.stdout
+    assert "gray turned back to 1 %" in done.stdout
+    assert "/sampling?rate=100&env=gray" in done.stdout
+    for check in ("shop 1: kernel and hook agree", "shop 2: kernel and hook agree", "front 1: the kernel saw all"):
+        assert any(line.startswith("ok") and check in line for line in done.stdout.splitlines()), done.stdout
+    assert traces() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_behind(number: signal.Signals) -> None:
+    before = traces()
+    process = subprocess.Popen([sys.executable, QUICKSTART], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "starting the agent" in process.stdout.readline()
+    time.sleep(6)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (0 if number == signal.SIGINT else 143)
+    assert traces() == before
+
+
+def test_too_short_a_run_is_refused_with_the_reason() -> None:
+    done = subprocess.run([sys.executable, QUICKSTART, "--seconds", "1"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "at least 6" in done.stderr

@@ -1,0 +1,75 @@
+"""The frozen map: one BPF program writes it, everybody reads it, nobody else can change it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from spandial import abi
+from spandial_agent.kernel.libbpf import Map
+from spandial_agent.kernel.rates import FrozenTable
+from spandial_agent.table import RateTable
+from tests.spandial_agent.unprivileged_reader import run_as_nobody
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture
+def backend() -> Iterator[FrozenTable]:
+    backend = FrozenTable()
+    yield backend
+    backend.close()
+
+
+def test_an_unprivileged_process_can_read_it_and_change_nothing(backend: FrozenTable) -> None:
+    RateTable(backend)
+    report = run_as_nobody(backend.descriptor)
+    assert (report.uid, report.capabilities) == (65534, 0)
+    expected = (abi.MAGIC | abi.ABI).to_bytes(8, "little").hex()
+    assert report.first == (expected, expected)
+    assert None not in report.failures.values(), report.failures
+    assert report.failures["map_for_writing"] == "EPERM"
+    assert report.failures["update_through_bpf"] == "EPERM"
+
+
+def test_even_the_agent_cannot_write_past_the_program(backend: FrozenTable) -> None:
+    with pytest.raises(PermissionError):
+        mmap.mmap(backend.descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    with pytest.raises(PermissionError):
+        Map(backend.descriptor, abi.ROW_SIZE)[2] = bytes(abi.ROW_SIZE)
+
+
+def test_a_write_is_in_the_mapped_page_when_it_returns(backend: FrozenTable) -> None:
+    words = memoryview(mmap.mmap(backend.descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)).cast("Q")
+    for value in range(1000):
+        backend.write(7, [value] * 8, 0b11111111)
+        assert words[7 * 8 : 8 * 8].tolist() == [value] * 8
+
+
+def test_only_the_words_of_the_mask_are_written(backend: FrozenTable) -> None:
+    backend.write(9, [1] * 8, 0b11111111)
+    backend.write(9, [2] * 8, 0b00100101)
+    assert backend.read(9) == (2, 1, 2, 1, 1, 2, 1, 1)
+
+
+def test_every_row_is_there_and_none_beyond(backend: FrozenTable) -> None:
+    backend.write(abi.ROWS - 1, [3] * 8, 0b11111111)
+    assert backend.read(abi.ROWS - 1) == (3,) * 8
+    with pytest.raises(IndexError):
+        backend.write(abi.ROWS, [3] * 8, 0b11111111)
+
+
+def test_all_bits_of_a_word_survive(backend: FrozenTable) -> None:
+    word = 0xFEDCBA9876543210
+    backend.write(2, [word] * 8, 0b11111111)
+    assert backend.read(2) == (word,) * 8
+
+
+def test_a_closed_table_leaves_no_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        FrozenTable().close()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
