@@ -119,6 +119,7 @@ class Link:
 
     def _forget(self) -> None:
         self._socket: socket.socket | None = None
+        self._connecting: socket.socket | None = None
         self._table: _Table | None = None
         self._page: memoryview | None = None
         self._base = [0] * len(self._tally)
@@ -129,8 +130,9 @@ class Link:
     def _after_fork(self) -> None:
         """In the child: nothing of the parent's is used but a copy of its last rates, and their lease."""
         table = self._table
-        if self._socket is not None:
-            self._socket.close()  # the child's copy of the descriptor only
+        for connection in (self._socket, self._connecting):
+            if connection is not None:
+                connection.close()  # the child's copy of the descriptor only
         self._obey(_frozen(self._obeyed()))
         self._tally[:] = [0] * len(self._tally)
         self._forget()
@@ -150,7 +152,7 @@ class Link:
                 self._disconnect(_RETRY_REFUSED_S)
 
     def _connect(self) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        connection = self._connecting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
             connection.settimeout(_ANSWER_TIMEOUT_S)
             connection.connect(self._path)

@@ -81,7 +81,10 @@ class Discovery:
     async def _rescan(self) -> None:
         while True:
             await asyncio.sleep(_RESCAN_S if self.how == "events" else _SCAN_ONLY_S)
-            self.scan()
+            try:
+                self.scan()
+            except OSError as error:  # out of descriptors: the next scan may find some
+                _log.warning("processes could not be scanned", error=str(error))
 
     def _listen(self) -> None:
         """Start the reader, and wait until it knows whether there are events."""

@@ -65,8 +65,11 @@ class LocalNode:
         self._watchers = Watchers(targets.rewrite)
         targets.emit = self._watchers.wants
         self._revision = 0
-        self._waiting = 0
+        # Each is written by one thread only: by the ring buffer's, by the loop's.
+        self._handed_over = 0
+        self._taken = 0
         self._lost_records = 0
+        self._bad_records = 0
         # CLOCK_BOOTTIME to Unix time.
         self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -94,6 +97,7 @@ class LocalNode:
         losses = {
             "watcher_slow": self._watchers.lost,
             "agent_slow": self._lost_records,
+            "bad_record": self._bad_records,
             "process_events": self._discovery.lost,
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
@@ -164,17 +168,21 @@ class LocalNode:
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
-        if self._waiting >= _BACKLOG:
+        if self._handed_over - self._taken >= _BACKLOG:
             self._lost_records += len(records)
             return
-        self._waiting += len(records)
+        self._handed_over += len(records)
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._offer, records)
 
     def _offer(self, records: list[bytes]) -> None:
-        self._waiting -= len(records)
+        self._taken += len(records)
         for record in records:
-            entry = decode_entry(record)
+            try:
+                entry = decode_entry(record)
+            except ValueError:
+                self._bad_records += 1
+                continue
             target = self._targets.get(entry.tgid)
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
             self._watchers.offer(

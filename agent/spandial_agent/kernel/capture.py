@@ -10,7 +10,7 @@ from spandial import abi
 from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.libbpf import Map, program_info
-from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.loader import Module, release_compiler_memory
 from spandial_agent.table import Row
 
 __all__ = ["Capture", "Counts"]
@@ -53,6 +53,7 @@ class Capture:
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
         self._stop = threading.Event()
+        release_compiler_memory()
         self._reader: threading.Thread | None = None
 
     def _attach(self, force: CapturePath | None) -> tuple[CapturePath, int]:
