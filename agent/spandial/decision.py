@@ -96,8 +96,10 @@ def parse_threshold(ot: str) -> int | None:
 
 def without_threshold(ot: str) -> str:
     """All members of `ot` but `th`."""
-    if ot.startswith("th:") and ot.count("th:") == 1:  # where this project and the SDK put it
-        return ot.partition(";")[2]
+    if ot.startswith("th:"):  # where this project and the SDK put it
+        ot = ot.partition(";")[2]
+        if "th:" not in ot:
+            return ot
     return ";".join([member for member in ot.split(";") if not member.startswith("th:")])
 
 

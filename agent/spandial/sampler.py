@@ -92,18 +92,22 @@ def parse_default(text: str | float | None) -> float:
     return rate
 
 
-# What a word means, worked out once each time it changes: the word, its threshold, the class of a kept root's
-# result, its mode and THIN, and the value of `th`.
-_Plan = tuple[int, int, type[Any], int, str]
+# What a word means, worked out once each time it changes: the word, the kind of entry, the threshold, where to count a
+# dropped root, and how to keep one. Plain tuples: they are unpacked in every decision.
+_Plan = tuple[int, int, int, int, "_Keep"]
+# Where to count a kept root, the class of its result, the result itself for a span without attributes, mode and THIN,
+# and the value of `th`.
+_Keep = tuple[int, type[Any], Any, int, str]
 _HOW = abi.MODE_MASK | Flag.THIN
 _THIN, _STRICT = Flag.THIN, int(Mode.STRICT)
 _OWN = Mode.BOOST | Mode.STRICT
 _STRICT_OR_THIN = _STRICT | _THIN
 
 
-def _plan(word: int, default: int) -> _Plan:
+def _plan(entry: int, word: int, default: int) -> _Plan:
     meant = word if word & Flag.VALID else default
-    th = format_threshold(abi.threshold_of(meant))
+    threshold = abi.threshold_of(meant)
+    th = format_threshold(threshold)
 
     class KeptRoot(SamplingResult):
         __slots__ = ("attributes",)
@@ -111,12 +115,15 @@ def _plan(word: int, default: int) -> _Plan:
         decision = _KEPT
 
     KeptRoot.trace_state = TraceState([("ot", th)])
+    bare: Any = KeptRoot()
+    bare.attributes = _NO_ATTRIBUTES
     how = meant & _HOW
     if how & abi.MODE_MASK == abi.MODE_MASK:  # no mode at all
         how &= ~abi.MODE_MASK
     elif how == Mode.BOOST | _THIN:  # a remote parent settles nothing, kept or dropped
         how = _STRICT | _THIN
-    return word, abi.threshold_of(meant), KeptRoot, how, th
+    count = entry * abi.PAGE_KIND_STRIDE
+    return word, entry, threshold, count, (count + 1, KeptRoot, bare, how, th)
 
 
 # W3C Trace Context, 3.3.1.3.2: readers discard the whole tracestate for one value that is longer.
@@ -169,10 +176,10 @@ def build_decider(
     key = _SPAN_KEY or ""
     current = _current_context()
     server, internal = SpanKind.SERVER, SpanKind.INTERNAL
-    dropped = _DROPPED
+    dropped, no_parent = _DROPPED, Context()
     words: Sequence[int] = array("Q", [default] * abi.ROW_WORDS)
-    plans: list[_Plan] = [_plan(default, default)] * len(EntryKind)
-    http = plans[EntryKind.HTTP]
+    plans = [_plan(entry, default, default) for entry in EntryKind]
+    inner, http = plans[EntryKind.INTERNAL], plans[EntryKind.HTTP]
 
     def obey(new_words: Sequence[int]) -> None:
         nonlocal words
@@ -181,11 +188,10 @@ def build_decider(
     def obeyed() -> Sequence[int]:
         return words
 
-    def replan(kind: int) -> _Plan:
-        nonlocal http
-        plan = plans[kind] = _plan(words[kind], default)
-        if kind == EntryKind.HTTP:
-            http = plan
+    def replan(entry: int) -> _Plan:
+        nonlocal inner, http
+        plan = plans[entry] = _plan(entry, words[entry], default)
+        inner, http = plans[EntryKind.INTERNAL], plans[EntryKind.HTTP]
         return plan
 
     def should_sample(
@@ -202,18 +208,23 @@ def build_decider(
         if parent_context and key in parent_context:
             return with_parent(parent_context[key], trace_id, kind, attributes)
         if kind is server and attributes and ("http.method" in attributes or "http.request.method" in attributes):
-            # A root HTTP entry: root_of with its index known.
-            word, threshold, kept, _, _ = http
-            if words[1] != word:
-                word, threshold, kept, _, _ = replan(1)
-            if trace_id & 0xFFFFFFFFFFFFFF < threshold:
-                tally[8] += 1
-                return dropped
-            tally[9] += 1
-            result: Any = kept()
-            result.attributes = attributes
-            return result
-        return root(trace_id, kind, attributes)
+            word, entry, threshold, drop_at, keep = http
+        elif not attributes or kind is internal:
+            word, entry, threshold, drop_at, keep = inner
+        else:
+            word, entry, threshold, drop_at, keep = plans[entry_kind(kind, attributes)]
+        if words[entry] != word:
+            word, entry, threshold, drop_at, keep = replan(entry)
+        if trace_id & 0xFFFFFFFFFFFFFF < threshold:
+            tally[drop_at] += 1
+            return dropped
+        keep_at, kept, bare, _, _ = keep
+        tally[keep_at] += 1
+        if not attributes:
+            return bare
+        result = kept()
+        result.attributes = attributes
+        return result
 
     def portable(
         parent_context: Context | None,
@@ -226,43 +237,30 @@ def build_decider(
     ) -> Any:
         return with_parent(get_current_span(parent_context), trace_id, kind, attributes)
 
-    def root(trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
-        entry = int(entry_kind(kind, attributes)) if attributes else 0
-        word, threshold, kept, _, _ = plans[entry]
-        if words[entry] != word:
-            word, threshold, kept, _, _ = replan(entry)
-        if trace_id & 0xFFFFFFFFFFFFFF < threshold:
-            tally[entry * 8] += 1
-            return dropped
-        tally[entry * 8 + 1] += 1
-        result: Any = kept()
-        result.attributes = attributes or _NO_ATTRIBUTES
-        return result
-
     def with_parent(span: Any, trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
         try:
-            _, _, remote, flags, trace_state, valid = span.get_span_context()
+            remote, flags, trace_state, valid = span.get_span_context()[2:]
         except (AttributeError, TypeError, ValueError):
-            return root(trace_id, kind, attributes)  # what get_current_span makes of something that is no span
+            valid = False  # what get_current_span makes of something that is no span
         if not valid:
-            return root(trace_id, kind, attributes)
+            return should_sample(no_parent, trace_id, "", kind, attributes)
         if not attributes or kind is internal:
-            entry = 0
+            plan = inner
         elif kind is server and ("http.method" in attributes or "http.request.method" in attributes):
-            entry = 1
+            plan = http
         else:
-            entry = int(entry_kind(kind, attributes))
-        plan = plans[entry]
-        if words[entry] != plan[0]:
-            plan = replan(entry)
+            plan = plans[entry_kind(kind, attributes)]
+        if words[plan[1]] != plan[0]:
+            plan = replan(plan[1])
+        count, how = plan[3], plan[4][3]
         kept = flags & 1
         if remote:
-            count = entry * 8 + 2
-            if plan[3]:
-                kept, trace_state = weigh(plan, plan[3], trace_id, kept, trace_state)
+            count += abi.PAGE_REMOTE
+            if how:
+                kept, trace_state = weigh(plan, how, trace_id, kept, trace_state)
         else:
-            count = entry * 8 + 4
-            if kept and plan[3] & _THIN:
+            count += abi.PAGE_LOCAL
+            if kept and how & _THIN:
                 kept, trace_state = weigh(plan, _THIN, trace_id, kept, trace_state)
         if not kept:
             tally[count] += 1
@@ -270,13 +268,13 @@ def build_decider(
             drop.trace_state = trace_state
             return drop
         tally[count + 1] += 1
-        keep: Any = _Kept()
-        keep.attributes = attributes or _NO_ATTRIBUTES
-        keep.trace_state = trace_state
-        return keep
+        result: Any = _Kept()
+        result.attributes = attributes or _NO_ATTRIBUTES
+        result.trace_state = trace_state
+        return result
 
     if not key:
-        should_sample = portable
+        return portable, obey, obeyed
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return _locked(should_sample), obey, obeyed
     return should_sample, obey, obeyed
@@ -305,7 +303,7 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
     The threshold passed on is the one by which a span of this service is kept: this service's own, the lower of the
     two where either suffices (boost), the higher where both must agree (thin); unknown where the parent's is.
     """
-    _, threshold, kept_root, _, th = plan
+    _, _, threshold, _, (_, _, bare, _, th) = plan
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
     ot = members.get("ot", "")
     randomness = parse_randomness(ot) if "rv:" in ot else None
@@ -324,7 +322,7 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
         if (parent_threshold < threshold) != bool(how & _THIN):
             return True, trace_state
     if not members:
-        return True, kept_root.trace_state
+        return True, bare.trace_state
     rest = without_threshold(ot)
     own = th + ";" + rest if rest else th
     return True, _set_ot(trace_state, own if len(own) <= _VALUE_MAX else rest)

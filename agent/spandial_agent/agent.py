@@ -84,13 +84,18 @@ async def run_agent(settings: Settings) -> None:
 
         discovery.start()
         stack.callback(discovery.close)
-        registrar.start()
-        stack.callback(registrar.close)
-        app = build_app(control, node, token=token, token_path=token_path, version=version("spandial"))
-        tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
         unix_path = settings.run_dir / "api.sock"
-        unix = stack.enter_context(bind_unix(unix_path, settings.group))
+        try:
+            registrar.start()
+            stack.callback(registrar.close)
+            unix = stack.enter_context(bind_unix(unix_path, settings.group))
+        except OSError as error:
+            raise SpandialError(
+                f"cannot listen in {settings.run_dir} ({error}): SPANDIAL_RUN_DIR sets another folder"
+            ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
+        tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
+        app = build_app(control, node, token=token, token_path=token_path, version=version("spandial"))
         running = asyncio.create_task(node.run())
         stack.callback(running.cancel)
         _log.info(
@@ -101,7 +106,7 @@ async def run_agent(settings: Settings) -> None:
             capture=capture.path if capture else "off",
             targets=len(targets),
         )
-        await serve(app, tcp, unix, stop)
+        await serve(app, tcp, unix, stop, node.end_watches)
     _log.info("stopped")
 
 

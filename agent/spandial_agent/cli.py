@@ -17,7 +17,7 @@ from rich.console import Console
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
-from spandial_agent.views import rules_table, stats_table, targets_table
+from spandial_agent.views import printable, rules_table, stats_table, targets_table
 
 __all__ = ["app"]
 
@@ -28,8 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_out = Console()
-_err = Console(stderr=True)
+# Names are printed as they are, and nothing is cut off: long lines are the terminal's to wrap.
+_WIDTH = 1 << 16
+_out = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
+_err = Console(width=_WIDTH, markup=False, emoji=False, highlight=False, stderr=True)
 
 Service = Annotated[str | None, typer.Option(help="Service name, a glob.")]
 Env = Annotated[str | None, typer.Option(help="Environment, a glob.")]
@@ -120,13 +122,11 @@ def watch(
             if entry["lost"]:
                 _err.print(f"{entry['lost']} entries came faster than they could be shown")
             moment = datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S.%f")[:-3]
-            _out.print(
+            line = (
                 f"{moment} {entry['pid']:>7} {entry['service']}/{entry['version'] or '-'}/{entry['env'] or '-'} "
-                f"{entry['method']} {entry['path']} {entry['trace_id'] or '-'} by {entry['kept_by']}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
+                f"{entry['method']} {entry['path']} {entry['trace_id'] or '-'} by {entry['kept_by']}"
             )
+            _out.print(printable(line))
 
 
 @app.command(epilog="Example: spandial stats --watch")
@@ -166,13 +166,11 @@ def doctor(as_json: AsJson = False) -> None:
         else:
             for key, value in health.items():
                 if key != "missing":
-                    _out.print(f"{key:>14}  {value}", highlight=False, markup=False, soft_wrap=True)
+                    _out.print(f"{key:>14}  {value}")
             for sentence in health["missing"] or ["nothing"]:
-                _out.print(f"{'missing':>14}  {sentence}", highlight=False, markup=False, soft_wrap=True)
+                _out.print(f"{'missing':>14}  {sentence}")
             for name, value in settings.model_dump().items():
-                _out.print(
-                    f"{'setting':>14}  SPANDIAL_{name.upper()}={value}", highlight=False, markup=False, soft_wrap=True
-                )
+                _out.print(f"{'setting':>14}  SPANDIAL_{name.upper()}={value}")
         if health["missing"]:
             raise typer.Exit(1)
         if "agent" in health:
@@ -201,10 +199,10 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except AgentUnreachable as error:
-        _err.print(f"spandial: {error}", highlight=False, markup=False, soft_wrap=True)
+        _err.print(f"spandial: {error}")
         raise typer.Exit(3) from error
     except SpandialError as error:
-        _err.print(f"spandial: {error}", highlight=False, markup=False, soft_wrap=True)
+        _err.print(f"spandial: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

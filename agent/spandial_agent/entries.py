@@ -67,6 +67,7 @@ class _Watcher:
         self.queue: deque[EntryEvent] = deque()
         self.lost = 0
         self.ready = asyncio.Event()
+        self.ended = False
 
     def wants(self, service: str, env: str) -> bool:
         return fnmatchcase(service, self._service) and fnmatchcase(env, self._env)
@@ -81,11 +82,17 @@ class _Watcher:
         self.ready.set()
         return True
 
+    def end(self) -> None:
+        self.ended = True
+        self.ready.set()
+
     async def events(self) -> AsyncIterator[EntryEvent]:
         while True:
             await self.ready.wait()
             while self.queue:
                 yield self.queue.popleft()
+            if self.ended:
+                return
             self.ready.clear()
 
 
@@ -103,12 +110,15 @@ class Watchers:
         self.lost = 0
         self._on_change = on_change
         self._watchers: set[_Watcher] = set()
+        self._ended = False
 
     @asynccontextmanager
     async def watch(self, service: str, env: str) -> AsyncIterator[AsyncIterator[EntryEvent]]:
         """The entries from now on of the services and environments that match these globs."""
         watcher = _Watcher(service, env)
         self._watchers.add(watcher)
+        if self._ended:
+            watcher.end()
         self._on_change()
         try:
             yield watcher.events()
@@ -119,6 +129,12 @@ class Watchers:
     def wants(self, labels: Labels) -> bool:
         """Whether anybody watches a process with these labels."""
         return any(watcher.wants(labels.service, labels.env) for watcher in self._watchers)
+
+    def end(self) -> None:
+        """No entries come any more: every watcher's stream ends."""
+        self._ended = True
+        for watcher in self._watchers:
+            watcher.end()
 
     def offer(self, event: EntryEvent) -> None:
         for watcher in self._watchers:

@@ -92,6 +92,9 @@ class LocalNode:
     def watch(self, service: str = "*", env: str = "*") -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
         return self._watchers.watch(service, env)
 
+    def end_watches(self) -> None:
+        self._watchers.end()
+
     async def stats(self) -> NodeStats:
         await self._registrar.publish()
         losses = {

@@ -7,7 +7,7 @@ import contextlib
 import grp
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -62,8 +62,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: ASGIApp, tcp: socket.socket, unix: socket.socket, stop: asyncio.Event) -> None:
-    """Serve on both until told to stop; streams are cut after a second."""
+async def serve(
+    app: ASGIApp,
+    tcp: socket.socket,
+    unix: socket.socket,
+    stop: asyncio.Event,
+    end_streams: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve on both until told to stop. Whatever is not done a second later is cancelled, and nothing runs on after
+    this returns.
+
+    Args:
+        end_streams: called when told to stop, to end the answers that would not end by themselves.
+    """
     servers = []
     for listener, served in ((tcp, app), (unix, TrustedListener(app))):
         config = uvicorn.Config(
@@ -78,7 +89,12 @@ async def serve(app: ASGIApp, tcp: socket.socket, unix: socket.socket, stop: asy
 
     async def stopper() -> None:
         await stop.wait()
+        end_streams()
         for server, _ in servers:
             server.should_exit = True
 
     await asyncio.gather(stopper(), *(server.serve(sockets=[listener]) for server, listener in servers))
+    # uvicorn cancels what is late, and does not wait for it.
+    late = [task for server, _ in servers for task in server.server_state.tasks]
+    if late:
+        await asyncio.wait(late, timeout=1)

@@ -8,7 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["rules_table", "stats_table", "targets_table"]
+__all__ = ["printable", "rules_table", "stats_table", "targets_table"]
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer the terminal: processes and their clients choose their names and paths."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _table(*columns: str) -> Table:
@@ -20,7 +25,7 @@ def _table(*columns: str) -> Table:
 
 
 def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text("-" if cell in (None, "") else str(cell)) for cell in cells))
+    table.add_row(*(Text("-" if cell in (None, "") else printable(str(cell))) for cell in cells))
 
 
 def rules_table(answer: dict[str, Any]) -> RenderableType:

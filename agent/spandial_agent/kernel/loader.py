@@ -99,6 +99,7 @@ class Module:
 
     def open_ring_buffer(self, name: str, on_record: Callable[[bytes], None]) -> Callable[[int], None]:
         """A function that waits up to so many milliseconds and hands each record to `on_record`."""
+
         def callback(_context: object, data: int, size: int) -> int:
             on_record(ctypes.string_at(data, size))
             return 0
