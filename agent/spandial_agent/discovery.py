@@ -57,9 +57,10 @@ class Discovery:
                 self._targets.remove(target.pid)
 
     def close(self) -> None:
+        """Watch nothing any more. The targets keep their rows: whoever reads them does so until the lease ends."""
         self._task.cancel()
-        for target in list(self._targets):
-            self._targets.remove(target.pid)
+        for target in self._targets:
+            self._unwatch(target)
 
     def _watch(self, target: Target) -> None:
         """Learn of a target's end from its pidfd, which cannot be lost as an event can."""

@@ -1,0 +1,93 @@
+"""An agent that answers what a test wants it to answer."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spandial import abi
+
+__all__ = ["FakeAgent", "answer", "counts", "page", "table"]
+
+MAGIC = abi.MAGIC | abi.ABI
+ROW = 7
+FOREVER_NS = 1 << 62
+
+
+def table(word: int, *, size: int = abi.TABLE_SIZE, magic: int = MAGIC, deadline: int = FOREVER_NS) -> int:
+    """Descriptor of a rate table whose row 7 has this word for every kind of entry, and as its fallback."""
+    header = [magic, 1, deadline, abi.ROWS, 0, 0, 0, 0]
+    words = header + [0] * abi.ROW_WORDS * (ROW - 1) + [word] * abi.ROW_WORDS
+    descriptor = os.memfd_create("fake-rates")
+    os.write(descriptor, b"".join(word.to_bytes(8, "little") for word in words))
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def page(size: int = abi.PAGE_SIZE) -> int:
+    """Descriptor of a counter page."""
+    descriptor = os.memfd_create("fake-counts")
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def answer(**changes: Any) -> bytes:
+    """A proper answer, with changes."""
+    return json.dumps({"abi": abi.ABI, "row": ROW, "lease_ms": 1000, **changes}).encode()
+
+
+class FakeAgent:
+    """Listens on `app.sock` and hands each connection, with what was said on it, to `respond`.
+
+    Attributes:
+        hellos: the registrations that came, as JSON.
+        connections: those that came, open until the end.
+    """
+
+    def __init__(self, run_dir: Path, respond: Callable[[socket.socket, dict[str, Any]], None]) -> None:
+        self.run_dir = run_dir
+        self.hellos: list[dict[str, Any]] = []
+        self.connections: list[socket.socket] = []
+        self._respond = respond
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(run_dir / "app.sock"))
+        self._listener.listen(16)
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> FakeAgent:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(30)
+        self._listener.close()
+        for connection in self.connections:
+            connection.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections.append(connection)
+            connection.settimeout(10)
+            try:
+                self.hellos.append(json.loads(connection.recv(65536)))
+                self._respond(connection, self.hellos[-1])
+            except (OSError, ValueError):  # the application went away
+                continue
+
+
+def counts(descriptor: int) -> list[int]:
+    """What a counter page says just now."""
+    with mmap.mmap(descriptor, abi.PAGE_SIZE, prot=mmap.PROT_READ) as mapped:
+        words = memoryview(mapped[:]).cast("Q")
+        return list(words[abi.PAGE_COUNTS : abi.PAGE_COUNTS + abi.PAGE_COUNT_WORDS])

@@ -1,0 +1,58 @@
+"""The kernel side as the agent calls it: what is watched, and what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from spandial_agent.kernel.capture import Counts
+from spandial_agent.table import Row
+
+__all__ = ["FakeCapture", "counts_of"]
+
+
+def counts_of(seen: int = 0, kept: int = 0, seen_traced: int = 0, kept_traced: int = 0, sent: int = 0) -> Counts:
+    """Counts of HTTP entries."""
+    return Counts(*((0, count, 0, 0) for count in (seen, kept, seen_traced, kept_traced, sent)))
+
+
+class FakeCapture:
+    """Stands in for kernel.capture.Capture.
+
+    Attributes:
+        watched: the row of each watched process.
+        calls: every change of what is watched, in order.
+        counted: what the kernel has counted, by row.
+        room: how many processes can be watched.
+        on_remove: called while a process is taken off.
+        hand_over: hands records to the agent, once it has started to read them.
+    """
+
+    path = "socket"
+
+    def __init__(self) -> None:
+        self.watched: dict[int, Row] = {}
+        self.calls: list[tuple[str, int]] = []
+        self.counted: dict[int, Counts] = {}
+        self.room = 1 << 32
+        self.on_remove: Callable[[int], None] = lambda tgid: None
+        self.hand_over: Callable[[list[bytes]], None] = lambda records: None
+
+    def start(self, on_records: Callable[[list[bytes]], None]) -> None:
+        self.hand_over = on_records
+
+    def add_target(self, tgid: int, row: Row) -> None:
+        if len(self.watched) >= self.room:
+            raise OSError(7, "update of the key: Argument list too long")
+        self.calls.append(("add", tgid))
+        self.watched[tgid] = row
+
+    def remove_target(self, tgid: int) -> None:
+        self.on_remove(tgid)
+        self.calls.append(("remove", tgid))
+        self.watched.pop(tgid, None)
+
+    def counts(self, row: int) -> Counts:
+        return self.counted.get(row, counts_of())
+
+    def losses(self) -> dict[str, int]:
+        return {"ring_full": 0}

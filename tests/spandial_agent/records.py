@@ -1,0 +1,26 @@
+"""Records of the ring buffer as the kernel writes them."""
+
+from __future__ import annotations
+
+from spandial import abi
+from spandial.abi import EntryKind, Parent, encode_word
+
+__all__ = ["record"]
+
+
+def record(
+    request: bytes = b"GET / HTTP/1.1\r\n",
+    *,
+    tgid: int = 4711,
+    time_ns: int = 1_000_000_000,
+    trace_id: int = 0,
+    span_id: int = 0,
+    word: int = encode_word(100),
+    randomness: int = 0,
+    kind: int = EntryKind.HTTP,
+    parent: int = Parent.NONE,
+) -> bytes:
+    """One struct spandial_entry, with all of its request buffer."""
+    high, low = trace_id >> 64, trace_id & (1 << 64) - 1
+    head = abi.ENTRY.pack(time_ns, high, low, span_id, randomness, word, tgid, 2, kind, parent, len(request))
+    return head + request.ljust(abi.REQUEST_MAX, b"\xee")

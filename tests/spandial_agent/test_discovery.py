@@ -1,0 +1,266 @@
+"""Processes that come and go, found without their help."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pyroute2
+import pytest
+
+from spandial.labels import Labels
+from spandial_agent import discovery as discovery_module
+from spandial_agent import processes
+from spandial_agent.counters import CounterPage
+from spandial_agent.discovery import Discovery, _new_processes
+from spandial_agent.processes import read_process
+from spandial_agent.table import RateTable
+from spandial_agent.targets import Target, Targets
+from tests.agent_process import eventually
+from tests.spandial_agent.conftest import DEFAULT
+
+pytestmark = pytest.mark.anyio
+
+
+class NoEvents:
+    """A kernel that hands out no process events."""
+
+    def __init__(self) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+
+class LostEvents:
+    """A kernel that has dropped events once, and has none since."""
+
+    reads = 0
+
+    def bind(self) -> None: ...
+
+    def control(self, listen: bool) -> None: ...
+
+    def get(self) -> list[dict[str, Any]]:
+        self.reads += 1
+        if self.reads > 1:
+            threading.Event().wait(60)
+        raise OSError(105, "No buffer space available")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str, **environ: str) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(command, env={"PATH": os.environ["PATH"], **environ}, stdin=subprocess.PIPE)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyroute2, "ProcEventSocket", NoEvents)
+    monkeypatch.setattr(discovery_module, "_SCAN_ONLY_S", 0.05)
+
+
+@asynccontextmanager
+async def discovering(targets: Targets) -> AsyncIterator[Discovery]:
+    discovery = Discovery(targets)
+    discovery.start()
+    try:
+        yield discovery
+    finally:
+        discovery.close()
+
+
+@asynccontextmanager
+async def by_events(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Discovery]:
+    """Discovery that is told of everything and looks for nothing."""
+    async with discovering(targets) as discovery:
+        if discovery.how != "events":
+            (pytest.fail if os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1" else pytest.skip)(discovery.reason)
+        monkeypatch.setattr(discovery, "scan", lambda: None)
+        yield discovery
+
+
+def pidfds() -> list[str]:
+    links = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            links.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return [link for link in links if "pidfd" in link]
+
+
+async def within(condition: Callable[[], Any], what: str) -> Any:
+    return await asyncio.to_thread(eventually, condition, what)
+
+
+async def becomes_target(targets: Targets, pid: int) -> Target:
+    target = await within(lambda: targets.get(pid), "the process is a target")
+    assert isinstance(target, Target)
+    return target
+
+
+async def test_a_process_that_runs_already_is_found_at_the_start(
+    targets: Targets, scanning: None, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+    await within(lambda: (process := read_process(child.pid)) and process.labels.service, "it runs")
+    async with discovering(targets):
+        target = targets.get(child.pid)
+        assert target is not None
+        assert target.labels == Labels("checkout")
+        assert targets.get(os.getpid()) is None
+
+
+async def test_events_tell_of_a_process_as_it_starts_and_as_it_ends(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    async with by_events(targets, monkeypatch):
+        attributes = "service.version=v1,deployment.environment.name=gray"
+        child = start("sleep", "60", OTEL_SERVICE_NAME="checkout", OTEL_RESOURCE_ATTRIBUTES=attributes)
+        nameless = start("sleep", "60")
+        target = await becomes_target(targets, child.pid)
+        assert (target.labels, target.process.name) == (Labels("checkout", "v1", "gray"), "sleep")
+        assert targets.get(nameless.pid) is None
+        child.kill()
+        await within(lambda: targets.get(child.pid) is None, "the ended process is no target")
+
+
+async def test_events_tell_of_a_fork_whose_parent_alone_has_labels(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    script = "import os, sys; sys.stdin.readline(); os.fork(); sys.stdin.readline()"
+    async with by_events(targets, monkeypatch):
+        parent = start(sys.executable, "-S", "-c", script)
+        assert parent.stdin is not None
+        process = await within(lambda: read_process(parent.pid), "it runs")
+        targets.hook(process, Labels("checkout", "v1", "gray"), DEFAULT, CounterPage())
+        parent.stdin.write(b"fork\n")
+        parent.stdin.flush()
+
+        def child_of_parent() -> Target | None:
+            return next((target for target in targets if parent_of(target.pid) == parent.pid), None)
+
+        child = await within(child_of_parent, "the child is a target")
+        assert child.labels == Labels("checkout", "v1", "gray")
+        assert not child.hooked
+
+
+async def test_events_tell_of_an_exec_with_other_labels(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    async with by_events(targets, monkeypatch):
+        command = "read line; OTEL_SERVICE_NAME=second exec sleep 60"
+        child = start("sh", "-c", command, OTEL_SERVICE_NAME="first")
+        target = await becomes_target(targets, child.pid)
+        row = target.row
+        assert target.labels == Labels("first")
+        assert child.stdin is not None
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        await within(lambda: target.labels == Labels("second"), "the target has its new labels")
+        assert (targets.get(child.pid), target.row) == (target, row)
+
+
+async def test_without_events_processes_are_found_by_scanning_and_it_is_said_why(
+    targets: Targets, scanning: None, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    async with discovering(targets) as discovery:
+        assert discovery.how == "scan"
+        assert "hands out no process events (" in discovery.reason
+        assert "Operation not permitted" in discovery.reason
+        child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+        await becomes_target(targets, child.pid)
+        child.kill()
+        await within(lambda: targets.get(child.pid) is None, "the ended process is no target")
+
+
+async def test_a_process_whose_end_cannot_be_watched_is_missed_by_the_next_scan(
+    targets: Targets,
+    scanning: None,
+    start: Callable[..., subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    async with discovering(targets):
+        child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+        await becomes_target(targets, child.pid)
+        child.kill()
+        child.wait()
+        await within(lambda: targets.get(child.pid) is None, "the ended process is no target")
+
+
+async def test_events_that_were_lost_are_counted_and_made_good_by_a_scan(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    monkeypatch.setattr(pyroute2, "ProcEventSocket", LostEvents)
+    child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+    async with discovering(targets) as discovery:
+        assert discovery.how == "events"
+        await within(lambda: discovery.lost == 1, "the loss is counted")
+        await becomes_target(targets, child.pid)
+
+
+async def test_a_scan_that_fails_is_not_the_last(
+    targets: Targets,
+    scanning: None,
+    start: Callable[..., subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed = threading.Event()
+
+    def fail_once() -> Iterator[int]:
+        if not failed.is_set():
+            failed.set()
+            raise OSError(24, "Too many open files")
+        return processes.all_pids()
+
+    async with discovering(targets):
+        monkeypatch.setattr(discovery_module, "all_pids", fail_once)
+        await within(failed.is_set, "a scan has failed")
+        child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+        await becomes_target(targets, child.pid)
+
+
+async def test_closing_frees_its_descriptors_and_leaves_every_row_as_it_is(
+    targets: Targets, table: RateTable, scanning: None, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+    async with discovering(targets):
+        target = await becomes_target(targets, child.pid)
+        words = table.backend.read(target.row.number)
+        assert pidfds()
+    assert pidfds() == []
+    assert targets.get(child.pid) is target
+    assert table.backend.read(target.row.number) == words
+
+
+def test_new_processes_are_those_that_exec_or_fork_and_not_threads() -> None:
+    exec_ = {"event": "PROC_EVENT_EXEC", "process_pid": 7, "process_tgid": 7}
+    exec_of_a_thread = {"event": "PROC_EVENT_EXEC", "process_pid": 9, "process_tgid": 7}
+    fork = {"event": "PROC_EVENT_FORK", "parent_pid": 7, "parent_tgid": 7, "child_pid": 8, "child_tgid": 8}
+    thread = {"event": "PROC_EVENT_FORK", "parent_pid": 7, "parent_tgid": 7, "child_pid": 8, "child_tgid": 7}
+    exit_ = {"event": "PROC_EVENT_EXIT", "process_pid": 7, "process_tgid": 7}
+    found = [list(_new_processes(message)) for message in (exec_, exec_of_a_thread, fork, thread, exit_)]
+    assert found == [[(7, 0)], [(7, 0)], [(8, 7)], [], []]
+
+
+def parent_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return int(stat.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

@@ -1,0 +1,275 @@
+"""The node as the control plane sees it, with a kernel side that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spandial import abi
+from spandial.abi import EntryKind, Mode, Parent, encode_word
+from spandial.labels import Labels
+from spandial_agent import node as node_module
+from spandial_agent.counters import CounterPage
+from spandial_agent.node import LocalNode
+from spandial_agent.processes import Process
+from spandial_agent.table import RateTable
+from spandial_agent.targets import Target, Targets
+from spandial_api.node import EntryEvent, NodeStats
+from spandial_api.rules import Rule, RuleBook, Selector
+from tests.agent_process import eventually
+from tests.spandial_agent.conftest import DEFAULT
+from tests.spandial_agent.fake_capture import FakeCapture, counts_of
+from tests.spandial_agent.records import record
+
+pytestmark = pytest.mark.anyio
+
+CHECKOUT = Labels("checkout", "v1", "gray")
+ROOT_KEPT, REMOTE_DROPPED, REMOTE_KEPT, LOCAL_KEPT = 1, abi.PAGE_REMOTE, abi.PAGE_REMOTE + 1, abi.PAGE_LOCAL + 1
+
+
+class Registrar:
+    refused = 2
+    asked = 0
+
+    async def publish(self) -> None:
+        self.asked += 1
+
+
+@pytest.fixture
+def registrar() -> Registrar:
+    return Registrar()
+
+
+@pytest.fixture
+def discovery() -> SimpleNamespace:
+    return SimpleNamespace(how="events", reason="", lost=3)
+
+
+def make_node(table: RateTable, targets: Targets, capture: Any, registrar: Any, discovery: Any) -> LocalNode:
+    return LocalNode(table, targets, registrar, discovery, capture, [], lease_s=0.2)
+
+
+@pytest.fixture
+def node(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> LocalNode:
+    return make_node(table, targets, capture, registrar, discovery)
+
+
+def discovered(targets: Targets, pid: int = 4711, labels: Labels = CHECKOUT) -> Target:
+    target = targets.discover(Process(pid, 1, "python", labels))
+    assert target is not None
+    return target
+
+
+def hooked(targets: Targets) -> tuple[Target, memoryview]:
+    """A hooked process, and its counter page as it has mapped it."""
+    page = CounterPage()
+    written = memoryview(mmap.mmap(page.descriptor, abi.PAGE_SIZE)).cast("Q")
+    return targets.hook(Process(4711, 1, "python", CHECKOUT), CHECKOUT, DEFAULT, page), written
+
+
+def count(page: memoryview, index: int, number: int, kind: EntryKind = EntryKind.HTTP) -> None:
+    page[abi.PAGE_COUNTS + kind * abi.PAGE_KIND_STRIDE + index] = number
+
+
+@asynccontextmanager
+async def running(node: LocalNode) -> AsyncIterator[None]:
+    task = asyncio.create_task(node.run())
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_stats_set_the_kernels_counts_beside_the_hooks(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    target, page = hooked(targets)
+    capture.counted[target.row.number] = counts_of(seen=10, kept=4, seen_traced=8, kept_traced=3, sent=1)
+    count(page, ROOT_KEPT, 1)
+    count(page, REMOTE_DROPPED, 6)
+    count(page, REMOTE_KEPT, 2)
+    count(page, LOCAL_KEPT, 50)
+    [stats] = (await node.stats()).targets
+    http = stats.kinds["http"]
+    assert http.kernel is not None
+    assert http.hook is not None
+    assert (http.kernel.seen, http.kernel.kept, http.kernel.sent) == (10, 4, 1)
+    assert (http.hook.root_kept, http.hook.remote_kept, http.hook.local_kept) == (1, 2, 50)
+    assert http.difference_seen == 10 - 9
+    assert http.difference_kept == 3 - 2
+
+
+async def test_what_the_kernel_counted_before_the_hook_came_is_not_compared(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    target = discovered(targets)
+    capture.counted[target.row.number] = counts_of(seen=100, kept_traced=40)
+    _, page = hooked(targets)
+    capture.counted[target.row.number] = counts_of(seen=103, kept_traced=41)
+    count(page, REMOTE_KEPT, 1)
+    count(page, REMOTE_DROPPED, 2)
+    [stats] = (await node.stats()).targets
+    assert (stats.kinds["http"].difference_seen, stats.kinds["http"].difference_kept) == (0, 0)
+
+
+async def test_where_only_one_of_them_counts_there_is_no_difference(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    target = discovered(targets)
+    capture.counted[target.row.number] = counts_of(seen=5)
+    [stats] = (await node.stats()).targets
+    assert stats.kinds["http"].hook is None
+    assert stats.kinds["http"].difference_seen is None
+    _, page = hooked(targets)
+    count(page, ROOT_KEPT, 7, EntryKind.DB)
+    [stats] = (await node.stats()).targets
+    assert stats.kinds["db"].hook is not None
+    assert stats.kinds["db"].difference_seen is None
+
+
+async def test_the_hooks_of_one_process_are_added_up(node: LocalNode, targets: Targets) -> None:
+    for _ in range(2):
+        _, page = hooked(targets)
+        count(page, ROOT_KEPT, 3)
+    [stats] = (await node.stats()).targets
+    hook = stats.kinds["http"].hook
+    assert hook is not None
+    assert hook.root_kept == 6
+
+
+async def test_kinds_without_any_count_are_left_out(node: LocalNode, targets: Targets) -> None:
+    hooked(targets)
+    assert [stats.kinds for stats in (await node.stats()).targets] == [{}]
+
+
+async def test_the_hooks_are_asked_before_their_counts_are_read(node: LocalNode, registrar: Registrar) -> None:
+    await node.stats()
+    assert registrar.asked == 1
+
+
+async def test_every_loss_is_told(node: LocalNode, targets: Targets) -> None:
+    _, page = hooked(targets)
+    count(page, ROOT_KEPT, 1 << 60)
+    await node.stats()
+    losses = (await node.stats()).losses
+    assert losses["registration_refused"] == 2
+    assert losses["process_events"] == 3
+    assert losses["counter_implausible"] >= 1
+    assert {"watcher_slow", "agent_slow", "row_refused", "ring_full"} <= set(losses)
+
+
+async def test_a_process_without_a_row_shares_no_counts(
+    node: LocalNode, table: RateTable, targets: Targets, capture: FakeCapture
+) -> None:
+    while table.free_rows:
+        table.allocate(1, [0] * 4, 0)
+    discovered(targets)
+    capture.counted[abi.DEFAULT_ROW] = counts_of(seen=1000)
+    [stats] = (await node.stats()).targets
+    assert stats.kinds == {}
+    assert any("the rate table is full: 1 processes" in sentence for sentence in node.health().missing)
+    assert node.health().refused_rows == 1
+
+
+async def test_targets_show_the_words_that_are_in_the_table(node: LocalNode, targets: Targets) -> None:
+    discovered(targets)
+    node.apply(RuleBook().put(Rule(Selector(env="gray", protocol="db"), 0.1, Mode.BOOST)))
+    [state] = node.targets()
+    assert (state.pid, state.name, state.service, state.kind) == (4711, "python", "checkout", "discovered")
+    assert state.rates["db"].model_dump() == {"rate": 0.1, "mode": "boost", "rule": "env=gray protocol=db"}
+    assert state.rates["http"].model_dump() == {"rate": 100.0, "mode": "follow", "rule": "default"}
+    assert node.health().revision == 1
+
+
+async def test_health_is_a_sentence_for_everything_that_is_missing(
+    table: RateTable, targets: Targets, registrar: Registrar, discovery: SimpleNamespace
+) -> None:
+    node = make_node(table, targets, None, registrar, discovery)
+    assert (node.health().status, node.health().capture, node.health().table) == ("ok", "off", "memfd")
+    discovery.how, discovery.reason = "scan", "the kernel hands out no process events."
+    health = node.health()
+    assert (health.status, health.discovery) == ("degraded", "scan")
+    assert health.missing == ["the kernel hands out no process events."]
+
+
+async def test_the_lease_is_renewed_again_and_again(node: LocalNode, table: RateTable) -> None:
+    deadlines: set[int] = set()
+
+    def renewed_thrice() -> bool:
+        deadlines.add(table.backend.read(abi.HEADER_ROW)[abi.HEADER_LEASE])
+        return len(deadlines) > 3
+
+    async with running(node):
+        await asyncio.to_thread(eventually, renewed_thrice, "the lease is renewed three times")
+
+
+async def read(node: LocalNode, capture: FakeCapture, *batches: list[bytes]) -> list[EntryEvent]:
+    """What a watcher of everything reads of these batches of records."""
+    read: list[EntryEvent] = []
+    async with running(node), node.watch("*", "*") as entries:
+        for batch in batches:
+            await asyncio.to_thread(capture.hand_over, batch)
+        with suppress(asyncio.TimeoutError):
+            while True:
+                read.append(await asyncio.wait_for(anext(entries), 0.05))
+    return read
+
+
+async def test_a_record_is_an_entry_of_its_process(node: LocalNode, targets: Targets, capture: FakeCapture) -> None:
+    discovered(targets)
+    now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    kept = record(b"GET /a?b HTTP/1.1", time_ns=now_ns, trace_id=0xABC, span_id=0xD, parent=Parent.REMOTE_KEPT)
+    [entry] = await read(node, capture, [kept])
+    assert abs(entry.time - time.time()) < 5
+    assert (entry.pid, entry.service, entry.version, entry.env) == (4711, *CHECKOUT)
+    assert (entry.kind, entry.method, entry.path, entry.kept_by) == ("http", "GET", "/a", "parent")
+    assert (entry.trace_id, entry.parent_span_id) == ("abc".zfill(32), "d".zfill(16))
+
+
+async def test_an_entry_without_context_or_of_an_ended_process_is_told_too(
+    node: LocalNode, capture: FakeCapture
+) -> None:
+    [entry] = await read(node, capture, [record()])
+    assert (entry.service, entry.trace_id, entry.parent_span_id) == ("", "", "")
+
+
+async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture: FakeCapture) -> None:
+    batch = [record(b"GET /1 HTTP/1.1"), b"short", record(kind=9), record(parent=9), record(b"GET /2 HTTP/1.1")]
+    entries = await read(node, capture, batch, [record(b"GET /3 HTTP/1.1")])
+    assert [entry.path for entry in entries] == ["/1", "/2", "/3"]
+    assert (await node.stats()).losses["bad_record"] == 3
+
+
+async def test_what_the_event_loop_is_too_slow_for_is_counted(
+    node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "_BACKLOG", 2)
+    async with running(node):
+        for _ in range(5):
+            capture.hand_over([record(), record()])
+        stats: NodeStats = await node.stats()
+        assert stats.losses["agent_slow"] == 8
+        await asyncio.sleep(0)
+        capture.hand_over([record()])
+        assert (await node.stats()).losses["agent_slow"] == 8
+
+
+async def test_the_kernel_emits_while_somebody_watches(node: LocalNode, targets: Targets, table: RateTable) -> None:
+    row = discovered(targets).row.number
+    other = discovered(targets, 4712, Labels("cart")).row.number
+    async with node.watch("checkout", "*"):
+        assert table.backend.read(row)[EntryKind.HTTP] == encode_word(100, emit=True)
+        assert table.backend.read(other)[EntryKind.HTTP] == encode_word(100)
+    assert table.backend.read(row)[EntryKind.HTTP] == encode_word(100)

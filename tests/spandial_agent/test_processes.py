@@ -1,0 +1,144 @@
+"""Processes as /proc shows them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spandial.labels import Labels
+from spandial_agent import processes
+from spandial_agent.processes import Process, all_pids, read_process
+from tests.agent_process import eventually
+
+_NOBODY = 65534
+_PR_SET_NAME = 15
+
+
+@contextmanager
+def sleeping(environ: Mapping[bytes, bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this environment."""
+    child = subprocess.Popen(["sleep", "60"], env={b"A": b"B", **(environ or {})})
+    shown = Path(f"/proc/{child.pid}/environ")
+    try:
+        # An exec gives a process its new name first, and for a moment no environment at all.
+        eventually(lambda: read(child.pid).name == "sleep" and shown.read_bytes(), "the child sleeps")
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def read(pid: int) -> Process:
+    process = read_process(pid)
+    assert process is not None
+    return process
+
+
+def test_a_process_is_read_with_its_labels() -> None:
+    attributes = b"service.version=v1,deployment.environment.name=gray%20zone,ignored"
+    with sleeping({b"OTEL_SERVICE_NAME": b"checkout", b"OTEL_RESOURCE_ATTRIBUTES": attributes}) as child:
+        process = read(child.pid)
+    assert (process.pid, process.name) == (child.pid, "sleep")
+    assert process.labels == Labels("checkout", "v1", "gray zone")
+
+
+def test_pid_and_start_time_tell_processes_apart() -> None:
+    with sleeping() as one:
+        first = read(one.pid)
+        time.sleep(0.02)
+        with sleeping() as other:
+            assert read(one.pid) == first
+            assert read(other.pid).start_time > first.start_time
+
+
+def test_an_environment_that_is_no_text_is_read_all_the_same() -> None:
+    with sleeping({b"OTEL_SERVICE_NAME": b"caf\xe9", b"\xff": b"\xff"}) as child:
+        assert read(child.pid).labels.service == "caf\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("name", ["a b c", "a) S 1 (b", "((", "))", ") Z 0", "(sd-pam)"])
+def test_a_name_may_hold_spaces_and_parentheses(name: str) -> None:
+    rename = f"import ctypes; ctypes.CDLL(None).prctl({_PR_SET_NAME}, {name.encode()!r}, 0, 0, 0)"
+    wait = "; print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", rename + wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        process = read(child.pid)
+        child.communicate(b"\n")
+    assert process.name == name
+    assert process.start_time > 0
+
+
+def test_a_process_that_has_ended_and_is_not_waited_for_is_none() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert child.pid in set(all_pids())
+    assert read_process(child.pid) is None
+    child.wait()
+
+
+def test_a_process_that_is_gone_is_none() -> None:
+    with sleeping() as child:
+        pid = child.pid
+    assert read_process(pid) is None
+    assert read_process(1 << 30) is None
+
+
+def test_all_processes_are_listed() -> None:
+    with sleeping() as child:
+        found = list(all_pids())
+    assert {os.getpid(), child.pid, 1} <= set(found)
+
+
+def _read_as_nobody(pid: int, said: Connection) -> None:
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    said.send(read_process(pid))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_process_whose_environment_may_not_be_read_is_one_without_labels() -> None:
+    fork = multiprocessing.get_context("fork")
+    with sleeping({b"OTEL_SERVICE_NAME": b"checkout"}) as child:
+        told, said = fork.Pipe(duplex=False)
+        reader = fork.Process(target=_read_as_nobody, args=(child.pid, said))
+        reader.start()
+        assert told.recv() == read(child.pid)._replace(labels=Labels())
+        reader.join()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(environ=st.binary(max_size=200), name=st.binary(max_size=15))
+def test_no_environment_or_name_makes_reading_fail(tmp_path: Path, environ: bytes, name: bytes) -> None:
+    folder = tmp_path / "7"
+    folder.mkdir(exist_ok=True)
+    (folder / "environ").write_bytes(b"OTEL_SERVICE_NAME=a\0OTEL_RESOURCE_ATTRIBUTES=" + environ)
+    (folder / "stat").write_bytes(b"7 (" + name + b") S " + b"1 " * 18 + b"99 " + b"0 " * 30 + b"\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_PROC", tmp_path)
+        process = read(7)
+    assert process.start_time == 99
+    assert process.labels.service == "a" or b"OTEL_SERVICE_NAME" in environ
+
+
+def test_a_stat_that_is_read_while_its_process_goes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "7"
+    folder.mkdir()
+    (folder / "environ").write_bytes(b"")
+    (folder / "stat").write_bytes(b"7 (a) X 0 0")
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert read_process(7) is None

@@ -1,0 +1,74 @@
+"""Settings from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from spandial_agent.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"SPANDIAL_{name.upper()}", raising=False)
+
+
+def test_every_setting_has_a_default() -> None:
+    settings = Settings()
+    assert settings.run_dir == Path("/run/spandial")
+    assert settings.state_dir == Path("/var/lib/spandial")
+    assert (settings.host, settings.port) == ("127.0.0.1", 5778)
+    assert (settings.table, settings.capture, settings.require_kernel) == ("auto", "auto", False)
+    assert settings.default_rate == 100.0
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANDIAL_RUN_DIR", "/tmp/run")
+    monkeypatch.setenv("SPANDIAL_PORT", "0")
+    monkeypatch.setenv("SPANDIAL_REQUIRE_KERNEL", "true")
+    monkeypatch.setenv("SPANDIAL_LEASE_SECONDS", "2.5")
+    settings = Settings()
+    assert (settings.run_dir, settings.port) == (Path("/tmp/run"), 0)
+    assert settings.require_kernel
+    assert settings.lease_seconds == 2.5
+
+
+@pytest.mark.parametrize(("text", "rate"), [("10", 10.0), ("0.1%", 0.1), ("0", 0.0)])
+def test_the_default_rate_is_a_percentage_as_people_write_it(
+    monkeypatch: pytest.MonkeyPatch, text: str, rate: float
+) -> None:
+    monkeypatch.setenv("SPANDIAL_DEFAULT_RATE", text)
+    assert Settings().default_rate == rate
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DEFAULT_RATE", "101"),
+        ("DEFAULT_RATE", "many"),
+        ("PORT", "65536"),
+        ("PORT", "http"),
+        ("TABLE", "disk"),
+        ("CAPTURE", "kprobe"),
+        ("LEASE_SECONDS", "0"),
+        ("LEASE_SECONDS", "nan"),
+        ("LEASE_SECONDS", "1e9"),
+        ("LOG", "xml"),
+    ],
+)
+def test_a_setting_that_cannot_be_obeyed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"SPANDIAL_{name}", text)
+    with pytest.raises(ValidationError) as refusal:
+        Settings()
+    [problem] = refusal.value.errors()
+    assert problem["loc"] == (name.lower(),)
+    assert problem["input"] == text
+
+
+def test_variables_of_others_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANDIAL_SOMETHING_ELSE", "x")
+    monkeypatch.setenv("PORT", "nonsense")
+    assert Settings().port == 5778

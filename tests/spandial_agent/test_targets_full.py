@@ -1,0 +1,166 @@
+"""More processes than rows, and targets that come and go in any order."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from spandial import abi
+from spandial.abi import EntryKind, Flag, Mode, encode_word
+from spandial.labels import Labels
+from spandial_agent.counters import CounterPage
+from spandial_agent.processes import Process
+from spandial_agent.table import MemfdTable, RateTable
+from spandial_agent.targets import Target, Targets
+from spandial_api.rules import Rule, RuleBook, Selector
+from tests.spandial_agent.conftest import DEFAULT
+from tests.spandial_agent.fake_capture import FakeCapture
+
+_services = st.sampled_from(["", "checkout", "cart"])
+_labels = st.builds(Labels, _services, st.just("v1"), st.sampled_from(["gray", "blue"]))
+_pids = st.integers(100, 107)
+_selectors = st.builds(
+    Selector, st.sampled_from([None, "c*", "cart"]), st.none(), st.sampled_from([None, "gray"]), st.just(None)
+)
+_rules = st.builds(Rule, _selectors, st.sampled_from([0.0, 1.0, 50.0]), st.sampled_from(Mode))
+
+
+@pytest.fixture
+def full(table: RateTable, targets: Targets) -> Targets:
+    """Targets of a table with one row left."""
+    while table.free_rows > 1:
+        table.allocate(1, [0] * 4, 0)
+    assert targets.discover(Process(1, 1, "last", Labels("checkout", "", "gray"))) is not None
+    return targets
+
+
+def test_a_process_without_a_row_of_its_own_is_a_target_and_watched_on_the_default_row(
+    full: Targets, table: RateTable, capture: FakeCapture
+) -> None:
+    target = full.discover(Process(2, 1, "late", Labels("checkout")))
+    assert target is not None
+    assert target.row.number == abi.DEFAULT_ROW
+    assert capture.watched[2] == target.row
+    assert table.refused == 1
+
+
+def test_rules_for_a_process_without_a_row_do_not_move_the_nodes_default(full: Targets, table: RateTable) -> None:
+    target = full.hook(Process(2, 1, "late", Labels()), Labels("cart"), encode_word(3), CounterPage())
+    full.apply(RuleBook().put(Rule(Selector(service="cart"), 50)).put(Rule(Selector(), 7)))
+    assert table.backend.read(abi.DEFAULT_ROW)[EntryKind.HTTP] == encode_word(7)
+    full.remove(target.pid)
+    assert table.backend.read(abi.DEFAULT_ROW)[EntryKind.HTTP] == encode_word(7)
+
+
+def test_a_process_without_a_row_is_under_the_rule_that_it_obeys(full: Targets) -> None:
+    target = full.hook(Process(2, 1, "late", Labels()), Labels("cart"), encode_word(3), CounterPage())
+    assert not any(target.rules)
+    book = RuleBook().put(Rule(Selector(service="cart"), 50)).put(Rule(Selector(), 7))
+    full.apply(book)
+    assert target.rules == (book.rules[Selector()],) * 4
+
+
+def test_a_process_that_the_kernel_has_no_room_for_is_a_target_all_the_same(
+    full: Targets, capture: FakeCapture
+) -> None:
+    capture.room = len(capture.watched)
+    added: list[Target] = []
+    full.on_added = added.append
+    target = full.discover(Process(2, 1, "late", Labels("checkout")))
+    assert added == [target]
+    assert 2 not in capture.watched
+    full.remove(2)
+    assert full.get(2) is None
+
+
+class Comings(RuleBasedStateMachine):
+    """Processes of few pids begin, are hooked and unhooked, and end, while rules change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = RateTable(MemfdTable())
+        while self.table.free_rows > 8:
+            self.table.allocate(1, [0] * 4, 0)
+        self.capture = FakeCapture()
+        self.targets = Targets(self.table, DEFAULT, self.capture)  # type: ignore[arg-type]
+        self.book = RuleBook()
+        self.watched = ""
+        self.start_times = dict.fromkeys(range(100, 108), 1)
+
+    def process(self, pid: int, labels: Labels) -> Process:
+        return Process(pid, self.start_times[pid], "python", labels)
+
+    @rule(pid=_pids, labels=_labels, parent=_pids)
+    def seen(self, pid: int, labels: Labels, parent: int) -> None:
+        self.targets.discover(self.process(pid, labels), self.targets.get(parent))
+
+    @rule(pid=_pids, labels=_labels, rate=st.sampled_from([1.0, 100.0]))
+    def hooked(self, pid: int, labels: Labels, rate: float) -> None:
+        before = self.targets.get(pid)
+        page = CounterPage()
+        target = self.targets.hook(self.process(pid, Labels()), labels, encode_word(rate), page)
+        assert target.labels == labels
+        assert page in target.pages
+        if before is not None and before.process.start_time == target.process.start_time:
+            assert target is before
+
+    @precondition(lambda self: any(target.hooked for target in self.targets))
+    @rule(data=st.data())
+    def unhooked(self, data: st.DataObject) -> None:
+        target = data.draw(st.sampled_from([target for target in self.targets if target.hooked]))
+        row = target.row
+        self.targets.unhook(target, target.pages[0])
+        assert self.targets.get(target.pid) is target
+        assert target.row == row
+
+    @rule(pid=_pids)
+    def ended(self, pid: int) -> None:
+        self.targets.remove(pid)
+        self.start_times[pid] += 1
+
+    @rule(pid=_pids)
+    def ended_unnoticed(self, pid: int) -> None:
+        self.start_times[pid] += 1
+
+    @rule(rule_=_rules)
+    def rule_put(self, rule_: Rule) -> None:
+        self.book = self.book.put(rule_)
+        self.targets.apply(self.book)
+
+    @rule()
+    def rules_removed(self) -> None:
+        self.book = RuleBook({}, self.book.revision + 1)
+        self.targets.apply(self.book)
+
+    @rule(env=st.sampled_from(["", "gray", "blue"]))
+    def watched_env(self, env: str) -> None:
+        self.watched = env
+        self.targets.emit = lambda labels: labels.env == env
+        self.targets.rewrite()
+
+    @invariant()
+    def each_target_has_a_row_of_its_own_with_the_words_of_its_rules(self) -> None:
+        for target in self.targets:
+            emit = Flag.EMIT if target.labels.env == self.watched else 0
+            found = self.table.backend.read(target.row.number)
+            for kind in EntryKind:
+                rule_ = self.book.resolve(target.labels, kind)
+                assert target.rules[kind] == rule_
+                assert found[kind] == (rule_.word if rule_ else target.default) | emit
+            assert found[abi.WORD_OWNER] == target.row.epoch << 32 | target.pid
+        assert len({target.row.number for target in self.targets}) == len(self.targets)
+        assert self.table.free_rows == 8 - len(self.targets)
+
+    @invariant()
+    def the_kernel_watches_the_targets(self) -> None:
+        assert self.capture.watched == {target.pid: target.row for target in self.targets}
+
+    def teardown(self) -> None:
+        for target in list(self.targets):
+            self.targets.remove(target.pid)
+        assert self.table.free_rows == 8
+        self.table.close()
+
+
+TestComings = Comings.TestCase

@@ -1,0 +1,114 @@
+"""A node without a kernel: it obeys books, and has the targets, counts and entries that a test gives it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from spandial.abi import Mode
+from spandial.labels import Labels
+from spandial_api.control import selector_text
+from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetState
+from spandial_api.rules import PROTOCOLS, KindName, RuleBook
+
+__all__ = ["FakeNode", "entry"]
+
+_MODES = {Mode.FOLLOW: "follow", Mode.BOOST: "boost", Mode.STRICT: "strict"}
+
+
+class FakeNode:
+    """Implements the control plane's Node.
+
+    Attributes:
+        processes: the labels of its targets.
+        applied: every book it was told to obey.
+        on_apply: called with each of them, while it is applied.
+        entries: what a watcher reads.
+        endless: whether its stream stays open after them, as a real node's does.
+        watchers: how many streams are open.
+        watched: the globs of the last of them.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[Labels] = []
+        self.applied: list[RuleBook] = []
+        self.on_apply: Callable[[RuleBook], None] = lambda book: None
+        self.entries: list[EntryEvent] = []
+        self.endless = False
+        self.watchers = 0
+        self.watched = ("", "")
+        self.counts = NodeStats(targets=[], losses={})
+        self.missing: list[str] = []
+
+    def apply(self, book: RuleBook) -> None:
+        self.on_apply(book)
+        self.applied.append(book)
+
+    def targets(self) -> list[TargetState]:
+        return [self._target(number, labels) for number, labels in enumerate(self.processes)]
+
+    async def stats(self) -> NodeStats:
+        return self.counts
+
+    def health(self) -> Health:
+        return Health(
+            status="degraded" if self.missing else "ok",
+            version="0",
+            table="memfd",
+            capture="off",
+            discovery="scan",
+            missing=self.missing,
+            targets=len(self.processes),
+            free_rows=4096 - len(self.processes),
+            refused_rows=0,
+            lease_seconds=10,
+            revision=self.applied[-1].revision,
+        )
+
+    @asynccontextmanager
+    async def watch(self, service: str, env: str) -> AsyncIterator[AsyncIterator[EntryEvent]]:
+        self.watchers += 1
+        self.watched = (service, env)
+        try:
+            yield self._events()
+        finally:
+            self.watchers -= 1
+
+    async def _events(self) -> AsyncIterator[EntryEvent]:
+        for event in self.entries:
+            yield event
+        if self.endless:
+            await asyncio.Event().wait()
+
+    def _target(self, number: int, labels: Labels) -> TargetState:
+        book = self.applied[-1]
+        rates: dict[KindName, RateState] = {}
+        for name, kind in PROTOCOLS.items():
+            rule = book.resolve(labels, kind)
+            rates[name] = RateState.model_validate(
+                {
+                    "rate": rule.rate if rule else 100.0,
+                    "mode": _MODES[rule.mode] if rule else "follow",
+                    "rule": selector_text(rule.selector) if rule else "default",
+                }
+            )
+        return TargetState(
+            pid=1000 + number, name="python", **labels._asdict(), kind="hooked", row=2 + number, rates=rates
+        )
+
+
+def entry(service: str = "checkout", env: str = "gray", path: str = "/") -> EntryEvent:
+    return EntryEvent(
+        time=1.5,
+        pid=1000,
+        service=service,
+        version="v1",
+        env=env,
+        kind="http",
+        method="GET",
+        path=path,
+        trace_id="0af7651916cd43dd8448eb211c80319c",
+        parent_span_id="b7ad6b7169203331",
+        kept_by="rate",
+    )

@@ -1,0 +1,83 @@
+"""The dial without HTTP: how a selector is written, and changes that are interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spandial_api.control import Control, selector_text
+from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
+from spandial_api.store import Store
+from tests.spandial_api.fake_node import FakeNode
+
+_pieces = st.sampled_from(["a", "b", "*", " ", '"', "\\", "\n", " env=", " version="]) | st.characters()
+_texts = st.none() | st.lists(_pieces, min_size=1, max_size=4).map("".join)
+_selectors = st.builds(Selector, _texts, _texts, _texts, st.sampled_from([None, *PROTOCOLS]))
+
+
+@pytest.mark.parametrize(
+    ("selector", "text"),
+    [
+        (Selector(), "default"),
+        (Selector(env="gray", service="check*"), "service=check* env=gray"),
+        (Selector("a", "b", "c", "http"), "service=a version=b env=c protocol=http"),
+        (Selector(service="default"), "service=default"),
+        (Selector(service="a env=b"), 'service="a env=b"'),
+    ],
+)
+def test_a_selector_is_written_as_people_write_it(selector: Selector, text: str) -> None:
+    assert selector_text(selector) == text
+
+
+@given(_selectors, _selectors)
+def test_no_two_selectors_are_written_alike(one: Selector, other: Selector) -> None:
+    assert (selector_text(one) == selector_text(other)) == (one == other)
+
+
+class SlowStore(Store):
+    """A store whose disk answers when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.saving = threading.Event()
+        self.go_on = threading.Event()
+
+    def save(self, book: RuleBook) -> None:
+        self.saving.set()
+        assert self.go_on.wait(10)
+        super().save(book)
+
+
+@pytest.mark.anyio
+async def test_a_caller_who_goes_away_does_not_stop_a_change_half_way(tmp_path: Path, node: FakeNode) -> None:
+    store = SlowStore(tmp_path / "rules.sqlite")
+    control = Control(store, node)
+    gone = asyncio.create_task(control.put(Rule(Selector(env="gray"), 30)))
+    await asyncio.to_thread(store.saving.wait, 10)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    later = asyncio.create_task(control.put(Rule(Selector(env="blue"), 5)))
+    await asyncio.sleep(0.01)
+    store.go_on.set()
+    rule, _ = await later
+    assert rule.revision == 2
+    assert control.book == node.applied[-1] == store.load()
+    assert [book.revision for book in node.applied] == [0, 1, 2]
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_the_node_has_the_stored_rules_before_anything_is_asked(tmp_path: Path) -> None:
+    store = Store(tmp_path / "rules.sqlite")
+    book = RuleBook().put(Rule(Selector(), 1))
+    store.save(book)
+    node = FakeNode()
+    assert Control(store, node).book == book
+    assert node.applied == [book]
+    store.close()

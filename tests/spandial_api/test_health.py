@@ -1,0 +1,31 @@
+"""GET /healthz."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.spandial_api.fake_node import FakeNode
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_whole_node_is_ok(remote: httpx.AsyncClient) -> None:
+    answer = await remote.get("/healthz")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "ok"
+    assert answer.json()["missing"] == []
+
+
+async def test_a_degraded_node_still_serves_and_says_what_is_missing(remote: httpx.AsyncClient, node: FakeNode) -> None:
+    node.missing = ["capture is off: SPANDIAL_CAPTURE=off."]
+    answer = await remote.get("/healthz")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "degraded"
+    assert answer.json()["missing"] == ["capture is off: SPANDIAL_CAPTURE=off."]
+
+
+async def test_the_revision_is_that_of_the_rules_in_force(remote: httpx.AsyncClient, local: httpx.AsyncClient) -> None:
+    await local.put("/sampling", params={"rate": "30"})
+    await local.delete("/sampling")
+    assert (await remote.get("/healthz")).json()["revision"] == 2
