@@ -97,6 +97,7 @@ async def run_agent(settings: Settings) -> None:
         tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
         app = build_app(control, node, token=token, token_path=token_path, version=version("spandial"))
         running = asyncio.create_task(node.run())
+        running.add_done_callback(lambda _: stop.set())  # no lease, no agent
         stack.callback(running.cancel)
         _log.info(
             "serving",
@@ -107,6 +108,8 @@ async def run_agent(settings: Settings) -> None:
             targets=len(targets),
         )
         await serve(app, tcp, unix, stop, node.end_watches)
+        if running.done():
+            running.result()
     _log.info("stopped")
 
 

@@ -77,7 +77,6 @@ class Targets:
         self.on_added = on_added
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
-        self._by_row: dict[int, Target] = {}
         self._book = RuleBook()
         self.emit: Callable[[Labels], bool] = lambda labels: False
         self._write_default()
@@ -90,9 +89,6 @@ class Targets:
 
     def get(self, pid: int) -> Target | None:
         return self._by_pid.get(pid)
-
-    def by_row(self, row: int) -> Target | None:
-        return self._by_row.get(row)
 
     def discover(self, process: Process, parent: Target | None = None) -> Target | None:
         """Make a process a target if its environment, or the target it was forked from, names a service."""
@@ -130,7 +126,6 @@ class Targets:
         if target is None:
             return
         self.on_removed(target)
-        self._by_row.pop(target.row.number, None)
         if self._capture is not None:
             self._capture.remove_target(pid)  # the kernel first: it must not find the row of somebody new
         for page in target.pages:
@@ -163,7 +158,6 @@ class Targets:
         row = self._table.allocate(process.pid, words, fallback)
         target = Target(process, labels, default, row, rules)
         self._by_pid[process.pid] = target
-        self._by_row[row.number] = target
         if row.number == DEFAULT_ROW:
             self._write(target)
         if self._capture is not None:

@@ -34,7 +34,7 @@ def build_app(control: Control, node: Node, *, token: str, token_path: Path, ver
     return app
 
 
-async def _bad_input(request: Request, error: Exception) -> JSONResponse:
+async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
     """422 with the field, what was received and what is allowed."""
     assert isinstance(error, RequestValidationError)
     problems = [
@@ -42,17 +42,11 @@ async def _bad_input(request: Request, error: Exception) -> JSONResponse:
             "field": str(item["loc"][-1]),
             # Of a missing parameter, pydantic's input is all the others.
             "received": None if item["type"] == "missing" else item.get("input"),
-            "allowed": _allowed(item, request.method),
+            "allowed": str(item["msg"]).removeprefix("Value error, "),
         }
         for item in error.errors()
     ]
     return JSONResponse({"detail": problems}, status_code=422)
-
-
-def _allowed(item: dict[str, object], method: str) -> str:
-    if item["type"] == "extra_forbidden":
-        return "no such parameter; there are: " + (", ".join(sampling.PARAMETERS[method]) or "none")
-    return str(item["msg"]).removeprefix("Value error, ")
 
 
 async def _bad_store(_request: Request, error: Exception) -> JSONResponse:

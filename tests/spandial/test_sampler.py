@@ -233,7 +233,7 @@ def _count_exactly(decider: Decider) -> None:
     assert sum(decider.tally) == 8 * rounds * len(EntryKind) * len(Parent)
 
 
-@pytest.mark.usefixtures("no_gil")
+@pytest.mark.usefixtures("no_gil", "sdk")
 def test_without_the_gil_decisions_wait_for_each_other() -> None:
     decider, attributes, second = Decider(), Blocking(), threading.Event()
     first = threading.Thread(target=decider.sample, args=(SpanKind.SERVER, attributes))

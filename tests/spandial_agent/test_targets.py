@@ -45,7 +45,6 @@ def book_of(*rules: Rule) -> RuleBook:
 def test_a_process_that_names_a_service_becomes_a_target(targets: Targets, capture: FakeCapture) -> None:
     target = discovered(targets, process())
     assert targets.get(4711) is target
-    assert targets.by_row(target.row.number) is target
     assert (list(targets), len(targets), target.hooked) == ([target], 1, False)
     assert capture.watched == {4711: target.row}
 

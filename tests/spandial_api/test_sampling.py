@@ -98,8 +98,22 @@ async def test_a_parameter_that_cannot_be_obeyed_is_refused_with_what_can(
 
 
 async def test_all_wrong_parameters_are_named_at_once(local: httpx.AsyncClient) -> None:
-    answer = await local.put("/sampling", params={"rate": "x", "mode": "y", "protocol": "z", "tenant": "acme"})
-    assert [problem["field"] for problem in answer.json()["detail"]] == ["protocol", "rate", "mode", "tenant"]
+    answer = await local.put("/sampling", params={"rate": "x", "mode": "y", "protocol": "z"})
+    assert [problem["field"] for problem in answer.json()["detail"]] == ["protocol", "rate", "mode"]
+
+
+@pytest.mark.parametrize("path", ["/sampling", "/entries", "/targets", "/stats", "/healthz"])
+async def test_no_route_takes_an_unknown_parameter(local: httpx.AsyncClient, path: str) -> None:
+    answer = await local.get(path, params={"tenant": "acme"})
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["field"] == "tenant"
+
+
+async def test_a_parameter_given_twice_is_refused_and_nothing_is_applied(local: httpx.AsyncClient) -> None:
+    answer = await local.put("/sampling", params=[("rate", "1"), ("rate", "2")])
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == [{"field": "rate", "received": ["1", "2"], "allowed": "one value"}]
+    assert (await local.get("/sampling")).json()["rules"] == []
 
 
 async def test_a_missing_rate_is_named(local: httpx.AsyncClient) -> None:

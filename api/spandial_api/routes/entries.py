@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterable
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.sse import EventSourceResponse
 
 from spandial_api.node import EntryEvent, Node
+from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])
 
 
-@router.get("/entries", response_class=EventSourceResponse)
+@router.get("/entries", response_class=EventSourceResponse, dependencies=[Depends(only("service", "env"))])
 async def get_entries(
     request: Request,
     service: Annotated[str, Query(description="glob")] = "*",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 
 from spandial_api.node import Health, Node
+from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", dependencies=[Depends(only())])
 async def get_health(request: Request) -> Health:
     """200 as long as the agent serves, also without the kernel side: `status` and `missing` tell."""
     node: Node = request.app.state.node

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from spandial.abi import Mode
 from spandial.decision import parse_rate
 from spandial_api.auth import may_write
 from spandial_api.control import Control, selector_text
+from spandial_api.parameters import only
 from spandial_api.rules import KindName, Rule, Selector
 
-__all__ = ["PARAMETERS", "router"]
+__all__ = ["router"]
 
 router = APIRouter(tags=["sampling"])
 
@@ -22,8 +23,6 @@ ModeName = Literal["follow", "boost", "strict"]
 
 class SelectorQuery(BaseModel):
     """What a rule applies to; without any field, the node's default."""
-
-    model_config = ConfigDict(extra="forbid")
 
     service: str | None = Field(None, min_length=1, max_length=255, description="glob", examples=["checkout"])
     env: str | None = Field(None, min_length=1, max_length=255, description="glob", examples=["gray"])
@@ -50,16 +49,8 @@ class RuleQuery(SelectorQuery):
         return Rule(self.selector(), parse_rate(self.rate), Mode[self.mode.upper()])
 
 
-class NoQuery(BaseModel):
-    """A request without parameters."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-PARAMETERS = {
-    method: tuple(query.model_fields)
-    for method, query in (("PUT", RuleQuery), ("DELETE", SelectorQuery), ("GET", NoQuery))
-}
+_SELECTOR = tuple(SelectorQuery.model_fields)
+_RULE = tuple(RuleQuery.model_fields)
 
 
 class RuleState(BaseModel):
@@ -115,14 +106,14 @@ def _control(request: Request) -> Control:
     return control
 
 
-@router.put("/sampling", dependencies=[Depends(may_write)])
+@router.put("/sampling", dependencies=[Depends(may_write), Depends(only(*_RULE))])
 async def put_rule(request: Request, query: Annotated[RuleQuery, Query()]) -> RuleState:
     """Turn the dial: make or replace the rule of this selector. When this is answered, every reader has it."""
     rule, reached = await _control(request).put(query.rule())
     return _state(rule, reached)
 
 
-@router.delete("/sampling", dependencies=[Depends(may_write)])
+@router.delete("/sampling", dependencies=[Depends(may_write), Depends(only(*_SELECTOR))])
 async def delete_rule(request: Request, query: Annotated[SelectorQuery, Query()]) -> Removed:
     """Remove the rule of exactly this selector."""
     selector = query.selector()
@@ -133,8 +124,8 @@ async def delete_rule(request: Request, query: Annotated[SelectorQuery, Query()]
     return Removed(removed=selector_text(selector), revision=revision)
 
 
-@router.get("/sampling")
-async def get_rules(request: Request, _query: Annotated[NoQuery, Query()]) -> Rules:
+@router.get("/sampling", dependencies=[Depends(only())])
+async def get_rules(request: Request) -> Rules:
     """The rules, the ones that win first, and how many targets each reaches."""
     control = _control(request)
     reached = control.reached()
