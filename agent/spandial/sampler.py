@@ -273,11 +273,10 @@ def build_decider(
         result.trace_state = trace_state
         return result
 
-    if not key:
-        return portable, obey, obeyed
+    chosen = should_sample if key else portable
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
-        return _locked(should_sample), obey, obeyed
-    return should_sample, obey, obeyed
+        chosen = _locked(chosen)
+    return chosen, obey, obeyed
 
 
 def _locked(should_sample: _ShouldSample) -> _ShouldSample:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -30,7 +30,7 @@ from spandial_api.node import (
     TargetState,
     TargetStats,
 )
-from spandial_api.rules import PROTOCOLS, RuleBook
+from spandial_api.rules import PROTOCOLS, RuleBook, Selector
 
 __all__ = ["LocalNode"]
 
@@ -88,6 +88,9 @@ class LocalNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
+
+    def reached(self) -> Mapping[Selector, int]:
+        return self._targets.reached()
 
     def watch(self, service: str = "*", env: str = "*") -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
         return self._watchers.watch(service, env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,9 +15,11 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
-from spandial_api.rules import Rule, RuleBook
+from spandial_api.rules import Rule, RuleBook, Selector
 
 __all__ = ["Target", "Targets"]
+
+_Resolved = tuple[tuple[Rule | None, ...], list[int], int]
 
 _log = structlog.get_logger("spandial.targets")
 
@@ -29,6 +32,7 @@ class Target:
         default: the rate word where no rule applies.
         rules: the rule in force for each kind of entry; None where the default is.
         pages: the counter pages of its hooks; empty for a discovered process.
+        written: the rates and the fallback in its row.
         base: what the kernel had counted when the first hook came.
     """
 
@@ -39,6 +43,7 @@ class Target:
     rules: tuple[Rule | None, ...] = ()
     pages: list[CounterPage] = field(default_factory=list)
     base: Counts | None = None
+    written: tuple[list[int], int] = ([], 0)
 
     @property
     def pid(self) -> int:
@@ -78,6 +83,7 @@ class Targets:
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
         self._book = RuleBook()
+        self._resolved: dict[tuple[Labels, int], _Resolved] = {}
         self.emit: Callable[[Labels], bool] = lambda labels: False
         self._write_default()
 
@@ -140,10 +146,17 @@ class Targets:
 
     def rewrite(self) -> None:
         """Write every row anew: the book, or what is to be emitted, has changed."""
+        self._resolved.clear()
         self._write_default()
         for target in self:
             self._write(target)
         self._table.advance()
+
+    def reached(self) -> Counter[Selector]:
+        """For each rule's selector, how many targets have at least one kind of entry under it."""
+        return Counter(
+            selector for target in self for selector in {rule.selector for rule in target.rules if rule is not None}
+        )
 
     def _current(self, process: Process) -> Target | None:
         """The target that this process is; one of the same pid that started at another time has ended."""
@@ -156,7 +169,7 @@ class Targets:
     def _add(self, process: Process, labels: Labels, default: int) -> Target:
         rules, words, fallback = self._resolve(labels, default)
         row = self._table.allocate(process.pid, words, fallback)
-        target = Target(process, labels, default, row, rules)
+        target = Target(process, labels, default, row, rules, written=(words, fallback))
         self._by_pid[process.pid] = target
         if row.number == DEFAULT_ROW:
             self._write(target)
@@ -173,15 +186,22 @@ class Targets:
             target.rules = self._resolve(Labels(), self._default)[0]
             return
         target.rules, words, fallback = self._resolve(target.labels, target.default)
-        self._table.write(target.row, words, fallback)
+        if target.written != (words, fallback):
+            self._table.write(target.row, words, fallback)
+            target.written = words, fallback
 
     def _write_default(self) -> None:
         _, words, fallback = self._resolve(Labels(), self._default)
         self._table.write_default(words, fallback)
 
-    def _resolve(self, labels: Labels, default: int) -> tuple[tuple[Rule | None, ...], list[int], int]:
+    def _resolve(self, labels: Labels, default: int) -> _Resolved:
+        """Rules, rates and fallback of these labels; worked out once for all processes that have them."""
+        known = self._resolved.get((labels, default))
+        if known is not None:
+            return known
         rules = tuple(self._book.resolve(labels, kind) for kind in EntryKind)
         emit = Flag.EMIT if self.emit(labels) else 0
         words = [(rule.word if rule else default) | emit for rule in rules]
         fallback = default if self._book.fallback is None else self._book.fallback
-        return rules, words, fallback
+        resolved = self._resolved[labels, default] = rules, words, fallback
+        return resolved

@@ -52,13 +52,8 @@ class Control:
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""
-        counts = dict.fromkeys(self.book.rules, 0)
-        texts = {selector_text(selector): selector for selector in self.book.rules}
-        for target in self._node.targets():
-            for text in {state.rule for state in target.rates.values()}:
-                if text in texts:
-                    counts[texts[text]] += 1
-        return counts
+        counts = self._node.reached()
+        return {selector: counts.get(selector, 0) for selector in self.book.rules}
 
     async def _change(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
         # A caller who goes away does not stop a change half-way: what is on disk must be applied.

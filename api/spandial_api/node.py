@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
 from pydantic import BaseModel, Field
 
-from spandial_api.rules import KindName, RuleBook
+from spandial_api.rules import KindName, RuleBook, Selector
 
 __all__ = [
     "EntryEvent",
@@ -138,6 +138,9 @@ class Node(Protocol):
         """Make every reader obey this book; they do when this returns."""
 
     def targets(self) -> list[TargetState]: ...
+
+    def reached(self) -> Mapping[Selector, int]:
+        """For each rule's selector, how many targets have at least one kind of entry under it."""
 
     async def stats(self) -> NodeStats: ...
 

@@ -155,7 +155,8 @@ def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterato
         "events { worker_connections 1024; } http { access_log off; keepalive_requests 10000000; "
         f"server {{ {listen} location / {{ return 200 '{{}}'; }} }} }}"
     )
-    command = ["nginx", "-p", str(folder), "-c", str(config)]
+    # nginx overwrites its environment with its title. The shell's is read meanwhile, and the labels stay.
+    command = ["sh", "-c", f"sleep 1; exec nginx -p {folder} -c {config}"]
     url = f"http://127.0.0.1:{port}"
     with _running(
         lambda: Server(command, _labels(service, "1", "stable"), folder / "nginx.log", url, path if unix else "")

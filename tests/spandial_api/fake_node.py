@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -10,7 +11,7 @@ from spandial.abi import Mode
 from spandial.labels import Labels
 from spandial_api.control import selector_text
 from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetState
-from spandial_api.rules import PROTOCOLS, KindName, RuleBook
+from spandial_api.rules import PROTOCOLS, KindName, RuleBook, Selector
 
 __all__ = ["FakeNode", "entry"]
 
@@ -47,6 +48,15 @@ class FakeNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target(number, labels) for number, labels in enumerate(self.processes)]
+
+    def reached(self) -> Counter[Selector]:
+        rules = {rule.selector: selector_text(rule.selector) for rule in self.applied[-1]}
+        return Counter(
+            selector
+            for target in self.targets()
+            for selector, text in rules.items()
+            if text in {state.rule for state in target.rates.values()}
+        )
 
     async def stats(self) -> NodeStats:
         return self.counts

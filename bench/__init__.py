@@ -1,0 +1,1 @@
+"""Benchmarks: each script prints what it measured beside the bar of the design, ratios from interleaved runs."""
