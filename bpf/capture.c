@@ -10,9 +10,6 @@
 #include "decision.h"
 #include "tracecontext.h"
 
-#define SCRATCH_RECV 0
-#define SCRATCH_SEND 1
-
 BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
 BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
@@ -133,26 +130,16 @@ static __always_inline u64 word_of(u32 tgid, const struct spandial_target *targe
 				    header->words[SPANDIAL_HEADER_LEASE], bpf_ktime_get_boot_ns());
 }
 
-static __always_inline void on_request(u32 tgid, const struct spandial_target *target, struct message *message)
+/* Count and decide the request whose first bytes, and if it was received all of them, are in head. */
+static __always_inline void on_request(u32 tgid, const struct spandial_target *target, struct head *head, u32 length)
 {
 	struct trace_context context = {};
 	struct spandial_counts *count;
-	u32 parent = SPANDIAL_NO_PARENT, zero = 0, row = target->row, kind = SPANDIAL_HTTP;
-	struct head *head = heads.lookup(&zero);
-	u32 length = message->length < HEAD_MAX ? message->length : HEAD_MAX;
-	u64 word;
-	int kept;
+	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP;
+	u64 word = word_of(tgid, target, kind);
 
-	if (!head)
-		return;
-	asm volatile("%0 &= 0x7ff" : "+r"(length)); /* what clang proved, said to the verifier */
-	if (length > HEAD_MAX)
-		return;
-	REMEMBER(head->received, message->received);
-	if (bpf_probe_read_user(head->bytes, length, (void *)message->buffer)) {
-		count_loss(SPANDIAL_LOSS_UNREADABLE);
-		return;
-	}
+	/* In mode follow a caller's decision stands, whatever the tracestate says. */
+	REMEMBER(head->parent_settles, !(word & (SPANDIAL_THIN | SPANDIAL_MODE)));
 	if (!scan_head(head, length))
 		return;
 	count = counts.lookup(&row);
@@ -166,17 +153,13 @@ static __always_inline void on_request(u32 tgid, const struct spandial_target *t
 	if (parse_traceparent(head, &context)) {
 		count->seen_traced[kind]++;
 		parent = context.sampled ? SPANDIAL_REMOTE_KEPT : SPANDIAL_REMOTE_DROPPED;
-#ifndef NORV
 		parse_randomness(head, &context);
-#endif
 	} else {
 		context.trace_id[0] = context.trace_id[1] = context.span_id = 0;
 		context.randomness = (u64)bpf_get_prandom_u32() << 24 ^ bpf_get_prandom_u32();
 		context.randomness &= 0x00ffffffffffffffULL;
 	}
-	word = word_of(tgid, target, kind);
-	kept = spandial_decide(word, context.randomness, parent);
-	if (!kept)
+	if (!spandial_decide(word, context.randomness, parent))
 		return;
 	count->kept[kind]++;
 	if (parent)
@@ -185,22 +168,39 @@ static __always_inline void on_request(u32 tgid, const struct spandial_target *t
 		emit(head, &context, parent, word, tgid, row);
 }
 
-/* number, arg1..arg3: the system call and its arguments; result: what it returned. */
-static __always_inline int on_syscall(u64 number, u64 arg1, u64 arg2, u64 arg3, s64 result, u32 tgid,
+/* Read the first bytes of a message, at most HEAD_MAX, into head. Returns 0 if they could be read. */
+static __always_inline int read_head(struct head *head, u32 length, u64 buffer)
+{
+	asm volatile("%0 &= 0x7ff" : "+r"(length)); /* what clang proved, said to the verifier */
+	if (length > HEAD_MAX)
+		return -1;
+	return bpf_probe_read_user(head->bytes, length, (void *)buffer);
+}
+
+/* regs: readable as they are; result: what the system call returned. */
+static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u32 tgid,
 				      const struct spandial_target *target)
 {
 	struct message message = {.length = result};
-	u64 first;
-	int known = message_of(number, arg1, arg2, arg3, &message);
+	u32 zero = 0, length;
+	struct head *head = heads.lookup(&zero);
+	int known =
+	    message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs), SYSCALL_ARG3(regs), &message);
 
 	if (known < 0)
 		goto unreadable;
-	if (!known || message.length < 8)
+	if (!head || !known || message.length < 8)
 		return 0;
-	if (bpf_probe_read_user(&first, sizeof(first), (void *)message.buffer))
+	length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
+	REMEMBER(head->received, message.received);
+	/* What a server receives mostly is a request, and is read at once; what it sends mostly is none. */
+	if (read_head(head, message.received ? length : 8, message.buffer))
 		goto unreadable;
-	if (starts_with_method(first))
-		on_request(tgid, target, &message);
+	if (!starts_with_method(load8(head, 0)))
+		return 0;
+	if (!RECALL(head->received) && read_head(head, length, message.buffer))
+		goto unreadable;
+	on_request(tgid, target, head, length);
 	return 0;
 unreadable:
 	count_loss(SPANDIAL_LOSS_UNREADABLE);
@@ -211,31 +211,36 @@ unreadable:
  * every socket operation, after the data is in the user's buffer. */
 int on_socket(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	const struct spandial_target *target = targets.lookup(&tgid);
 	s64 result = (s32)ctx->args[1];
-	struct pt_regs *task_regs, regs;
+	const struct spandial_target *target;
+	u32 tgid;
 
-	if (!target || result < 8 || (ctx->args[2] & MSG_PEEK))
+	/* The cheapest test first: half the receives of a busy server find nothing (EAGAIN). */
+	if (result < 8 || (ctx->args[2] & MSG_PEEK))
 		return 0;
-	task_regs = (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-	bpf_probe_read_kernel(&regs, sizeof(regs), task_regs);
-	return on_syscall(SYSCALL_NUMBER(&regs), SYSCALL_ARG1(&regs), SYSCALL_ARG2(&regs), SYSCALL_ARG3(&regs), result,
-			  tgid, target);
+	tgid = bpf_get_current_pid_tgid() >> 32;
+	target = targets.lookup(&tgid);
+	if (!target)
+		return 0;
+	/* A pointer that the verifier knows and lets be read (Linux 5.15, commit dd6e10fbd9fb). */
+	return on_syscall((const struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), result, tgid, target);
 }
 
 /* sys_exit (regs, ret), Linux 4.17: the same for kernels without the two above. It cannot tell a
  * socket from a file. */
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	const struct spandial_target *target = targets.lookup(&tgid);
 	s64 result = ctx->args[1];
+	const struct spandial_target *target;
 	struct pt_regs regs;
+	u32 tgid;
 
-	if (!target || result < 8)
+	if (result < 8)
+		return 0;
+	tgid = bpf_get_current_pid_tgid() >> 32;
+	target = targets.lookup(&tgid);
+	if (!target)
 		return 0;
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
-	return on_syscall(SYSCALL_NUMBER(&regs), SYSCALL_ARG1(&regs), SYSCALL_ARG2(&regs), SYSCALL_ARG3(&regs), result,
-			  tgid, target);
+	return on_syscall(&regs, result, tgid, target);
 }

@@ -17,10 +17,11 @@ struct head {
 	__u32 request_line; /* length without the line end; 0: its end is not within reach */
 	__u32 traceparent;  /* offset of the value; 0: none */
 	__u32 tracestate;
-	__u32 at;	/* where the scan is */
-	__u32 within;	/* a part of it */
-	__u32 window;	/* the last four bytes of a search */
-	__u32 received; /* by the process, as opposed to sent */
+	__u32 at;	      /* where the scan is */
+	__u32 within;	      /* a part of it */
+	__u32 window;	      /* the last four bytes of a search */
+	__u32 received;	      /* by the process, as opposed to sent */
+	__u32 parent_settles; /* nothing behind a traceparent matters */
 };
 
 /* Loop state is kept in the map and not in registers: what comes back from there is an unknown number
@@ -106,7 +107,7 @@ static __always_inline __u32 skip_blanks(const struct head *head, __u32 offset)
 	return offset + (text ? first_byte(text) : 8);
 }
 
-/* What the line that starts at this offset means. Returns 1 at the end of the head. */
+/* What the line that starts at this offset means. Returns 1 where nothing behind it matters. */
 static __always_inline int look_at_line(struct head *head, __u32 start)
 {
 	__u64 first = load8(head, start);
@@ -117,8 +118,10 @@ static __always_inline int look_at_line(struct head *head, __u32 start)
 	if (name == CHARS8('t', 'r', 'a', 'c', 'e', 'p', 'a', 'r')) {
 		__u64 rest = load8(head, start + 8);
 
-		if ((LOWER(rest) & 0xffffff) == CHARS4('e', 'n', 't', 0) && (rest >> 24 & 0xff) == ':')
+		if ((LOWER(rest) & 0xffffff) == CHARS4('e', 'n', 't', 0) && (rest >> 24 & 0xff) == ':') {
 			REMEMBER(head->traceparent, skip_blanks(head, start + 12));
+			return RECALL(head->parent_settles);
+		}
 	} else if (name == CHARS8('t', 'r', 'a', 'c', 'e', 's', 't', 'a')) {
 		__u64 rest = load8(head, start + 8);
 

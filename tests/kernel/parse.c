@@ -34,6 +34,7 @@ int parse(struct bpf_raw_tracepoint_args *ctx)
 		return 1;
 	/* All bytes: what lies behind length must not matter. */
 	bpf_probe_read_kernel(head->bytes, HEAD_MAX, in->bytes);
+	REMEMBER(head->parent_settles, 0);
 	out->request = starts_with_method(load8(head, 0)) && scan_head(head, length);
 	out->request_line = out->request ? head->request_line : 0;
 	out->traced = out->request && parse_traceparent(head, &context);
