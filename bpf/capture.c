@@ -136,10 +136,11 @@ static __always_inline void on_request(u32 tgid, const struct spandial_target *t
 	struct trace_context context = {};
 	struct spandial_counts *count;
 	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP;
-	u64 word = word_of(tgid, target, kind);
+	struct spandial_row *rates_row = rates.lookup(&row);
+	u64 word;
 
 	/* In mode follow a caller's decision stands, whatever the tracestate says. */
-	REMEMBER(head->parent_settles, !(word & (SPANDIAL_THIN | SPANDIAL_MODE)));
+	REMEMBER(head->parent_settles, rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE)));
 	if (!scan_head(head, length))
 		return;
 	count = counts.lookup(&row);
@@ -159,6 +160,7 @@ static __always_inline void on_request(u32 tgid, const struct spandial_target *t
 		context.randomness = (u64)bpf_get_prandom_u32() << 24 ^ bpf_get_prandom_u32();
 		context.randomness &= 0x00ffffffffffffffULL;
 	}
+	word = word_of(tgid, target, kind);
 	if (!spandial_decide(word, context.randomness, parent))
 		return;
 	count->kept[kind]++;

@@ -269,3 +269,8 @@ def test_large_and_offset_buffers_are_read_from_their_start(watched: Watched) ->
     a.send(REQUEST + b"x" * 3000)
     b.recv_into(memoryview(page)[4096 - 5 :], 65536)
     assert watched.seen() == 1
+
+
+def test_the_verifier_has_instructions_to_spare(watched: Watched) -> None:
+    """Its limit is a million; another kernel or compiler needs more or less."""
+    assert 0 < watched.capture.program.verified_instructions < 600_000

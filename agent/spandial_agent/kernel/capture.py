@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
-from spandial_agent.kernel.libbpf import Map, program_info
+from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module, release_compiler_memory
 from spandial_agent.table import Row
 
@@ -91,8 +91,13 @@ class Capture:
             for reason in Loss
         }
         # The kernel does not run a program that interrupts itself on the same CPU; it counts that.
-        found["recursion"] = program_info(self._program).recursion_misses
+        found["recursion"] = self.program.recursion_misses
         return found
+
+    @property
+    def program(self) -> ProgramInfo:
+        """What the kernel knows of the program in use."""
+        return program_info(self._program)
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""
