@@ -110,7 +110,8 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->length = length < SPANDIAL_REQUEST_MAX ? length : SPANDIAL_REQUEST_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
 	bpf_probe_read_kernel(entry->request, SPANDIAL_REQUEST_MAX, head->bytes);
-	entries.ringbuf_submit(entry, 0);
+	/* Waking the reader would cost more than all the rest: it looks by itself. */
+	entries.ringbuf_submit(entry, BPF_RB_NO_WAKEUP);
 }
 
 /* The word that the target obeys now; 0 if its row is somebody else's. */

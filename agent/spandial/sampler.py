@@ -175,11 +175,11 @@ def build_decider(
     """
     key = _SPAN_KEY or ""
     current = _current_context()
-    server, internal = SpanKind.SERVER, SpanKind.INTERNAL
+    server, client, internal = SpanKind.SERVER, SpanKind.CLIENT, SpanKind.INTERNAL
     dropped, no_parent = _DROPPED, Context()
     words: Sequence[int] = array("Q", [default] * abi.ROW_WORDS)
     plans = [_plan(entry, default, default) for entry in EntryKind]
-    inner, http = plans[EntryKind.INTERNAL], plans[EntryKind.HTTP]
+    inner, http, grpc, db = plans
 
     def obey(new_words: Sequence[int]) -> None:
         nonlocal words
@@ -189,9 +189,9 @@ def build_decider(
         return words
 
     def replan(entry: int) -> _Plan:
-        nonlocal inner, http
+        nonlocal inner, http, grpc, db
         plan = plans[entry] = _plan(entry, words[entry], default)
-        inner, http = plans[EntryKind.INTERNAL], plans[EntryKind.HTTP]
+        inner, http, grpc, db = plans
         return plan
 
     def should_sample(
@@ -207,15 +207,22 @@ def build_decider(
             parent_context = current()
         if parent_context and key in parent_context:
             return with_parent(parent_context[key], trace_id, kind, attributes)
-        if kind is server and attributes and ("http.method" in attributes or "http.request.method" in attributes):
-            word, entry, threshold, drop_at, keep = http
+        if kind is server and attributes:
+            if "http.method" in attributes or "http.request.method" in attributes:
+                word, entry, threshold, drop_at, keep = http
+            elif "rpc.system" in attributes and attributes["rpc.system"] == "grpc":
+                word, entry, threshold, drop_at, keep = grpc
+            else:
+                word, entry, threshold, drop_at, keep = plans[entry_kind(kind, attributes)]
         elif not attributes or kind is internal:
             word, entry, threshold, drop_at, keep = inner
+        elif kind is client and "db.system" in attributes:
+            word, entry, threshold, drop_at, keep = db
         else:
             word, entry, threshold, drop_at, keep = plans[entry_kind(kind, attributes)]
         if words[entry] != word:
             word, entry, threshold, drop_at, keep = replan(entry)
-        if trace_id & 0xFFFFFFFFFFFFFF < threshold:
+        if threshold and trace_id & 0xFFFFFFFFFFFFFF < threshold:
             tally[drop_at] += 1
             return dropped
         keep_at, kept, bare, _, _ = keep
@@ -305,8 +312,8 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
     _, _, threshold, _, (_, _, bare, _, th) = plan
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
     ot = members.get("ot", "")
-    randomness = parse_randomness(ot) if "rv:" in ot else None
-    hit = (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
+    randomness = parse_randomness(ot) if threshold and "rv:" in ot else None
+    hit = not threshold or (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
     if not parent_kept:
         if not hit or not how & _OWN:
             return False, trace_state

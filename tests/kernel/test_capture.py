@@ -207,7 +207,7 @@ def test_without_emit_nothing_is_emitted(watched: Watched) -> None:
     b.recv(4096)
     time.sleep(0.3)
     assert watched.kept() == 1
-    assert watched.records == []
+    assert watched.emitted() == []
 
 
 def test_a_row_that_is_somebody_elses_keeps_nothing_and_is_counted(watched: Watched) -> None:

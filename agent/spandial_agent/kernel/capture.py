@@ -15,8 +15,8 @@ from spandial_agent.table import Row
 
 __all__ = ["Capture", "Counts"]
 
-_RING_PAGES = 1024  # 4 MiB: about 12,000 entries while the agent does not read
-_POLL_MS = 100
+_RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
+_LOOK_S = 0.05
 
 CapturePath = Literal["socket", "sys_exit"]
 
@@ -102,11 +102,11 @@ class Capture:
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""
         batch: list[bytes] = []
-        poll = self._module.open_ring_buffer("entries", batch.append)
+        consume = self._module.open_ring_buffer("entries", batch.append)
 
         def read() -> None:
-            while not self._stop.is_set():
-                poll(_POLL_MS)
+            while not self._stop.wait(_LOOK_S):
+                consume()
                 if batch:
                     on_records(batch.copy())
                     batch.clear()

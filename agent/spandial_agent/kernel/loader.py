@@ -97,16 +97,16 @@ class Module:
     def map_fd(self, name: str) -> int:
         return int(self._bpf[name.encode()].map_fd)
 
-    def open_ring_buffer(self, name: str, on_record: Callable[[bytes], None]) -> Callable[[int], None]:
-        """A function that waits up to so many milliseconds and hands each record to `on_record`."""
+    def open_ring_buffer(self, name: str, on_record: Callable[[bytes], None]) -> Callable[[], None]:
+        """A function that hands each record that is there to `on_record`."""
 
         def callback(_context: object, data: int, size: int) -> int:
             on_record(ctypes.string_at(data, size))
             return 0
 
         self._bpf[name.encode()].open_ring_buffer(callback)
-        poll: Callable[[int], None] = self._bpf.ring_buffer_poll
-        return poll
+        consume: Callable[[], None] = self._bpf.ring_buffer_consume
+        return consume
 
     def close(self) -> None:
         self.detach()
