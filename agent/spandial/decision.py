@@ -71,14 +71,12 @@ def parse_randomness(ot: str) -> int | None:
     at = ot.find("rv:")
     while at > 0 and ot[at - 1] != ";":
         at = ot.find("rv:", at + 1)
-    if at < 0:
-        return None
-    digits = ot[at + 3 : at + 17]
     end = at + 17
-    # int() alone would take signs, blanks, underscores and capitals.
-    if len(digits) != 14 or digits.strip(_HEX) or (len(ot) > end and ot[end] != ";"):
+    if at < 0 or (len(ot) != end and ot[end : end + 1] != ";"):
         return None
-    return int(digits, 16)
+    digits = ot[at + 3 : end]
+    # int() alone would take signs, blanks, underscores and capitals.
+    return None if digits.strip(_HEX) else int(digits, 16)
 
 
 def parse_threshold(ot: str) -> int | None:

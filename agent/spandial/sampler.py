@@ -66,10 +66,12 @@ def entry_kind(kind: SpanKind | None, attributes: Attributes) -> EntryKind:
     if not attributes:
         return EntryKind.INTERNAL
     if kind is SpanKind.SERVER:
-        if "http.method" in attributes or "http.request.method" in attributes:
+        if "http.method" in attributes:
             return EntryKind.HTTP
         if attributes.get("rpc.system", attributes.get("rpc.system.name")) == "grpc":
             return EntryKind.GRPC
+        if "http.request.method" in attributes:
+            return EntryKind.HTTP
     elif kind is SpanKind.CLIENT and ("db.system" in attributes or "db.system.name" in attributes):
         return EntryKind.DB
     return EntryKind.INTERNAL
@@ -128,27 +130,44 @@ def _plan(entry: int, word: int, default: int) -> _Plan:
 
 # W3C Trace Context, 3.3.1.3.2: readers discard the whole tracestate for one value that is longer.
 _VALUE_MAX = 256
-_new_trace_state = TraceState.__new__
 _PLAIN_TRACE_STATE = isinstance(getattr(TraceState(), "_dict", None), dict)
 
 
-def _set_ot(trace_state: TraceState, ot: str) -> TraceState:
-    """Tracestate with its member `ot` replaced, and first, as a changed member must be (W3C Trace Context, 3.5).
+class _Changed(TraceState):
+    """A tracestate with another `th`, worked out when it is first read: most never are, and working it out costs more
+    than a decision."""
 
-    The public constructor would validate every vendor's member again, at three times the cost of a decision.
-    """
+    __init__ = object.__init__
+    before: TraceState
+    th: str  # empty: none
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "_dict":
+            raise AttributeError(name)
+        self._dict = _change_threshold(self.before, self.th)
+        return self._dict
+
+
+def _change_threshold(before: TraceState, th: str) -> dict[str, str]:
+    """Tracestate's members with `th` replaced; `ot` first, as a changed member must be (W3C Trace Context, 3.5)."""
+    rest = without_threshold(before.get("ot", ""))
+    ot = f"{th};{rest}" if th and rest else th or rest
+    if len(ot) > _VALUE_MAX:
+        ot = rest
+    others = {key: value for key, value in before.items() if key != "ot"}
+    if len(others) >= 32:  # W3C Trace Context, 3.3.1.1
+        return others
+    return {"ot": ot, **others} if ot else others
+
+
+def _set_threshold(before: TraceState, th: str) -> TraceState:
     if not _PLAIN_TRACE_STATE:
-        return trace_state.update("ot", ot) if ot else trace_state.delete("ot")
-    members = {"ot": ot, **trace_state._dict}
-    if not ot:
-        del members["ot"]
-    elif len(members) > 32:  # W3C Trace Context, 3.3.1.1
-        return trace_state
-    else:
-        members["ot"] = ot
-    changed = _new_trace_state(TraceState)
-    changed._dict = members
-    return changed
+        return TraceState(list(_change_threshold(before, th).items()))
+    changed: Any = _Changed()
+    changed.before = before
+    changed.th = th
+    state: TraceState = changed
+    return state
 
 
 def _current_context() -> Callable[[], Context]:
@@ -180,6 +199,7 @@ def build_decider(
     words: Sequence[int] = array("Q", [default] * abi.ROW_WORDS)
     plans = [_plan(entry, default, default) for entry in EntryKind]
     inner, http, grpc, db = plans
+    http_word, http_threshold, http_kept = http[0], http[2], http[4][1]
 
     def obey(new_words: Sequence[int]) -> None:
         nonlocal words
@@ -189,9 +209,11 @@ def build_decider(
         return words
 
     def replan(entry: int) -> _Plan:
-        nonlocal inner, http, grpc, db
+        nonlocal inner, http, grpc, db, http_word, http_threshold, http_kept
         plan = plans[entry] = _plan(entry, words[entry], default)
         inner, http, grpc, db = plans
+        # No other thread runs between these stores, or between the loads of a decision: see above.
+        http_word, http_threshold, http_kept = http[0], http[2], http[4][1]
         return plan
 
     def should_sample(
@@ -208,9 +230,20 @@ def build_decider(
         if parent_context and key in parent_context:
             return with_parent(parent_context[key], trace_id, kind, attributes)
         if kind is server and attributes:
-            if "http.method" in attributes or "http.request.method" in attributes:
-                word, entry, threshold, drop_at, keep = http
-            elif "rpc.system" in attributes and attributes["rpc.system"] == "grpc":
+            if "http.method" in attributes or (
+                (rpc := attributes.get("rpc.system")) is None and "http.request.method" in attributes
+            ):
+                # An HTTP entry, written out with its indexes.
+                if words[1] != http_word:
+                    replan(1)
+                if http_threshold and trace_id & 0xFFFFFFFFFFFFFF < http_threshold:
+                    tally[8] += 1
+                    return dropped
+                tally[9] += 1
+                result = http_kept()
+                result.attributes = attributes
+                return result
+            if rpc == "grpc":
                 word, entry, threshold, drop_at, keep = grpc
             else:
                 word, entry, threshold, drop_at, keep = plans[entry_kind(kind, attributes)]
@@ -253,7 +286,7 @@ def build_decider(
             return should_sample(no_parent, trace_id, "", kind, attributes)
         if not attributes or kind is internal:
             plan = inner
-        elif kind is server and ("http.method" in attributes or "http.request.method" in attributes):
+        elif kind is server and "http.method" in attributes:
             plan = http
         else:
             plan = plans[entry_kind(kind, attributes)]
@@ -262,11 +295,11 @@ def build_decider(
         count, how = plan[3], plan[4][3]
         kept = flags & 1
         if remote:
-            count += abi.PAGE_REMOTE
+            count += 2  # abi.PAGE_REMOTE
             if how:
                 kept, trace_state = weigh(plan, how, trace_id, kept, trace_state)
         else:
-            count += abi.PAGE_LOCAL
+            count += 4  # abi.PAGE_LOCAL
             if kept and how & _THIN:
                 kept, trace_state = weigh(plan, _THIN, trace_id, kept, trace_state)
         if not kept:
@@ -311,8 +344,8 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
     """
     _, _, threshold, _, (_, _, bare, _, th) = plan
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
-    ot = members.get("ot", "")
-    randomness = parse_randomness(ot) if threshold and "rv:" in ot else None
+    ot = members["ot"] if "ot" in members else ""  # noqa: SIM401 - a method call costs twice as much
+    randomness = parse_randomness(ot) if threshold and ot else None
     hit = not threshold or (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
     if not parent_kept:
         if not hit or not how & _OWN:
@@ -320,7 +353,7 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
     elif not hit:
         if not how & _STRICT_OR_THIN:
             return True, trace_state
-        return False, _set_ot(trace_state, without_threshold(ot)) if "th:" in ot else trace_state
+        return False, _set_threshold(trace_state, "") if "th:" in ot else trace_state
     elif not how & _STRICT:
         parent_threshold = parse_threshold(ot)
         if parent_threshold is None or parent_threshold == threshold:
@@ -329,9 +362,7 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
             return True, trace_state
     if not members:
         return True, bare.trace_state
-    rest = without_threshold(ot)
-    own = th + ";" + rest if rest else th
-    return True, _set_ot(trace_state, own if len(own) <= _VALUE_MAX else rest)
+    return True, _set_threshold(trace_state, th)
 
 
 class Sampler(sampling.Sampler):
