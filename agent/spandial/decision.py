@@ -69,10 +69,12 @@ def parse_randomness(ot: str) -> int | None:
     OpenTelemetry, TraceState: Probability Sampling: exactly 14 lower-case hexadecimal digits. The first `rv` counts.
     """
     at = ot.find("rv:")
-    while at > 0 and ot[at - 1] != ";":
-        at = ot.find("rv:", at + 1)
+    if at < 0:
+        return None
+    if at and ot[at - 1] != ";":
+        return next((parse_randomness(member) for member in ot.split(";") if member.startswith("rv:")), None)
     end = at + 17
-    if at < 0 or (len(ot) != end and ot[end : end + 1] != ";"):
+    if len(ot) != end and ot[end : end + 1] != ";":
         return None
     digits = ot[at + 3 : end]
     # int() alone would take signs, blanks, underscores and capitals.

@@ -102,7 +102,7 @@ _Plan = tuple[int, int, int, int, "_Keep"]
 _Keep = tuple[int, type[Any], Any, int, str]
 _HOW = abi.MODE_MASK | Flag.THIN
 _THIN, _STRICT = Flag.THIN, int(Mode.STRICT)
-_OWN = Mode.BOOST | Mode.STRICT
+_BOOST_OR_STRICT = Mode.BOOST | Mode.STRICT
 _STRICT_OR_THIN = _STRICT | _THIN
 
 
@@ -139,18 +139,31 @@ class _Changed(TraceState):
 
     __init__ = object.__init__
     before: TraceState
-    th: str  # empty: none
+    plan: _Plan
+    how: int
 
     def __getattr__(self, name: str) -> Any:
         if name != "_dict":
             raise AttributeError(name)
-        self._dict = _change_threshold(self.before, self.th)
+        self._dict = _change_threshold(self.before, self.plan, self.how)
         return self._dict
 
 
-def _change_threshold(before: TraceState, th: str) -> dict[str, str]:
+# How the `th` of a plan meets the parent's, where it is not removed: the lower, the higher, or the plan's in any case.
+_REMOVE, _LOWER, _HIGHER, _OWN = range(4)
+
+
+def _change_threshold(before: TraceState, plan: _Plan, how: int) -> dict[str, str]:
     """Tracestate's members with `th` replaced; `ot` first, as a changed member must be (W3C Trace Context, 3.5)."""
-    rest = without_threshold(before.get("ot", ""))
+    _, _, threshold, _, (_, _, _, _, th) = plan
+    old = before.get("ot", "")
+    if how in (_LOWER, _HIGHER):
+        parents = parse_threshold(old)
+        if parents is None or parents == threshold or (parents < threshold) == (how == _LOWER):
+            return dict(before)
+    elif how == _REMOVE:
+        th = ""
+    rest = without_threshold(old)
     ot = f"{th};{rest}" if th and rest else th or rest
     if len(ot) > _VALUE_MAX:
         ot = rest
@@ -160,14 +173,14 @@ def _change_threshold(before: TraceState, th: str) -> dict[str, str]:
     return {"ot": ot, **others} if ot else others
 
 
-def _set_threshold(before: TraceState, th: str) -> TraceState:
+def _set_threshold(before: TraceState, plan: _Plan, how: int) -> TraceState:
     if not _PLAIN_TRACE_STATE:
-        return TraceState(list(_change_threshold(before, th).items()))
+        return TraceState(list(_change_threshold(before, plan, how).items()))
     changed: Any = _Changed()
     changed.before = before
-    changed.th = th
-    state: TraceState = changed
-    return state
+    changed.plan = plan
+    changed.how = how
+    return changed  # type: ignore[no-any-return]
 
 
 def _current_context() -> Callable[[], Context]:
@@ -342,27 +355,25 @@ def weigh(plan: _Plan, how: int, trace_id: int, parent_kept: int, trace_state: T
     The threshold passed on is the one by which a span of this service is kept: this service's own, the lower of the
     two where either suffices (boost), the higher where both must agree (thin); unknown where the parent's is.
     """
-    _, _, threshold, _, (_, _, bare, _, th) = plan
+    threshold = plan[2]
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
     ot = members["ot"] if "ot" in members else ""  # noqa: SIM401 - a method call costs twice as much
     randomness = parse_randomness(ot) if threshold and ot else None
     hit = not threshold or (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
     if not parent_kept:
-        if not hit or not how & _OWN:
+        if not hit or not how & _BOOST_OR_STRICT:
             return False, trace_state
     elif not hit:
         if not how & _STRICT_OR_THIN:
             return True, trace_state
-        return False, _set_threshold(trace_state, "") if "th:" in ot else trace_state
+        return False, _set_threshold(trace_state, plan, _REMOVE) if "th:" in ot else trace_state
     elif not how & _STRICT:
-        parent_threshold = parse_threshold(ot)
-        if parent_threshold is None or parent_threshold == threshold:
+        if "th:" not in ot:
             return True, trace_state
-        if (parent_threshold < threshold) != bool(how & _THIN):
-            return True, trace_state
+        return True, _set_threshold(trace_state, plan, _HIGHER if how & _THIN else _LOWER)
     if not members:
-        return True, bare.trace_state
-    return True, _set_threshold(trace_state, th)
+        return True, plan[4][2].trace_state
+    return True, _set_threshold(trace_state, plan, _OWN)
 
 
 class Sampler(sampling.Sampler):
