@@ -17,7 +17,7 @@ from opentelemetry import context as context_api
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, SpanKind, set_span_in_context
 
-from spandial import abi, sampler
+from spandial import abi
 from spandial.abi import MAX_THRESHOLD, RANDOMNESS_MASK, EntryKind, Flag, Mode, Parent, encode_word
 from spandial.decision import decide, parse_randomness
 from spandial.sampler import entry_kind
@@ -34,8 +34,8 @@ REPOSITORY = Path(__file__).parent.parent.parent
 DEFAULT = encode_word(30)
 PORTABLE = {
     "as the SDK is": {},
-    "no span key": {"_SPAN_KEY": None},
-    "another trace state": {"_PLAIN_TRACE_STATE": False},
+    "no span key": {"spandial.sampler._SPAN_KEY": None},
+    "another trace state": {"spandial.plan._PLAIN_TRACE_STATE": False},
 }
 
 
@@ -43,7 +43,7 @@ PORTABLE = {
 def sdk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK as it is, and without the private names that the fast paths rest on."""
     for name, value in PORTABLE[request.param].items():
-        monkeypatch.setattr(sampler, name, value)
+        monkeypatch.setattr(name, value)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.trace.sampling import SamplingResult
 from opentelemetry.trace import TraceState
 
-from spandial import sampler
 from spandial.abi import RANDOMNESS_MASK, EntryKind, Flag, Mode, Parent, encode_word
 from spandial.decision import parse_threshold
 from tests.spandial.deciders import Decider
@@ -23,7 +22,7 @@ WAYS = list(product(Mode, (False, True)))
 
 @pytest.fixture(autouse=True, params=["plain trace state", "another trace state"])
 def trace_state_of_the_sdk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler, "_PLAIN_TRACE_STATE", request.param == "plain trace state")
+    monkeypatch.setattr("spandial.plan._PLAIN_TRACE_STATE", request.param == "plain trace state")
 
 
 def members(result: SamplingResult) -> list[tuple[str, str]]:
