@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableSequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,9 +13,28 @@ from spandial import abi
 from spandial.abi import Flag, Mode
 from spandial.decision import format_threshold, parse_randomness, parse_threshold, without_threshold
 
-__all__ = ["NO_ATTRIBUTES", "Plan", "make_plan", "weigh"]
+__all__ = ["NO_ATTRIBUTES", "DroppedSpan", "KeptSpan", "Plan", "make_plan", "weigh"]
 
 NO_ATTRIBUTES: Any = MappingProxyType({})
+
+
+class KeptSpan(SamplingResult):
+    """A kept span's result. Made without a Python-level constructor, which would be a third of a decision."""
+
+    __slots__ = ("attributes", "trace_state")
+    attributes: Any  # the SDK reads any mapping, once; the base class makes a read-only one of it
+    __init__ = object.__init__
+    decision = Decision.RECORD_AND_SAMPLE
+
+
+class DroppedSpan(SamplingResult):
+    """A dropped span's result, where there is a tracestate to pass on."""
+
+    __slots__ = ("trace_state",)
+    __init__ = object.__init__
+    decision = Decision.DROP
+    attributes = NO_ATTRIBUTES
+
 
 # What a word means, worked out once each time it changes: the word, the kind of entry, the threshold, where to count a
 # dropped root, and how to keep one. Plain tuples: they are unpacked in every decision.
@@ -72,8 +92,8 @@ class _Changed(TraceState):
         return self._dict
 
 
-# How the `th` of a plan meets the parent's, where it is not removed: the lower, the higher, or the plan's in any case.
-_REMOVE, _LOWER, _HIGHER, _OWN = range(4)
+# What becomes of the parent's `th`: it stays, goes, or meets the plan's: the lower, the higher, the plan's in any case.
+_AS_IT_IS, _REMOVE, _LOWER, _HIGHER, _OWN = range(5)
 
 
 def _change_threshold(before: TraceState, plan: Plan, how: int) -> dict[str, str]:
@@ -106,30 +126,54 @@ def _set_threshold(before: TraceState, plan: Plan, how: int) -> TraceState:
     return changed  # type: ignore[no-any-return]
 
 
-def weigh(plan: Plan, how: int, trace_id: int, parent_kept: int, trace_state: TraceState) -> tuple[bool, TraceState]:
-    """The decision for a parent that does not settle it alone, and the tracestate to pass on.
-
-    How is the plan's mode and THIN for a remote parent, and THIN alone for a local one, which no mode overrides.
+def weigh(
+    plan: Plan,
+    how: int,
+    trace_id: int,
+    parent_kept: int,
+    trace_state: TraceState,
+    attributes: Any,
+    tally: MutableSequence[int],
+    count: int,
+) -> SamplingResult:
+    """The decision for a parent that does not settle it alone, counted.
 
     The threshold passed on is the one by which a span of this service is kept: this service's own, the lower of the
     two where either suffices (boost), the higher where both must agree (thin); unknown where the parent's is.
+
+    Args:
+        how: the plan's mode and THIN for a remote parent, THIN alone for a local one, which no mode overrides.
+        tally, count: where a dropped span is counted; a kept one is counted in the next place.
     """
     threshold = plan[2]
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
     ot = members["ot"] if "ot" in members else ""  # noqa: SIM401 - a method call costs twice as much
     randomness = parse_randomness(ot) if threshold and ot else None
     hit = not threshold or (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
+    change = _AS_IT_IS
     if not parent_kept:
-        if not hit or not how & _BOOST_OR_STRICT:
-            return False, trace_state
-    elif not hit:
-        if not how & _STRICT_OR_THIN:
-            return True, trace_state
-        return False, _set_threshold(trace_state, plan, _REMOVE) if "th:" in ot else trace_state
-    elif not how & _STRICT:
-        if "th:" not in ot:
-            return True, trace_state
-        return True, _set_threshold(trace_state, plan, _HIGHER if how & _THIN else _LOWER)
-    if not members:
-        return True, plan[4][2].trace_state
-    return True, _set_threshold(trace_state, plan, _OWN)
+        kept = hit and how & _BOOST_OR_STRICT
+        if kept:
+            change = _OWN
+    elif hit:
+        kept = 1
+        if how & _STRICT:
+            change = _OWN
+        elif "th:" in ot:
+            change = _HIGHER if how & _THIN else _LOWER
+    else:
+        kept = not how & _STRICT_OR_THIN
+        if not kept and "th:" in ot:
+            change = _REMOVE
+    if change:
+        trace_state = _set_threshold(trace_state, plan, change) if members else plan[4][2].trace_state
+    if not kept:
+        tally[count] += 1
+        drop: Any = DroppedSpan()
+        drop.trace_state = trace_state
+        return drop  # type: ignore[no-any-return]
+    tally[count + 1] += 1
+    keep: Any = KeptSpan()
+    keep.attributes = attributes or NO_ATTRIBUTES
+    keep.trace_state = trace_state
+    return keep  # type: ignore[no-any-return]

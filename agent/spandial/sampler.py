@@ -24,7 +24,7 @@ from spandial import abi
 from spandial.abi import EntryKind, Flag
 from spandial.labels import Labels, labels_from_environ
 from spandial.link import Link as AgentLink
-from spandial.plan import NO_ATTRIBUTES, Plan, make_plan, weigh
+from spandial.plan import NO_ATTRIBUTES, DroppedSpan, KeptSpan, Plan, make_plan, weigh
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
@@ -36,24 +36,6 @@ _logger = logging.getLogger("spandial")
 # The context's key of the current span has no public name; where it is missing, get_current_span serves.
 _SPAN_KEY: str | None = getattr(propagation, "_SPAN_KEY", None)
 _THIN = Flag.THIN
-
-
-class _Kept(SamplingResult):
-    """A kept span's result. Made without a Python-level constructor, which would be a third of a decision."""
-
-    __slots__ = ("attributes", "trace_state")
-    attributes: Any  # the SDK reads any mapping, once; the base class makes a read-only one of it
-    __init__ = object.__init__
-    decision = Decision.RECORD_AND_SAMPLE
-
-
-class _Dropped(SamplingResult):
-    """A dropped span's result, where there is a tracestate to pass on."""
-
-    __slots__ = ("trace_state",)
-    __init__ = object.__init__
-    decision = Decision.DROP
-    attributes = NO_ATTRIBUTES
 
 
 _DROPPED = SamplingResult(Decision.DROP)
@@ -212,25 +194,27 @@ def build_decider(
             plan = http
         else:
             plan = plans[entry_kind(kind, attributes)]
-        if words[plan[1]] != plan[0]:
-            plan = replan(plan[1])
-        count, how = plan[3], plan[4][3]
+        word, entry, _, count, keep = plan
+        if words[entry] != word:
+            plan = replan(entry)
+            keep = plan[4]
+        how = keep[3]
         kept = flags & 1
         if remote:
             count += 2  # abi.PAGE_REMOTE
             if how:
-                kept, trace_state = weigh(plan, how, trace_id, kept, trace_state)
+                return weigh(plan, how, trace_id, kept, trace_state, attributes, tally, count)
         else:
             count += 4  # abi.PAGE_LOCAL
             if kept and how & _THIN:
-                kept, trace_state = weigh(plan, _THIN, trace_id, kept, trace_state)
+                return weigh(plan, _THIN, trace_id, kept, trace_state, attributes, tally, count)
         if not kept:
             tally[count] += 1
-            drop: Any = _Dropped()
+            drop: Any = DroppedSpan()
             drop.trace_state = trace_state
             return drop
         tally[count + 1] += 1
-        result: Any = _Kept()
+        result: Any = KeptSpan()
         result.attributes = attributes or NO_ATTRIBUTES
         result.trace_state = trace_state
         return result

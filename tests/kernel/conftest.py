@@ -14,6 +14,7 @@ from spandial import abi
 from spandial.abi import EntryKind
 from spandial_agent.entries import Entry, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.table import RateTable, Row
 from tests.agent_process import eventually
@@ -53,9 +54,21 @@ class Watched(NamedTuple):
 Attached = tuple[RateTable, Capture, list[bytes], threading.Event]
 
 
-@pytest.fixture(scope="module", params=["socket", "sys_exit"])
-def attached(request: pytest.FixtureRequest) -> Iterator[Attached]:
+@pytest.fixture(scope="session", autouse=True)
+def table() -> Iterator[RateTable | None]:
+    """The first frozen table of this process, and the one that every capture in it reads: bcc finds an exported map by
+    its name, and keeps the first one for ever."""
+    if missing_for_kernel():
+        yield None
+        return
     table = RateTable(FrozenTable())
+    yield table
+    table.close()
+
+
+@pytest.fixture(scope="module", params=["socket", "sys_exit"])
+def attached(request: pytest.FixtureRequest, table: RateTable | None) -> Iterator[Attached]:
+    assert table is not None
     capture = Capture(request.param)
     records: list[bytes] = []
     reading = threading.Event()
@@ -68,7 +81,6 @@ def attached(request: pytest.FixtureRequest) -> Iterator[Attached]:
     capture.start(read)
     yield table, capture, records, reading
     capture.close()
-    table.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ __all__ = ["Capture", "Counts"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
+_BATCH = 2048  # records handed over at once
 
 CapturePath = Literal["socket", "sys_exit"]
 
@@ -102,11 +103,18 @@ class Capture:
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""
         batch: list[bytes] = []
-        consume = self._module.open_ring_buffer("entries", batch.append)
+
+        def take(record: bytes) -> bool:
+            batch.append(record)
+            return len(batch) < _BATCH
+
+        consume = self._module.open_ring_buffer("entries", take)
 
         def read() -> None:
-            while not self._stop.wait(_LOOK_S):
+            full = False
+            while not self._stop.wait(0 if full else _LOOK_S):
                 consume()
+                full = len(batch) == _BATCH
                 if batch:
                     on_records(batch.copy())
                     batch.clear()

@@ -97,12 +97,12 @@ class Module:
     def map_fd(self, name: str) -> int:
         return int(self._bpf[name.encode()].map_fd)
 
-    def open_ring_buffer(self, name: str, on_record: Callable[[bytes], None]) -> Callable[[], None]:
-        """A function that hands each record that is there to `on_record`."""
+    def open_ring_buffer(self, name: str, on_record: Callable[[bytes], bool]) -> Callable[[], None]:
+        """A function that hands the records that are there to `on_record`, as long as that says to go on."""
 
         def callback(_context: object, data: int, size: int) -> int:
-            on_record(ctypes.string_at(data, size))
-            return 0
+            # libbpf stops at a negative value, and would go on for ever while records come as fast as they are read.
+            return 0 if on_record(ctypes.string_at(data, size)) else -1
 
         self._bpf[name.encode()].open_ring_buffer(callback)
         consume: Callable[[], None] = self._bpf.ring_buffer_consume

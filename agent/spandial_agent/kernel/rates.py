@@ -14,7 +14,10 @@ __all__ = ["FrozenTable"]
 
 
 class FrozenTable:
-    """The table in a BPF array. Raises KernelUnavailable where it cannot be made."""
+    """The table in a BPF array. Raises KernelUnavailable where it cannot be made.
+
+    One a process: capture finds it by name, and bcc keeps the first map of a name for as long as the process lives.
+    """
 
     name = "bpf"
 
