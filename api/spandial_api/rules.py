@@ -48,11 +48,6 @@ class Selector:
         return True
 
     @property
-    def is_default(self) -> bool:
-        """Whether this is the node's default: no field at all."""
-        return self == Selector()
-
-    @property
     def specificity(self) -> tuple[int, ...]:
         """Greater wins. In this order: more fields named; more of them without a wildcard; service, then version,
         then env, then protocol, each exact before glob before absent; more literal characters."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
-from spandial.abi import encode_word
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Targets
 from tests.spandial_agent.fake_capture import FakeCapture
-
-DEFAULT = encode_word(100)
+from tests.spandial_agent.running_registrar import DEFAULT, Peer, RunningRegistrar
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -45,3 +44,18 @@ def targets(table: RateTable, capture: FakeCapture) -> Iterator[Targets]:
     yield targets
     for target in list(targets):
         targets.remove(target.pid)
+
+
+@pytest.fixture
+def running(tmp_path: Path, table: RateTable, targets: Targets) -> Iterator[RunningRegistrar]:
+    running = RunningRegistrar(tmp_path / "app.sock", table, targets)
+    yield running
+    running.stop()
+    assert running.raised == []
+
+
+@pytest.fixture
+def peer(running: RunningRegistrar) -> Iterator[Peer]:
+    peer = running.peer()
+    yield peer
+    peer.close()

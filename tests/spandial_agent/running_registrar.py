@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spandial import abi
+from spandial.abi import encode_word
 from spandial_agent.counters import CounterPage
 from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable
 from spandial_agent.targets import Targets
-from tests.spandial_agent.conftest import DEFAULT
 
-__all__ = ["Peer", "RunningRegistrar", "hello"]
+__all__ = ["DEFAULT", "Peer", "RunningRegistrar", "hello"]
+
+DEFAULT = encode_word(100)
 
 _T = TypeVar("_T")
 

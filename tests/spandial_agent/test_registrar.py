@@ -8,7 +8,6 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,6 @@ from spandial import abi
 from spandial.abi import Flag, Mode, encode_word
 from spandial.labels import Labels
 from spandial_agent import processes
-from spandial_agent.table import RateTable
-from spandial_agent.targets import Targets
 from tests.agent_process import eventually
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.running_registrar import Peer, RunningRegistrar, hello
@@ -31,21 +28,6 @@ _json = st.recursive(
     max_leaves=8,
 )
 _fields = st.sampled_from(["abi", "service", "version", "env", "default", "pid", "attributes"])
-
-
-@pytest.fixture
-def running(tmp_path: Path, table: RateTable, targets: Targets) -> Iterator[RunningRegistrar]:
-    running = RunningRegistrar(tmp_path / "app.sock", table, targets)
-    yield running
-    running.stop()
-    assert running.raised == []
-
-
-@pytest.fixture
-def peer(running: RunningRegistrar) -> Iterator[Peer]:
-    peer = running.peer()
-    yield peer
-    peer.close()
 
 
 def test_every_process_may_connect(running: RunningRegistrar) -> None:

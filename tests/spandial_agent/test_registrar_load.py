@@ -10,31 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from spandial import abi
 from spandial_agent import registrar as registrar_module
-from spandial_agent.table import RateTable
-from spandial_agent.targets import Targets
 from tests.agent_process import eventually
 from tests.spandial_agent.running_registrar import Peer, RunningRegistrar, hello
-
-
-@pytest.fixture
-def running(tmp_path: Path, table: RateTable, targets: Targets) -> Iterator[RunningRegistrar]:
-    running = RunningRegistrar(tmp_path / "app.sock", table, targets)
-    yield running
-    running.stop()
-    assert running.raised == []
-
-
-@pytest.fixture
-def peer(running: RunningRegistrar) -> Iterator[Peer]:
-    peer = running.peer()
-    yield peer
-    peer.close()
 
 
 @pytest.fixture

@@ -69,7 +69,6 @@ def test_a_protocol_matches_its_own_kind_of_entry_only(name: KindName) -> None:
 
 @given(_labels, _kinds)
 def test_a_selector_without_fields_matches_everything(labels: Labels, kind: EntryKind) -> None:
-    assert Selector().is_default
     assert Selector().matches(labels, kind)
 
 
