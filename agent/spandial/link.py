@@ -18,10 +18,14 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from spandial import abi
 from spandial.labels import Labels
+
+if TYPE_CHECKING:
+    from spandial.decider import Decider
 
 __all__ = ["Link"]
 
@@ -82,28 +86,13 @@ class Link:
 
     Args:
         labels: who this process is.
-        default: the rate word of the sampler's own default, which the agent puts where no rule says otherwise.
-        tally: the sampler's 32 counts since it was made.
-        obey: tells the sampler which eight words to read from now on.
-        obeyed: the words it reads now.
+        decider: what decides in this process. The agent puts its default word where no rule says otherwise.
         run_dir: where the agent's `app.sock` is.
     """
 
-    def __init__(
-        self,
-        labels: Labels,
-        *,
-        default: int,
-        tally: list[int],
-        obey: Callable[[Sequence[int]], None],
-        obeyed: Callable[[], Sequence[int]],
-        run_dir: str,
-    ) -> None:
+    def __init__(self, labels: Labels, decider: Decider, run_dir: str) -> None:
         self._labels = labels
-        self._default = default
-        self._tally = tally
-        self._obey = obey
-        self._obeyed = obeyed
+        self._decider = decider
         self._path = os.path.join(run_dir, "app.sock")
         self._told: set[str] = set()
         self._forget()
@@ -122,7 +111,7 @@ class Link:
         self._connecting: socket.socket | None = None
         self._table: _Table | None = None
         self._page: memoryview | None = None
-        self._base = [0] * len(self._tally)
+        self._base = self._decider.counts()
         self._lapsed = False
         self._retry_s = _RETRY_FIRST_S
         self._retry_at = 0.0
@@ -133,8 +122,7 @@ class Link:
         for connection in (self._socket, self._connecting):
             if connection is not None:
                 connection.close()  # the child's copy of the descriptor only
-        self._obey(_frozen(self._obeyed()))
-        self._tally[:] = [0] * len(self._tally)
+        self._decider.words = _frozen(self._decider.words)
         self._forget()
         if table is not None:
             self._table = _Inherited(table)
@@ -177,7 +165,7 @@ class Link:
             **self._labels._asdict(),
             "attributes": {},
             "pid": os.getpid(),
-            "default": self._default,
+            "default": self._decider.default,
         }
         connection.send(json.dumps(hello).encode())
         message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, 2)
@@ -195,10 +183,10 @@ class Link:
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.setblocking(False)
-        self._base = list(self._tally)
+        self._base = self._decider.counts()
         self._socket, self._table, self._page = connection, table, page
         self._retry_s, self._lapsed = _RETRY_FIRST_S, False
-        self._obey(table.row)
+        self._decider.words = table.row
         self._told.clear()
         _log(logging.INFO, "linked to the agent at %s, row %d", self._path, answer["row"])
 
@@ -216,10 +204,10 @@ class Link:
         expired = table.lease_ends_in() <= 0
         if expired and not self._lapsed:
             fallback = table.row[abi.WORD_FALLBACK]
-            self._obey(_frozen([fallback] * abi.ROW_WORDS))
+            self._decider.words = _frozen([fallback] * abi.ROW_WORDS)
             _log(logging.WARNING, "the agent's lease ran out; the fallback rate holds until it returns")
         elif self._lapsed and not expired:
-            self._obey(table.row)
+            self._decider.words = table.row
         self._lapsed = expired
 
     def _wait(self) -> None:
@@ -251,7 +239,7 @@ class Link:
         if page is None:
             return
         first = abi.PAGE_COUNTS
-        counts = [now - then for now, then in zip(self._tally, self._base)]
+        counts = [now - then for now, then in zip(self._decider.counts(), self._base)]
         page[first : first + len(counts)] = memoryview(_frozen(counts))
         if request is not None:
             page[abi.PAGE_PUBLISHED] = request & 0xFFFFFFFFFFFFFFFF

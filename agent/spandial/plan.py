@@ -13,35 +13,43 @@ from spandial import abi
 from spandial.abi import Flag, Mode
 from spandial.decision import format_threshold, parse_randomness, parse_threshold, without_threshold
 
-__all__ = ["NO_ATTRIBUTES", "DroppedSpan", "KeptSpan", "Plan", "make_plan", "weigh"]
+__all__ = ["NO_ATTRIBUTES", "DroppedSpan", "KeptSpan", "Plan", "Root", "make_plan", "weigh"]
 
 NO_ATTRIBUTES: Any = MappingProxyType({})
 
 
-class KeptSpan(SamplingResult):
-    """A kept span's result. Made without a Python-level constructor, which would be a third of a decision."""
+class _Result:
+    """What a SamplingResult is to its readers, without its constructor and its __dict__: they would be a third of a
+    decision."""
+
+    __slots__ = ()
+    __class__ = property(lambda self: SamplingResult)
+    __repr__ = SamplingResult.__repr__
+
+
+class KeptSpan(_Result):
+    """A kept span's result."""
 
     __slots__ = ("attributes", "trace_state")
-    attributes: Any  # the SDK reads any mapping, once; the base class makes a read-only one of it
-    __init__ = object.__init__
+    attributes: Any  # the SDK reads any mapping, once; SamplingResult makes a read-only one of it
     decision = Decision.RECORD_AND_SAMPLE
 
 
-class DroppedSpan(SamplingResult):
+class DroppedSpan(_Result):
     """A dropped span's result, where there is a tracestate to pass on."""
 
     __slots__ = ("trace_state",)
-    __init__ = object.__init__
     decision = Decision.DROP
     attributes = NO_ATTRIBUTES
 
 
-# What a word means, worked out once each time it changes: the word, the kind of entry, the threshold, where to count a
-# dropped root, and how to keep one. Plain tuples: they are unpacked in every decision.
-Plan = tuple[int, int, int, int, "_Keep"]
-# Where to count a kept root, the class of its result, the result itself for a span without attributes, mode and THIN,
-# and the value of `th`.
-_Keep = tuple[int, type[Any], Any, int, str]
+# How to decide a root span, unpacked in every decision, so a plain tuple: the word, the threshold, and the class of a
+# kept span's result.
+Root = tuple[int, int, type[Any]]
+# What the word of one kind of entry means: the word, the kind, where to count a dropped root (a kept one in the next
+# place), mode and THIN as far as they concern a remote parent, the threshold, the same as `rv` is written, as `ot`'s
+# member, as the whole tracestate, the result of a kept root without attributes, and how to decide a root.
+Plan = tuple[int, int, int, int, int, str, str, TraceState, Any, Root]
 _HOW = abi.MODE_MASK | Flag.THIN
 _THIN, _STRICT = Flag.THIN, int(Mode.STRICT)
 _BOOST_OR_STRICT = Mode.BOOST | Mode.STRICT
@@ -53,13 +61,13 @@ def make_plan(entry: int, word: int, default: int) -> Plan:
     meant = word if word & Flag.VALID else default
     threshold = abi.threshold_of(meant)
     th = format_threshold(threshold)
+    passed_on = TraceState([("ot", th)])
 
-    class KeptRoot(SamplingResult):
+    class KeptRoot(_Result):
         __slots__ = ("attributes",)
-        __init__ = object.__init__
         decision = Decision.RECORD_AND_SAMPLE
+        trace_state = passed_on
 
-    KeptRoot.trace_state = TraceState([("ot", th)])
     bare: Any = KeptRoot()
     bare.attributes = NO_ATTRIBUTES
     how = meant & _HOW
@@ -68,7 +76,8 @@ def make_plan(entry: int, word: int, default: int) -> Plan:
     elif how == Mode.BOOST | _THIN:  # a remote parent settles nothing, kept or dropped
         how = _STRICT | _THIN
     count = entry * abi.PAGE_KIND_STRIDE
-    return word, entry, threshold, count, (count + 1, KeptRoot, bare, how, th)
+    digits = f"{threshold:014x}" if threshold <= abi.RANDOMNESS_MASK else "g"  # above all that rv may be
+    return word, entry, count, how, threshold, digits, th, passed_on, bare, (word, threshold, KeptRoot)
 
 
 # W3C Trace Context, 3.3.1.3.2: readers discard the whole tracestate for one value that is longer.
@@ -81,14 +90,12 @@ class _Changed(TraceState):
     than a decision."""
 
     __init__ = object.__init__
-    before: TraceState
-    plan: Plan
-    how: int
+    change: tuple[TraceState, int, str, int]
 
     def __getattr__(self, name: str) -> Any:
         if name != "_dict":
             raise AttributeError(name)
-        self._dict = _change_threshold(self.before, self.plan, self.how)
+        self._dict = _change_threshold(*self.change)
         return self._dict
 
 
@@ -96,9 +103,8 @@ class _Changed(TraceState):
 _AS_IT_IS, _REMOVE, _LOWER, _HIGHER, _OWN = range(5)
 
 
-def _change_threshold(before: TraceState, plan: Plan, how: int) -> dict[str, str]:
+def _change_threshold(before: TraceState, threshold: int, th: str, how: int) -> dict[str, str]:
     """Tracestate's members with `th` replaced; `ot` first, as a changed member must be (W3C Trace Context, 3.5)."""
-    _, _, threshold, _, (_, _, _, _, th) = plan
     old = before.get("ot", "")
     if how in (_LOWER, _HIGHER):
         parents = parse_threshold(old)
@@ -114,16 +120,6 @@ def _change_threshold(before: TraceState, plan: Plan, how: int) -> dict[str, str
     if len(others) >= 32:  # W3C Trace Context, 3.3.1.1
         return others
     return {"ot": ot, **others} if ot else others
-
-
-def _set_threshold(before: TraceState, plan: Plan, how: int) -> TraceState:
-    if not _PLAIN_TRACE_STATE:
-        return TraceState(list(_change_threshold(before, plan, how).items()))
-    changed: Any = _Changed()
-    changed.before = before
-    changed.plan = plan
-    changed.how = how
-    return changed  # type: ignore[no-any-return]
 
 
 def weigh(
@@ -145,11 +141,20 @@ def weigh(
         how: the plan's mode and THIN for a remote parent, THIN alone for a local one, which no mode overrides.
         tally, count: where a dropped span is counted; a kept one is counted in the next place.
     """
-    threshold = plan[2]
+    _, _, _, _, threshold, digits, th, own_state, _, _ = plan
     members = trace_state._dict if _PLAIN_TRACE_STATE else trace_state
     ot = members["ot"] if "ot" in members else ""  # noqa: SIM401 - a method call costs twice as much
-    randomness = parse_randomness(ot) if threshold and ot else None
-    hit = not threshold or (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
+    if not threshold:
+        hit = True
+    elif "rv:" not in ot:
+        hit = trace_id & 0xFFFFFFFFFFFFFF >= threshold
+    else:
+        first, _, rest = ot.partition(";rv:")
+        if len(rest) == 14 and "rv:" not in first and not rest.strip("0123456789abcdef"):
+            hit = rest >= digits  # the usual shape: as text it compares as the number does
+        else:
+            randomness = parse_randomness(ot)
+            hit = (trace_id & 0xFFFFFFFFFFFFFF if randomness is None else randomness) >= threshold
     change = _AS_IT_IS
     if not parent_kept:
         kept = hit and how & _BOOST_OR_STRICT
@@ -166,7 +171,14 @@ def weigh(
         if not kept and "th:" in ot:
             change = _REMOVE
     if change:
-        trace_state = _set_threshold(trace_state, plan, change) if members else plan[4][2].trace_state
+        if not members:
+            trace_state = own_state
+        elif _PLAIN_TRACE_STATE:
+            changed: Any = _Changed()
+            changed.change = trace_state, threshold, th, change
+            trace_state = changed
+        else:
+            trace_state = TraceState(list(_change_threshold(trace_state, threshold, th, change).items()))
     if not kept:
         tally[count] += 1
         drop: Any = DroppedSpan()

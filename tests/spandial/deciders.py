@@ -10,9 +10,8 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace.sampling import SamplingResult
 from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, TraceFlags, TraceState, set_span_in_context
 
-from spandial import abi
+from spandial import abi, decider
 from spandial.abi import EntryKind, Parent
-from spandial.sampler import build_decider
 
 __all__ = ["SPANS", "Blocking", "Decider", "parent_context"]
 
@@ -39,14 +38,14 @@ def parent_context(parent: Parent, trace_id: int, trace_state: Sequence[tuple[st
     return set_span_in_context(NonRecordingSpan(span_context), Context())
 
 
-class Decider:
-    """The sampler's closure, its counts, and the words it obeys, which may be written at any time."""
+class Decider(decider.Decider):
+    """The sampler without a link, and the words it obeys, which may be written at any time."""
+
+    words: list[int]
 
     def __init__(self, word: int = 0, default: int = abi.encode_word(100)) -> None:
-        self.tally = [0] * abi.PAGE_COUNT_WORDS
-        self.should_sample, self.obey, self.obeyed = build_decider(default, self.tally)
+        super().__init__(default)
         self.words = [word] * abi.ROW_WORDS
-        self.obey(self.words)
 
     def decide(
         self,
@@ -70,7 +69,7 @@ class Decider:
 
     def counted(self) -> dict[int, int]:
         """The counts that are not zero, by their slots."""
-        return {slot: count for slot, count in enumerate(self.tally) if count}
+        return {slot: count for slot, count in enumerate(self.counts()) if count}
 
 
 class Blocking(dict[str, str]):

@@ -36,7 +36,7 @@ def rate(sampler: Sampler) -> int:
 def linked(sampler: Sampler) -> Sampler:
     """The sampler, once it obeys the agent's table and its counts are being published."""
     link = sampler._link
-    while link._page is None or not isinstance(link._obeyed(), memoryview):
+    while link._page is None or not isinstance(sampler.words, memoryview):
         time.sleep(0.001)
     return sampler
 

@@ -1,4 +1,4 @@
-"""The sampler's closure: it decides as the pure function does, and counts what it decided."""
+"""The decider: it decides as the pure function does, and counts what it decided."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from opentelemetry.trace import INVALID_SPAN, SpanKind, set_span_in_context
 
 from spandial import abi
 from spandial.abi import MAX_THRESHOLD, RANDOMNESS_MASK, EntryKind, Flag, Mode, Parent, encode_word
+from spandial.decider import entry_kind
 from spandial.decision import decide, parse_randomness
-from spandial.sampler import entry_kind
 from tests.spandial.deciders import Blocking, Decider, parent_context
 
 thresholds = st.one_of(st.sampled_from([0, 1, 1 << 55, RANDOMNESS_MASK]), st.integers(0, RANDOMNESS_MASK))
@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 DEFAULT = encode_word(30)
 PORTABLE = {
     "as the SDK is": {},
-    "no span key": {"spandial.sampler._SPAN_KEY": None},
+    "no span key": {"spandial.decider._SPAN_KEY": ""},
     "another trace state": {"spandial.plan._PLAIN_TRACE_STATE": False},
 }
 
@@ -73,12 +73,12 @@ def test_it_decides_and_counts_as_the_pure_function_does() -> None:
         read = parse_randomness(ot)
         own = trace_id & RANDOMNESS_MASK
         for parent in Parent:
-            before = list(decider.tally)
+            before = decider.counts()
             kept = decider.decide(trace_id, parent, trace_state, entry).decision.is_sampled()
             randomness = own if read is None or parent is Parent.NONE else read
             assert kept == decide(word if word & Flag.VALID else DEFAULT, randomness, parent)
             slot = entry * abi.PAGE_KIND_STRIDE + _offset(parent) + kept
-            assert [now - then for now, then in zip(decider.tally, before)] == [index == slot for index in range(32)]
+            assert [now - then for now, then in zip(decider.counts(), before)] == [index == slot for index in range(32)]
 
     agree()
 
@@ -116,11 +116,10 @@ def test_words_that_are_not_valid_stand_for_the_default() -> None:
     assert decider.decide(MAX_THRESHOLD // 2).decision.is_sampled()
 
 
-def test_it_obeys_the_words_it_was_given_last_and_says_which() -> None:
+def test_it_obeys_the_words_it_was_given_last() -> None:
     decider = Decider(encode_word(0))
     words = [encode_word(100)] * abi.ROW_WORDS
-    decider.obey(words)
-    assert decider.obeyed() is words
+    decider.words = words
     assert decider.decide(1).decision.is_sampled()
 
 
@@ -230,7 +229,7 @@ def _count_exactly(decider: Decider) -> None:
     for (entry, parent, is_kept), count in sum(kept, Counter()).items():
         expected[entry * 8 + _offset(parent) + is_kept] += count
     assert decider.counted() == dict(expected)
-    assert sum(decider.tally) == 8 * rounds * len(EntryKind) * len(Parent)
+    assert sum(decider.counts()) == 8 * rounds * len(EntryKind) * len(Parent)
 
 
 @pytest.mark.usefixtures("no_gil", "sdk")
@@ -251,7 +250,7 @@ def test_without_the_gil_decisions_wait_for_each_other() -> None:
     assert second.wait(30)
     first.join()
     waiting.join()
-    assert sum(decider.tally) == 2
+    assert sum(decider.counts()) == 2
 
 
 def test_without_the_gil_a_child_forked_amid_a_decision_decides() -> None:

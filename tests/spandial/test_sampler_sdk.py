@@ -24,6 +24,7 @@ from opentelemetry.trace import Span, SpanKind, Tracer, TraceState
 import spandial.sampler
 from spandial import Sampler
 from spandial.abi import RANDOMNESS_MASK, ROW_WORDS, Mode, Parent, encode_word, threshold_of
+from spandial.decider import Decider
 from spandial.decision import decide
 from spandial.labels import Labels
 from spandial.sampler import parse_default
@@ -33,10 +34,10 @@ HTTP = {"http.request.method": "GET"}
 
 
 class NoLink:
-    """Stands in for the link: takes the sampler's parts, and reaches nobody."""
+    """Stands in for the link: reaches nobody."""
 
-    def __init__(self, labels: Labels, **parts: Any) -> None:
-        self.labels, self.parts = labels, parts
+    def __init__(self, labels: Labels, decider: Decider, run_dir: str) -> None:
+        self.labels, self.decider, self.run_dir = labels, decider, run_dir
 
     def start(self) -> None:
         pass
@@ -64,7 +65,7 @@ class Application:
         self.tracer: Tracer = provider.get_tracer("test")
 
     def obey(self, word: int) -> None:
-        link_of(self.sampler).parts["obey"]([word] * ROW_WORDS)
+        self.sampler.words = [word] * ROW_WORDS
 
     def exported(self) -> list[str]:
         return [span.name for span in self.exporter.get_finished_spans()]
@@ -187,7 +188,7 @@ def test_the_description_says_the_default(default: str | float | None, descripti
 
 
 def test_the_link_is_given_the_default_as_a_rate_word() -> None:
-    word = link_of(Sampler("25%")).parts["default"]
+    word = Sampler("25%").default
     assert (threshold_of(word), word) == (0xC0000000000000, encode_word(25))
 
 
@@ -200,10 +201,10 @@ def test_labels_come_from_the_environment_unless_given(monkeypatch: pytest.Monke
 
 def test_the_run_directory_comes_from_the_environment_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SPANDIAL_RUN_DIR", raising=False)
-    assert link_of(Sampler()).parts["run_dir"] == "/run/spandial"
+    assert link_of(Sampler()).run_dir == "/run/spandial"
     monkeypatch.setenv("SPANDIAL_RUN_DIR", "/elsewhere")
-    assert link_of(Sampler()).parts["run_dir"] == "/elsewhere"
-    assert link_of(Sampler(run_dir="/given")).parts["run_dir"] == "/given"
+    assert link_of(Sampler()).run_dir == "/elsewhere"
+    assert link_of(Sampler(run_dir="/given")).run_dir == "/given"
 
 
 @pytest.mark.parametrize(
