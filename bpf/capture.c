@@ -1,28 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-/* Capture of HTTP entries: thin probes over the helpers of http1.h, tracecontext.h, decision.h.
+/* Capture: thin probes over the protocols' headers.
  *
- * Cheapest first: is this process a target, what do the first eight bytes say, count, find the
- * trace context, decide; and only for a kept entry whose word has EMIT: reserve, copy, submit.
+ * Cheapest first: is this process a target, what do the first eight bytes say. An HTTP/1 request needs
+ * no memory of its connection; every other protocol does. Then count, find the trace context, decide;
+ * and only for a kept entry whose word has EMIT: copy, submit.
  */
 #include <uapi/linux/ptrace.h>
 #include <linux/socket.h>
 #include "regs.h"
-#include "decision.h"
 #include "tracecontext.h"
+#include "postgres.h"
+#include "mysql.h"
+#include "redis.h"
 
 BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
 BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
-BPF_PERCPU_ARRAY(heads, struct head, 1);
 BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
+/* One a CPU: nothing preempts a program that a tracepoint runs (include/linux/tracepoint.h). */
+BPF_PERCPU_ARRAY(heads, struct head, 1);
+BPF_PERCPU_ARRAY(walks, struct walk, 1);
 
-/* The one buffer that a system call of the six read from or wrote to. */
-struct message {
-	u64 buffer;
-	u64 length;
-	int received;
-};
+/* What is known of a connection. The kernel forgets it with the socket; without sockets, with the descriptor. */
+#ifdef SPANDIAL_SYS_EXIT
+typedef u64 connection_key; /* tgid << 32 | descriptor */
+BPF_TABLE("lru_hash", connection_key, struct connection, connections, SPANDIAL_CONNECTIONS);
+BPF_PERCPU_ARRAY(new_connections, struct connection, 1); /* zeros */
+#else
+typedef struct sock *connection_key;
+BPF_SK_STORAGE(connections, struct connection);
+#endif
 
 static __always_inline void count_loss(u32 kind)
 {
@@ -32,8 +40,76 @@ static __always_inline void count_loss(u32 kind)
 		*loss += 1;
 }
 
-/* The user's struct iovec, of which only the first element is looked at. */
-static __always_inline int first_iovec(u64 address, struct message *message)
+/* The word that the target obeys now; 0 if its row is somebody else's. */
+static __always_inline u64 word_of(u32 tgid, u32 row_index, u32 epoch, u32 kind)
+{
+	u32 header_index = SPANDIAL_HEADER_ROW;
+	struct spandial_row *row = rates.lookup(&row_index);
+	struct spandial_row *header = rates.lookup(&header_index);
+
+	if (!row || !header)
+		return 0;
+	if (row_index != SPANDIAL_DEFAULT_ROW && row->words[SPANDIAL_WORD_OWNER] != ((u64)epoch << 32 | tgid)) {
+		count_loss(SPANDIAL_LOSS_STALE_ROW);
+		return 0;
+	}
+	return spandial_choose_word(row->words[kind], row->words[SPANDIAL_WORD_FALLBACK],
+				    header->words[SPANDIAL_HEADER_LEASE], bpf_ktime_get_boot_ns());
+}
+
+static __always_inline struct walk *this_walk(void)
+{
+	u32 zero = 0;
+
+	return walks.lookup(&zero);
+}
+
+static __always_inline void emit_record(struct walk *walk, u32 event)
+{
+	struct spandial_entry *record = &walk->record;
+	u32 length = walk->at.captured;
+
+	asm volatile("%0 &= 0x7ff" : "+r"(length));
+	record->time_ns = walk->at.start_ns;
+	record->trace_id[0] = record->trace_id[1] = record->span_id = 0;
+	record->randomness = walk->at.randomness;
+	record->word = walk->word;
+	record->kind = SPANDIAL_DB;
+	record->parent = SPANDIAL_NO_PARENT;
+	record->event = event;
+	record->length = length;
+	if (entries.ringbuf_output(record, offsetof(struct spandial_entry, request) + length, BPF_RB_NO_WAKEUP))
+		count_loss(SPANDIAL_LOSS_RING_FULL);
+}
+
+static __always_inline void count_operation(struct walk *walk)
+{
+	u32 row = walk->record.row;
+	struct spandial_counts *count = counts.lookup(&row);
+
+	if (!count)
+		return;
+	if (!walk->entries) {
+		count->reverse[SPANDIAL_DB]++;
+		return;
+	}
+	count->seen[SPANDIAL_DB]++;
+	if (walk->at.decided == KEPT)
+		count->kept[SPANDIAL_DB]++;
+}
+
+/* What a system call of the six read or wrote: its first buffer, and where the others are. */
+struct message {
+	u64 buffer;
+	u64 length; /* of the first buffer */
+	u64 total;
+	u64 iovec;
+	u32 iovecs; /* behind the first */
+	int received;
+};
+
+/* The first of the user's struct iovec; bytes that it does not have are in those behind it. */
+static __always_inline int first_iovec(u64 address, u64 count, struct message *message)
 {
 	struct {
 		u64 base;
@@ -45,6 +121,8 @@ static __always_inline int first_iovec(u64 address, struct message *message)
 	message->buffer = iov.base;
 	if (iov.length < message->length)
 		message->length = iov.length;
+	message->iovec = address + sizeof(iov);
+	message->iovecs = count - 1;
 	return 0;
 }
 
@@ -52,7 +130,10 @@ static __always_inline int first_iovec(u64 address, struct message *message)
  * 1 for a message, 0 for another system call, -1 for memory that could not be read. */
 static __always_inline int message_of(u64 number, u64 arg1, u64 arg2, u64 arg3, struct message *message)
 {
-	u64 iov;
+	struct {
+		u64 iovec;
+		u64 count;
+	} header;
 
 	message->received = 0;
 	message->buffer = arg1;
@@ -71,25 +152,28 @@ static __always_inline int message_of(u64 number, u64 arg1, u64 arg2, u64 arg3, 
 		message->received = 1;
 		/* fall through */
 	case NR_WRITEV:
-		return first_iovec(arg1, message) ? -1 : 1;
+		return first_iovec(arg1, arg2, message) ? -1 : 1;
 	case NR_RECVMSG:
 		if (arg2 & MSG_PEEK)
 			return 0;
 		message->received = 1;
 		/* fall through */
 	case NR_SENDMSG:
-		/* struct msghdr of user space: name, namelen, then the iovec pointer at 16 */
-		if (bpf_probe_read_user(&iov, sizeof(iov), (void *)(arg1 + 16)))
+		/* struct msghdr of user space: name, namelen, then the iovecs and their number at 16 */
+		if (bpf_probe_read_user(&header, sizeof(header), (void *)(arg1 + 16)))
 			return -1;
-		return first_iovec(iov, message) ? -1 : 1;
+		return first_iovec(header.iovec, header.count, message) ? -1 : 1;
 	}
 	return 0;
 }
 
+#define HTTP1_LINE_MAX 256 /* bytes of a request line that a record carries */
+#define HTTP1_RECORD (offsetof(struct spandial_entry, request) + HTTP1_LINE_MAX)
+
 static __always_inline void emit(const struct head *head, const struct trace_context *context, u32 parent, u64 word,
 				 u32 tgid, u32 row)
 {
-	struct spandial_entry *entry = entries.ringbuf_reserve(sizeof(*entry));
+	struct spandial_entry *entry = entries.ringbuf_reserve(HTTP1_RECORD);
 	u32 length = head->request_line ? head->request_line : head->length;
 
 	if (!entry) {
@@ -102,37 +186,23 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->span_id = context->span_id;
 	entry->randomness = context->randomness;
 	entry->word = word;
+	entry->connection = 0;
 	entry->tgid = tgid;
 	entry->row = row;
 	entry->kind = SPANDIAL_HTTP;
 	entry->parent = parent;
-	entry->reserved[0] = entry->reserved[1] = 0;
-	entry->length = length < SPANDIAL_REQUEST_MAX ? length : SPANDIAL_REQUEST_MAX;
+	entry->protocol = SPANDIAL_HTTP1;
+	entry->event = SPANDIAL_EVENT_ENTRY;
+	entry->length = length < HTTP1_LINE_MAX ? length : HTTP1_LINE_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
-	bpf_probe_read_kernel(entry->request, SPANDIAL_REQUEST_MAX, head->bytes);
+	bpf_probe_read_kernel(entry->request, HTTP1_LINE_MAX, head->bytes);
 	/* Waking the reader would cost more than all the rest: it looks by itself. */
 	entries.ringbuf_submit(entry, BPF_RB_NO_WAKEUP);
 }
 
-/* The word that the target obeys now; 0 if its row is somebody else's. */
-static __always_inline u64 word_of(u32 tgid, const struct spandial_target *target, u32 kind)
-{
-	u32 row_index = target->row, header_index = SPANDIAL_HEADER_ROW;
-	struct spandial_row *row = rates.lookup(&row_index);
-	struct spandial_row *header = rates.lookup(&header_index);
-
-	if (!row || !header)
-		return 0;
-	if (row_index != SPANDIAL_DEFAULT_ROW && row->words[SPANDIAL_WORD_OWNER] != ((u64)target->epoch << 32 | tgid)) {
-		count_loss(SPANDIAL_LOSS_STALE_ROW);
-		return 0;
-	}
-	return spandial_choose_word(row->words[kind], row->words[SPANDIAL_WORD_FALLBACK],
-				    header->words[SPANDIAL_HEADER_LEASE], bpf_ktime_get_boot_ns());
-}
-
 /* Count and decide the request whose first bytes, and if it was received all of them, are in head. */
-static __always_inline void on_request(u32 tgid, const struct spandial_target *target, struct head *head, u32 length)
+static __always_inline void on_http1_request(u32 tgid, const struct spandial_target *target, struct head *head,
+					     u32 length)
 {
 	struct trace_context context = {};
 	struct spandial_counts *count;
@@ -148,7 +218,7 @@ static __always_inline void on_request(u32 tgid, const struct spandial_target *t
 	if (!count)
 		return;
 	if (!RECALL(head->received)) {
-		count->sent[kind]++;
+		count->reverse[kind]++;
 		return;
 	}
 	count->seen[kind]++;
@@ -158,10 +228,9 @@ static __always_inline void on_request(u32 tgid, const struct spandial_target *t
 		parse_randomness(head, &context);
 	} else {
 		context.trace_id[0] = context.trace_id[1] = context.span_id = 0;
-		context.randomness = (u64)bpf_get_prandom_u32() << 24 ^ bpf_get_prandom_u32();
-		context.randomness &= 0x00ffffffffffffffULL;
+		context.randomness = draw_randomness();
 	}
-	word = word_of(tgid, target, kind);
+	word = word_of(tgid, row, target->epoch, kind);
 	if (!spandial_decide(word, context.randomness, parent))
 		return;
 	count->kept[kind]++;
@@ -180,70 +249,259 @@ static __always_inline int read_head(struct head *head, u32 length, u64 buffer)
 	return bpf_probe_read_user(head->bytes, length, (void *)buffer);
 }
 
+/* What bpf_loop calls: here, because bcc knows no function of an included file. */
+int scan_head_callback(void *index)
+{
+	u32 zero = 0;
+	struct head *head = heads.lookup(&zero);
+
+	return head ? scan_http1(head) : 1;
+}
+
+int scan_tracestate_callback(void *index)
+{
+	u32 zero = 0;
+	struct head *head = heads.lookup(&zero);
+
+	return head ? scan_tracestate(head) : 1;
+}
+
+int step_postgres(void *index)
+{
+	return postgres_step();
+}
+
+int step_mysql(void *index)
+{
+	return mysql_step();
+}
+
+int step_redis(void *index)
+{
+	return redis_step();
+}
+
+static __always_inline struct connection *find_connection(connection_key key)
+{
+#ifdef SPANDIAL_SYS_EXIT
+	return connections.lookup(&key);
+#else
+	return connections.sk_storage_get(key, 0, 0);
+#endif
+}
+
+static __always_inline struct connection *make_connection(connection_key key)
+{
+#ifdef SPANDIAL_SYS_EXIT
+	u32 zero = 0;
+	struct connection *new = new_connections.lookup(&zero);
+
+	if (!new)
+		return 0;
+	connections.update(&key, new);
+	return connections.lookup(&key);
+#else
+	return connections.sk_storage_get(key, 0, BPF_SK_STORAGE_GET_F_CREATE);
+#endif
+}
+
+/* The protocol of a request that begins with these eight bytes. */
+static __always_inline u32 identify(u64 first, u64 total)
+{
+	if (is_redis(first))
+		return SPANDIAL_REDIS;
+	if (is_postgres(first, total))
+		return SPANDIAL_POSTGRES;
+	if (is_mysql(first, total))
+		return SPANDIAL_MYSQL;
+	return SPANDIAL_UNKNOWN;
+}
+
+static __always_inline void walk_requests(struct connection *connection, const struct message *message,
+					  struct walk *walk, u32 tgid, const struct spandial_target *target)
+{
+	walk->buffer = message->buffer;
+	walk->left = message->length;
+	walk->total = message->total - message->length;
+	walk->iovec = message->iovec;
+	walk->iovecs = message->iovecs;
+	walk->broken = 0;
+	walk->prepared = 0;
+	walk->unnamed_known = connection->unnamed_known;
+	walk->entries = !connection->server;
+	walk->word = word_of(tgid, target->row, target->epoch, SPANDIAL_DB);
+	walk->record.tgid = tgid;
+	walk->record.row = target->row;
+	walk->record.connection = connection->id;
+	walk->record.protocol = connection->protocol;
+	walk->at = connection->requests;
+	if (walk->at.captured)
+		bpf_probe_read_kernel(walk->record.request, SPANDIAL_REQUEST_MAX, connection->capture);
+	switch (connection->protocol) {
+	case SPANDIAL_POSTGRES:
+		bpf_loop(WALK_STEPS, CALLBACK(STEP_POSTGRES), 0, 0);
+		break;
+	case SPANDIAL_MYSQL:
+		bpf_loop(WALK_STEPS, CALLBACK(STEP_MYSQL), 0, 0);
+		break;
+	case SPANDIAL_REDIS:
+		bpf_loop(WALK_STEPS, CALLBACK(STEP_REDIS), 0, 0);
+		break;
+	}
+	if (walk->broken || walk->left) {
+		count_loss(SPANDIAL_LOSS_DESYNC);
+		connection->protocol = SPANDIAL_UNKNOWN;
+		return;
+	}
+	connection->requests = walk->at;
+	connection->unnamed_known = walk->unnamed_known;
+	connection->awaiting_reply |= walk->prepared;
+	if (walk->at.captured)
+		bpf_probe_read_kernel(connection->capture, SPANDIAL_REQUEST_MAX, walk->record.request);
+}
+
+/* The answer to a PREPARE (MySQL): its first bytes name the statement. */
+static __always_inline void hand_over_reply(struct connection *connection, const struct message *message,
+					    struct walk *walk, u32 tgid, u32 row)
+{
+	struct spandial_entry *record = &walk->record;
+
+	connection->awaiting_reply = 0;
+	if (message->length < MYSQL_REPLY_MAX ||
+	    bpf_probe_read_user(record->request, MYSQL_REPLY_MAX, (void *)message->buffer))
+		return;
+	record->tgid = tgid;
+	record->row = row;
+	record->connection = connection->id;
+	record->protocol = connection->protocol;
+	walk->word = 0;
+	walk->at.start_ns = bpf_ktime_get_boot_ns();
+	walk->at.captured = MYSQL_REPLY_MAX;
+	emit_record(walk, SPANDIAL_EVENT_REPLY);
+}
+
+static __always_inline struct connection *begin_connection(connection_key key, u32 protocol, int received)
+{
+	struct connection *connection = make_connection(key);
+
+	if (!connection) {
+		count_loss(SPANDIAL_LOSS_NO_MEMORY);
+		return 0;
+	}
+	__builtin_memset(&connection->requests, 0, sizeof(connection->requests));
+	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	connection->protocol = protocol;
+	connection->server = received;
+	connection->awaiting_reply = 0;
+	connection->unnamed_known = 0;
+	return connection;
+}
+
 /* regs: readable as they are; result: what the system call returned. */
 static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u32 tgid,
-				      const struct spandial_target *target)
+				      const struct spandial_target *target, connection_key key)
 {
-	struct message message = {.length = result};
-	u32 zero = 0, length;
+	struct message message = {.length = result, .total = result};
+	u32 zero = 0, length, protocol;
+	struct connection *connection;
+	struct walk *walk = this_walk();
 	struct head *head = heads.lookup(&zero);
+	u64 first;
 	int known =
 	    message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs), SYSCALL_ARG3(regs), &message);
 
 	if (known < 0)
 		goto unreadable;
-	if (!head || !known || message.length < 8)
+	if (!head || !walk || !known)
 		return 0;
-	length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
-	REMEMBER(head->received, message.received);
-	/* What a server receives mostly is a request, and is read at once; what it sends mostly is none. */
-	if (read_head(head, message.received ? length : 8, message.buffer))
-		goto unreadable;
-	if (!starts_with_method(load8(head, 0)))
-		return 0;
-	if (!RECALL(head->received) && read_head(head, length, message.buffer))
-		goto unreadable;
-	on_request(tgid, target, head, length);
+	connection = find_connection(key);
+	if (!connection || !connection->protocol) {
+		if (message.length < 8)
+			return 0;
+		length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
+		REMEMBER(head->received, message.received);
+		/* What a server receives mostly is a request, and is read at once; what it sends mostly is none. */
+		if (read_head(head, message.received ? length : 8, message.buffer))
+			goto unreadable;
+		first = load8(head, 0);
+		if (starts_with_method(first)) {
+			if (!RECALL(head->received) && read_head(head, length, message.buffer))
+				goto unreadable;
+			on_http1_request(tgid, target, head, length);
+			return 0;
+		}
+		protocol = identify(first, message.total);
+		if (!protocol)
+			return 0;
+		connection = begin_connection(key, protocol, message.received);
+		if (!connection)
+			return 0;
+	}
+	if (!!message.received == !!connection->server)
+		walk_requests(connection, &message, walk, tgid, target);
+	else if (connection->awaiting_reply)
+		hand_over_reply(connection, &message, walk, tgid, target->row);
 	return 0;
 unreadable:
 	count_loss(SPANDIAL_LOSS_UNREADABLE);
 	return 0;
 }
 
-/* sock_send_length, sock_recv_length (sk, ret, flags), Linux 6.3 (commit 6e6eda44b939): once for
- * every socket operation, after the data is in the user's buffer. */
-int on_socket(struct bpf_raw_tracepoint_args *ctx)
-{
-	s64 result = (s32)ctx->args[1];
-	const struct spandial_target *target;
-	u32 tgid;
-
-	/* The cheapest test first: half the receives of a busy server find nothing (EAGAIN). */
-	if (result < 8 || (ctx->args[2] & MSG_PEEK))
-		return 0;
-	tgid = bpf_get_current_pid_tgid() >> 32;
-	target = targets.lookup(&tgid);
-	if (!target)
-		return 0;
-	/* A pointer that the verifier knows and lets be read (Linux 5.15, commit dd6e10fbd9fb). */
-	return on_syscall((const struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), result, tgid, target);
-}
-
-/* sys_exit (regs, ret), Linux 4.17: the same for kernels without the two above. It cannot tell a
- * socket from a file. */
+#ifdef SPANDIAL_SYS_EXIT
+/* sys_exit (regs, ret), Linux 4.17: for kernels without the tracepoints below. It cannot tell a socket
+ * from a file. */
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	s64 result = ctx->args[1];
 	const struct spandial_target *target;
 	struct pt_regs regs;
+	u64 key;
 	u32 tgid;
 
-	if (result < 8)
+	if (result < 0)
 		return 0;
 	tgid = bpf_get_current_pid_tgid() >> 32;
 	target = targets.lookup(&tgid);
 	if (!target)
 		return 0;
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
-	return on_syscall(&regs, result, tgid, target);
+	key = (u64)tgid << 32 | (u32)SYSCALL_ARG0(&regs);
+	if (!result) {
+		if (SYSCALL_NUMBER(&regs) == NR_CLOSE)
+			connections.delete(&key);
+		return 0;
+	}
+	return on_syscall(&regs, result, tgid, target, key);
 }
+#else
+/* sock_send_length, sock_recv_length (sk, ret, flags), Linux 6.3 (commit 6e6eda44b939): once for
+ * every socket operation, after the data is in the user's buffer. As BTF-typed tracepoints, whose
+ * arguments the verifier knows: a socket that may have storage (Linux 5.11, commit 8e4597c627fb). */
+static __always_inline int on_socket(u64 *ctx)
+{
+	s64 result = (s32)ctx[1];
+	const struct spandial_target *target;
+	u32 tgid;
+
+	/* The cheapest test first: half the receives of a busy server find nothing (EAGAIN). */
+	if (result <= 0 || (ctx[2] & MSG_PEEK))
+		return 0;
+	tgid = bpf_get_current_pid_tgid() >> 32;
+	target = targets.lookup(&tgid);
+	if (!target)
+		return 0;
+	/* A pointer that the verifier knows and lets be read (Linux 5.15, commit dd6e10fbd9fb). */
+	return on_syscall((const struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), result, tgid, target,
+			  (struct sock *)ctx[0]);
+}
+
+int on_receive(u64 *ctx)
+{
+	return on_socket(ctx);
+}
+
+int on_send(u64 *ctx)
+{
+	return on_socket(ctx);
+}
+#endif

@@ -3,12 +3,14 @@
 #ifndef SPANDIAL_HTTP1_H
 #define SPANDIAL_HTTP1_H
 
+#include "loop.h"
 #include "spandial.h"
 
 #define HEAD_MAX 1024 /* bytes of the head that are looked at; a power of two */
 #define HEAD_PAD 128  /* reads at a bounded offset never leave the buffer */
 
 #define SCAN_STEPS 256 /* 8 bytes each, plus one for every line: enough for 128 lines */
+#define SCAN_BURST 8   /* steps that one callback takes: calls cost more than the verifier's patience */
 
 /* A head under examination. */
 struct head {
@@ -19,6 +21,8 @@ struct head {
 	__u32 tracestate;
 	__u32 at;	      /* where the scan is */
 	__u32 within;	      /* a part of it */
+	__u32 refused;	      /* no request after all */
+	__u32 found;	      /* offset; 0: nothing */
 	__u32 window;	      /* the last four bytes of a search */
 	__u32 received;	      /* by the process, as opposed to sent */
 	__u32 parent_settles; /* nothing behind a traceparent matters */
@@ -146,24 +150,19 @@ static __always_inline int ends_request_line(struct head *head, __u32 end)
 	return (load8(head, text) | 1ULL << 56) == CHARS8('H', 'T', 'T', 'P', '/', '1', '.', '1');
 }
 
-/* Find the end of the request line and the trace context headers, eight bytes at a time. Returns
- * whether this is a request: its first line says so, or is longer than the bytes in reach. */
-static __always_inline int scan_head(struct head *head, __u32 length)
+/* Find the end of the request line and the trace context headers, eight bytes at a time: as many steps
+ * as a callback takes. Returns 1 at the end. */
+static __always_inline int scan_http1(struct head *head)
 {
+	__u32 length = RECALL(head->length);
 	int step;
 
-	REMEMBER(head->length, length);
-	REMEMBER(head->request_line, 0);
-	REMEMBER(head->traceparent, 0);
-	REMEMBER(head->tracestate, 0);
-	REMEMBER(head->at, 0);
-
-	for (step = 0; step < SCAN_STEPS; step++) {
+	for (step = 0; step < SCAN_BURST; step++) {
 		__u32 at = RECALL(head->at), end;
 		__u64 ends;
 
 		if (at >= length)
-			break;
+			return 1;
 		ends = bytes_equal(load8(head, at), '\n');
 		if (!ends) {
 			REMEMBER(head->at, at + 8);
@@ -171,14 +170,29 @@ static __always_inline int scan_head(struct head *head, __u32 length)
 		}
 		end = at + first_byte(ends);
 		if (end >= length)
-			break;
+			return 1;
 		REMEMBER(head->at, end + 1);
-		if (!RECALL(head->request_line) && !ends_request_line(head, end))
-			return 0;
+		if (!RECALL(head->request_line) && !ends_request_line(head, end)) {
+			REMEMBER(head->refused, 1);
+			return 1;
+		}
 		if (look_at_line(head, end + 1))
 			return 1;
 	}
-	return RECALL(head->request_line) || length >= HEAD_MAX;
+	return 0;
+}
+
+/* Returns whether this is a request: its first line says so, or is longer than the bytes in reach. */
+static __always_inline int scan_head(struct head *head, __u32 length)
+{
+	REMEMBER(head->length, length);
+	REMEMBER(head->request_line, 0);
+	REMEMBER(head->traceparent, 0);
+	REMEMBER(head->tracestate, 0);
+	REMEMBER(head->refused, 0);
+	REMEMBER(head->at, 0);
+	bpf_loop(SCAN_STEPS / SCAN_BURST, CALLBACK(SCAN_HTTP1), 0, 0);
+	return !RECALL(head->refused) && (RECALL(head->request_line) || length >= HEAD_MAX);
 }
 
 #endif

@@ -5,11 +5,13 @@
 
 #if defined(__x86_64__) || defined(__TARGET_ARCH_x86)
 #define SYSCALL_NUMBER(regs) ((regs)->orig_ax)
+#define SYSCALL_ARG0(regs) ((regs)->di)
 #define SYSCALL_ARG1(regs) ((regs)->si)
 #define SYSCALL_ARG2(regs) ((regs)->dx)
 #define SYSCALL_ARG3(regs) ((regs)->r10)
 #define NR_READ 0
 #define NR_WRITE 1
+#define NR_CLOSE 3
 #define NR_READV 19
 #define NR_WRITEV 20
 #define NR_SENDTO 44
@@ -18,13 +20,15 @@
 #define NR_RECVMSG 47
 #elif defined(__aarch64__) || defined(__TARGET_ARCH_arm64)
 /* Written from arch/arm64/include/asm/ptrace.h and include/uapi/asm-generic/unistd.h; untested.
- * At sys_exit regs[0] already holds the result, so only arguments 1 to 3 are offered. */
+ * At sys_exit regs[0] already holds the result; the first argument is kept beside it. */
 #define SYSCALL_NUMBER(regs) ((regs)->syscallno)
+#define SYSCALL_ARG0(regs) ((regs)->orig_x0)
 #define SYSCALL_ARG1(regs) ((regs)->regs[1])
 #define SYSCALL_ARG2(regs) ((regs)->regs[2])
 #define SYSCALL_ARG3(regs) ((regs)->regs[3])
 #define NR_READ 63
 #define NR_WRITE 64
+#define NR_CLOSE 57
 #define NR_READV 65
 #define NR_WRITEV 66
 #define NR_SENDTO 206

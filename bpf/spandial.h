@@ -70,7 +70,8 @@ struct spandial_counts {
 	__u64 kept[SPANDIAL_ENTRY_KINDS];	 /* of those, kept by the decision */
 	__u64 seen_traced[SPANDIAL_ENTRY_KINDS]; /* entries with a trace context */
 	__u64 kept_traced[SPANDIAL_ENTRY_KINDS];
-	__u64 sent[SPANDIAL_ENTRY_KINDS]; /* requests sent as a client: never entries */
+	/* Requests that go the other way, never entries: HTTP and gRPC calls sent, statements received. */
+	__u64 reverse[SPANDIAL_ENTRY_KINDS];
 };
 
 /* Index into the kernel's losses map, per CPU. */
@@ -78,24 +79,45 @@ enum spandial_loss {
 	SPANDIAL_LOSS_RING_FULL = 0,  /* a kept entry found no room in the ring buffer */
 	SPANDIAL_LOSS_UNREADABLE = 1, /* the process's buffer could not be read */
 	SPANDIAL_LOSS_STALE_ROW = 2,  /* the target's row belongs to somebody else */
-	SPANDIAL_LOSS_KINDS = 3,
+	SPANDIAL_LOSS_DESYNC = 3,     /* a connection's messages could not be followed any further */
+	SPANDIAL_LOSS_NO_MEMORY = 4,  /* no room for what is known of one more connection */
+	SPANDIAL_LOSS_KINDS = 5,
 };
 
-#define SPANDIAL_REQUEST_MAX 256 /* bytes of the request that an entry carries */
+enum spandial_protocol {
+	SPANDIAL_UNKNOWN = 0,
+	SPANDIAL_HTTP1 = 1,
+	SPANDIAL_HTTP2 = 2,
+	SPANDIAL_POSTGRES = 3,
+	SPANDIAL_MYSQL = 4,
+	SPANDIAL_REDIS = 5,
+};
 
-/* One kept entry, as the ring buffer carries it. */
+/* What a record of the ring buffer is about. */
+enum spandial_event {
+	SPANDIAL_EVENT_ENTRY = 0,   /* a kept entry */
+	SPANDIAL_EVENT_PREPARE = 1, /* a statement was prepared: what later entries of the connection name */
+	SPANDIAL_EVENT_REPLY = 2,   /* the first bytes of the answer to the last PREPARE */
+	SPANDIAL_EVENT_FORGET = 3,  /* a prepared statement was closed */
+};
+
+#define SPANDIAL_REQUEST_MAX 1024 /* bytes of the request that a record carries at most */
+
+/* A record of the ring buffer; it ends after `length` bytes of the request, or later. */
 struct spandial_entry {
 	__u64 time_ns;	   /* CLOCK_BOOTTIME */
 	__u64 trace_id[2]; /* most significant half first; 0: no trace context */
 	__u64 span_id;	   /* of the remote parent */
 	__u64 randomness;  /* the 56 bits that were compared */
 	__u64 word;	   /* the rate word that was obeyed */
+	__u64 connection;  /* drawn for each connection that is followed; 0: none is */
 	__u32 tgid;
 	__u32 row;
-	__u8 kind;   /* enum spandial_entry_kind */
-	__u8 parent; /* enum spandial_parent */
-	__u8 reserved[2];
-	__u32 length; /* bytes of request that are valid */
+	__u8 kind;     /* enum spandial_entry_kind */
+	__u8 parent;   /* enum spandial_parent */
+	__u8 protocol; /* enum spandial_protocol */
+	__u8 event;    /* enum spandial_event */
+	__u32 length;  /* bytes of request that are valid */
 	__u8 request[SPANDIAL_REQUEST_MAX];
 };
 

@@ -6,6 +6,7 @@
 #include "http1.h"
 
 #define TRACESTATE_MAX 512 /* bytes that a vendor must propagate: W3C Trace Context, 3.3.1.5 */
+#define TRACESTATE_BURST 16
 #define TRACEPARENT_LENGTH 55
 #define RANDOMNESS_LENGTH 14 /* digits of rv */
 
@@ -70,20 +71,18 @@ static __always_inline int parse_traceparent(const struct head *head, struct tra
 	return 1;
 }
 
-/* Offset of the value of "rv" in tracestate's member "ot"; 0: none. */
-static __always_inline __u32 find_randomness(struct head *head)
+/* Look for the value of "rv" in tracestate's member "ot", byte by byte: as many as a callback takes.
+ * Returns 1 at the end. */
+static __always_inline int scan_tracestate(struct head *head)
 {
 	__u32 i;
 
-	REMEMBER(head->at, RECALL(head->tracestate));
-	REMEMBER(head->window, ',');
-	REMEMBER(head->within, 0); /* the member "ot" */
-	for (i = 0; i < TRACESTATE_MAX; i++) {
+	for (i = 0; i < TRACESTATE_BURST; i++) {
 		__u32 at = RECALL(head->at), window;
 		__u8 byte = byte_at(head, at);
 
 		if (at >= RECALL(head->length) || at >= HEAD_MAX || byte == '\r' || byte == '\n')
-			break;
+			return 1;
 		if (byte == ',')
 			REMEMBER(head->within, 0);
 		if (byte == ' ' || byte == '\t') /* optional around members, part of no key */
@@ -95,10 +94,23 @@ static __always_inline __u32 find_randomness(struct head *head)
 			REMEMBER(head->within, 1);
 		else if ((window == ('=' << 24 | 'r' << 16 | 'v' << 8 | ':') ||
 			  window == (';' << 24 | 'r' << 16 | 'v' << 8 | ':')) &&
-			 RECALL(head->within))
-			return at + 1;
+			 RECALL(head->within)) {
+			REMEMBER(head->found, at + 1);
+			return 1;
+		}
 	}
 	return 0;
+}
+
+/* Offset of the value of "rv" in tracestate's member "ot"; 0: none. */
+static __always_inline __u32 find_randomness(struct head *head)
+{
+	REMEMBER(head->at, RECALL(head->tracestate));
+	REMEMBER(head->window, ',');
+	REMEMBER(head->within, 0); /* the member "ot" */
+	REMEMBER(head->found, 0);
+	bpf_loop(TRACESTATE_MAX / TRACESTATE_BURST, CALLBACK(SCAN_TRACESTATE), 0, 0);
+	return RECALL(head->found);
 }
 
 /* Replace the randomness by tracestate's "ot=...rv:" and 14 digits, where there is one

@@ -14,9 +14,11 @@ __all__ = [
     "RANDOMNESS_MASK",
     "EntryKind",
     "Flag",
+    "Event",
     "Loss",
     "Mode",
     "Parent",
+    "Protocol",
     "encode_word",
     "threshold_of",
     "word_rate",
@@ -89,16 +91,38 @@ class Loss(enum.IntEnum):
     RING_FULL = 0
     UNREADABLE = 1
     STALE_ROW = 2
+    DESYNC = 3
+    NO_MEMORY = 4
+
+
+class Protocol(enum.IntEnum):
+    """What a captured connection speaks."""
+
+    UNKNOWN = 0
+    HTTP1 = 1
+    HTTP2 = 2
+    POSTGRES = 3
+    MYSQL = 4
+    REDIS = 5
+
+
+class Event(enum.IntEnum):
+    """What a record of the ring buffer is about."""
+
+    ENTRY = 0
+    PREPARE = 1
+    REPLY = 2
+    FORGET = 3
 
 
 # struct spandial_target: row, epoch
 TARGET = struct.Struct("=II")
-# struct spandial_counts: seen, kept, seen_traced, kept_traced, sent; each by entry kind
+# struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse; each by entry kind
 COUNTS = struct.Struct("=20Q")
-REQUEST_MAX = 256
-# struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, tgid,
-# row, kind, parent, length
-ENTRY = struct.Struct("=6QIIBB2xI")
+REQUEST_MAX = 1024
+# struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, connection,
+# tgid, row, kind, parent, protocol, event, length
+ENTRY = struct.Struct("=7QIIBBBBI")
 
 # The counter page of a hooked process, in u64 words; the counts are indexed by
 # kind * PAGE_KIND_STRIDE + (no parent 0, PAGE_REMOTE, PAGE_LOCAL) + (kept 1).

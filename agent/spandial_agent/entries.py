@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from spandial import abi
-from spandial.abi import EntryKind, Flag, Mode, Parent
+from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol
 from spandial.labels import Labels
 from spandial_agent.protocols.http1 import parse_request_line
 from spandial_api.node import EntryEvent
@@ -27,6 +27,10 @@ class Entry(NamedTuple):
     tgid: int
     row: int
     kind: EntryKind
+    protocol: Protocol
+    event: Event
+    connection: int  # drawn for each connection that is followed; 0: none is
+    request: bytes  # its beginning
     method: str
     path: str
     trace_id: int  # 0: no trace context
@@ -40,8 +44,10 @@ def decode_entry(record: bytes) -> Entry:
     """A record of the ring buffer (struct spandial_entry). Raises ValueError for one that is too short."""
     if len(record) < abi.ENTRY.size:
         raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
-    time_ns, high, low, span_id, randomness, word, tgid, row, kind, parent, length = abi.ENTRY.unpack_from(record)
-    method, path = parse_request_line(record[abi.ENTRY.size : abi.ENTRY.size + min(length, abi.REQUEST_MAX)])
+    time_ns, high, low, span_id, randomness, word, connection, tgid, row, *kinds, length = abi.ENTRY.unpack_from(record)
+    kind, parent, protocol, event = kinds
+    request = record[abi.ENTRY.size : abi.ENTRY.size + length]
+    method, path = parse_request_line(request) if protocol == Protocol.HTTP1 else ("", "")
     hit = randomness >= abi.threshold_of(word)
     boosted = hit and word & abi.MODE_MASK == Mode.BOOST
     settled = parent == Parent.REMOTE_KEPT and not (word & Flag.THIN or word & abi.MODE_MASK == Mode.STRICT or boosted)
@@ -50,6 +56,10 @@ def decode_entry(record: bytes) -> Entry:
         tgid=tgid,
         row=row,
         kind=EntryKind(kind),
+        protocol=Protocol(protocol),
+        event=Event(event),
+        connection=connection,
+        request=request,
         method=method,
         path=path,
         trace_id=high << 64 | low,

@@ -20,6 +20,8 @@ __all__ = [
     "Node",
     "NodeStats",
     "RateState",
+    "RuleFinding",
+    "TargetExplanation",
     "TargetState",
     "TargetStats",
 ]
@@ -44,6 +46,29 @@ class TargetState(BaseModel):
     kind: Literal["hooked", "discovered"]
     row: int
     rates: dict[KindName, RateState]
+    why: str = Field(
+        default="",
+        description="why it is a target",
+        examples=["environment names a service", "rule: include exe=nginx", "registered by its hook"],
+    )
+
+
+class RuleFinding(BaseModel):
+    """What one rule of discovery says of a process. Values of variables and command lines are never shown."""
+
+    rule: str = Field(examples=["include exe=nginx service=edge", "environment names a service"])
+    matched: bool
+    why: str = Field(examples=["executable is /usr/sbin/nginx", "listens on no TCP port"])
+
+
+class TargetExplanation(BaseModel):
+    """Why a process is a target, or why it is none."""
+
+    pid: int
+    name: str = Field(description="the process's command name; empty where there is none")
+    target: bool
+    why: str = Field(examples=["rule: include exe=nginx", "is a kernel thread", "no such process"])
+    rules: list[RuleFinding] = Field(description="every rule, in the order written; empty where none is asked")
 
 
 class KernelCounts(BaseModel):
@@ -53,7 +78,10 @@ class KernelCounts(BaseModel):
     kept: int = 0
     seen_traced: int = Field(default=0, description="seen with a trace context")
     kept_traced: int = Field(default=0, description="kept with a trace context")
-    sent: int = Field(default=0, description="requests sent as a client; never entries")
+    reverse: int = Field(
+        default=0,
+        description="requests that go the other way, never entries: HTTP and gRPC calls sent, statements received",
+    )
 
 
 class HookCounts(BaseModel):
@@ -138,6 +166,9 @@ class Node(Protocol):
         """Make every reader obey this book; they do when this returns."""
 
     def targets(self) -> list[TargetState]: ...
+
+    async def explain(self, pid: int) -> TargetExplanation:
+        """Why a process is a target, or why it is none."""
 
     def reached(self) -> Mapping[Selector, int]:
         """For each rule's selector, how many targets have at least one kind of entry under it."""

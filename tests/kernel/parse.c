@@ -21,6 +21,22 @@ BPF_ARRAY(input, struct input, 1);
 BPF_ARRAY(output, struct output, 1);
 BPF_PERCPU_ARRAY(heads, struct head, 1);
 
+int scan_head_callback(void *index)
+{
+	u32 zero = 0;
+	struct head *head = heads.lookup(&zero);
+
+	return head ? scan_http1(head) : 1;
+}
+
+int scan_tracestate_callback(void *index)
+{
+	u32 zero = 0;
+	struct head *head = heads.lookup(&zero);
+
+	return head ? scan_tracestate(head) : 1;
+}
+
 /* args: length */
 int parse(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -17,6 +17,7 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from spandial.decision import parse_randomness
+from spandial_agent.kernel.capture import SCANS
 from spandial_agent.kernel.libbpf import Map, RawTracepointRun
 from spandial_agent.kernel.loader import Module
 
@@ -44,7 +45,7 @@ Parse = Callable[[bytes], Head]
 @pytest.fixture(scope="module")
 def parse() -> Iterator[Parse]:
     module = Module(Path(__file__).parent / "parse.c")
-    run = RawTracepointRun(module.load("parse"))
+    run = RawTracepointRun(module.load("parse", callbacks=SCANS))
     given_bytes = Map(module.map_fd("input"), HEAD_MAX)
     output = Map(module.map_fd("output"), OUTPUT.size)
     # What an earlier, longer head left behind must not be seen.

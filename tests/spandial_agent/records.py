@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spandial import abi
-from spandial.abi import EntryKind, Parent, encode_word
+from spandial.abi import EntryKind, Event, Parent, Protocol, encode_word
 
 __all__ = ["record"]
 
@@ -19,8 +19,11 @@ def record(
     randomness: int = 0,
     kind: int = EntryKind.HTTP,
     parent: int = Parent.NONE,
+    protocol: int = Protocol.HTTP1,
+    event: int = Event.ENTRY,
+    connection: int = 0,
 ) -> bytes:
-    """One struct spandial_entry, with all of its request buffer."""
+    """One struct spandial_entry, with more behind the request."""
     high, low = trace_id >> 64, trace_id & (1 << 64) - 1
-    head = abi.ENTRY.pack(time_ns, high, low, span_id, randomness, word, tgid, 2, kind, parent, len(request))
-    return head + request.ljust(abi.REQUEST_MAX, b"\xee")
+    ids = (time_ns, high, low, span_id, randomness, word, connection, tgid, 2)
+    return abi.ENTRY.pack(*ids, kind, parent, protocol, event, len(request)) + request + b"\xee" * 100

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial import abi
-from spandial.abi import EntryKind, Mode, Parent, encode_word
+from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, encode_word
 from spandial_agent.entries import decode_entry
 from tests.spandial_agent.records import record
 
@@ -35,13 +35,13 @@ def test_any_bytes_are_an_entry_or_a_value_error(data: bytes) -> None:
         decode_entry(data)
 
 
-@given(st.tuples(*[_u64] * 6, _u32, _u32, _u8, _u8, _u32), st.binary(max_size=300))
+@given(st.tuples(*[_u64] * 7, _u32, _u32, _u8, _u8, _u8, _u8, _u32), st.binary(max_size=300))
 def test_any_fields_are_an_entry_or_a_value_error(fields: tuple[int, ...], request: bytes) -> None:
-    kind, parent = fields[8:10]
+    kind, parent, protocol, event = fields[9:13]
     try:
         entry = decode_entry(abi.ENTRY.pack(*fields) + request)
     except ValueError:
-        assert kind >= len(EntryKind) or parent >= len(Parent)
+        assert kind >= len(EntryKind) or parent >= len(Parent) or protocol >= len(Protocol) or event >= len(Event)
     else:
         assert (entry.kind, entry.parent) == (kind, parent)
         assert len(entry.method) + len(entry.path) <= 4 * abi.REQUEST_MAX

@@ -96,7 +96,7 @@ async def test_stats_set_the_kernels_counts_beside_the_hooks(
     node: LocalNode, targets: Targets, capture: FakeCapture
 ) -> None:
     target, page = hooked(targets)
-    capture.counted[target.row.number] = counts_of(seen=10, kept=4, seen_traced=8, kept_traced=3, sent=1)
+    capture.counted[target.row.number] = counts_of(seen=10, kept=4, seen_traced=8, kept_traced=3, reverse=1)
     count(page, ROOT_KEPT, 1)
     count(page, REMOTE_DROPPED, 6)
     count(page, REMOTE_KEPT, 2)
@@ -105,7 +105,7 @@ async def test_stats_set_the_kernels_counts_beside_the_hooks(
     http = stats.kinds["http"]
     assert http.kernel is not None
     assert http.hook is not None
-    assert (http.kernel.seen, http.kernel.kept, http.kernel.sent) == (10, 4, 1)
+    assert (http.kernel.seen, http.kernel.kept, http.kernel.reverse) == (10, 4, 1)
     assert (http.hook.root_kept, http.hook.remote_kept, http.hook.local_kept) == (1, 2, 50)
     assert http.difference_seen == 10 - 9
     assert http.difference_kept == 3 - 2

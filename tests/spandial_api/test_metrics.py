@@ -36,7 +36,7 @@ def at(samples: Sample, **labels: str) -> float:
 
 @pytest.fixture
 def busy(node: FakeNode) -> FakeNode:
-    kernel = KernelCounts(seen=10, kept=4, seen_traced=7, kept_traced=3, sent=5)
+    kernel = KernelCounts(seen=10, kept=4, seen_traced=7, kept_traced=3, reverse=5)
     hook = HookCounts(root_kept=1, root_dropped=2, remote_kept=3, remote_dropped=4, local_kept=8, local_dropped=9)
     both = KindStats(kernel=kernel, hook=hook, difference_seen=0, difference_kept=0)
     alone = KindStats(kernel=None, hook=HookCounts(root_kept=6), difference_seen=None, difference_kept=None)
@@ -58,7 +58,7 @@ async def test_the_kernels_counts_are_parted_by_context_and_outcome(remote: http
     assert at(samples, pid="1000", context="traced") == 7
     assert at(samples, pid="1000", context="traced", outcome="kept") == 3
     assert at(samples, kind="db") == 0
-    assert at((await scrape(remote))["spandial_kernel_sent_total"], pid="1000", kind="http") == 5
+    assert at((await scrape(remote))["spandial_kernel_reverse_total"], pid="1000", kind="http") == 5
 
 
 async def test_the_hooks_decisions_are_parted_by_parent_and_outcome(remote: httpx.AsyncClient, busy: FakeNode) -> None:

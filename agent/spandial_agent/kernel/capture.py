@@ -13,11 +13,15 @@ from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module, release_compiler_memory
 from spandial_agent.table import Row
 
-__all__ = ["Capture", "Counts"]
+__all__ = ["SCANS", "Capture", "Counts"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
 _BATCH = 2048  # records handed over at once
+_CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
+# enum callback of bpf/loop.h
+SCANS = ("scan_head_callback", "scan_tracestate_callback")
+_CALLBACKS = (*SCANS, "step_postgres", "step_mysql", "step_redis")
 
 CapturePath = Literal["socket", "sys_exit"]
 
@@ -29,7 +33,7 @@ class Counts(NamedTuple):
     kept: tuple[int, ...]
     seen_traced: tuple[int, ...]
     kept_traced: tuple[int, ...]
-    sent: tuple[int, ...]
+    reverse: tuple[int, ...]
 
     @classmethod
     def summed(cls, per_cpu: list[bytes]) -> Counts:
@@ -48,8 +52,7 @@ class Capture:
     """
 
     def __init__(self, force: CapturePath | None = None) -> None:
-        self._module = Module("capture.c", {"SPANDIAL_RING_PAGES": _RING_PAGES})
-        self.path, self._program = self._attach(force)
+        self.path, self._module, self._programs = self._attach(force)
         self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
@@ -57,21 +60,29 @@ class Capture:
         release_compiler_memory()
         self._reader: threading.Thread | None = None
 
-    def _attach(self, force: CapturePath | None) -> tuple[CapturePath, int]:
+    def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
+        defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
         if force != "sys_exit":
+            module = Module("capture.c", defines)
             try:
-                program = self._module.load("on_socket")
                 # Since Linux 6.3 (commit 6e6eda44b939).
-                self._module.attach("sock_recv_length", "on_socket")
-                self._module.attach("sock_send_length", "on_socket")
-                return "socket", program
+                receive = module.load("on_receive", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
+                send = module.load("on_send", callbacks=_CALLBACKS, typed_tracepoint="sock_send_length")
+                module.attach(receive)
+                module.attach(send)
+                return "socket", module, [receive, send]
             except KernelUnavailable:
-                self._module.detach()
+                module.close()
                 if force == "socket":
                     raise
-        program = self._module.load("on_sys_exit")
-        self._module.attach("sys_exit", "on_sys_exit")
-        return "sys_exit", program
+        module = Module("capture.c", {**defines, "SPANDIAL_SYS_EXIT": 1})
+        try:
+            program = module.load("on_sys_exit", callbacks=_CALLBACKS)
+            module.attach(program, "sys_exit")
+        except KernelUnavailable:
+            module.close()
+            raise
+        return "sys_exit", module, [program]
 
     def add_target(self, tgid: int, row: Row) -> None:
         """Watch a process from now on. A row of its own begins at zero."""
@@ -92,13 +103,13 @@ class Capture:
             for reason in Loss
         }
         # The kernel does not run a program that interrupts itself on the same CPU; it counts that.
-        found["recursion"] = self.program.recursion_misses
+        found["recursion"] = sum(program.recursion_misses for program in self.programs)
         return found
 
     @property
-    def program(self) -> ProgramInfo:
-        """What the kernel knows of the program in use."""
-        return program_info(self._program)
+    def programs(self) -> list[ProgramInfo]:
+        """What the kernel knows of the programs in use."""
+        return [program_info(program) for program in self._programs]
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""

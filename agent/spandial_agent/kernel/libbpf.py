@@ -8,7 +8,18 @@ import os
 import struct
 from typing import Any, NamedTuple
 
-__all__ = ["Map", "ProgramInfo", "RawTracepointRun", "freeze", "possible_cpus", "program_info"]
+from spandial_agent.kernel.linker import btf_of_functions
+
+__all__ = [
+    "Map",
+    "ProgramInfo",
+    "RawTracepointRun",
+    "attach_tracepoint",
+    "freeze",
+    "load_program",
+    "possible_cpus",
+    "program_info",
+]
 
 
 class _TestRunOpts(ctypes.Structure):
@@ -52,6 +63,86 @@ def _check(result: int, what: str) -> None:
 def freeze(map_fd: int) -> None:
     """No user-space process may write this map from now on (Linux 5.2, commit 87df15de441b). Raises OSError."""
     _check(_libbpf().bpf_map_freeze(map_fd), "bpf_map_freeze")
+
+
+class _LoadOpts(ctypes.Structure):
+    """struct bpf_prog_load_opts of libbpf's bpf.h."""
+
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    ]
+
+
+_PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 17, 26
+_ATTACH_TRACE_RAW_TP = 23
+_LOG_SIZE = 1 << 24
+
+
+def load_program(name: str, code: bytes, functions: tuple[int, ...], typed_tracepoint: str | None) -> int:
+    """Load a raw tracepoint program, or one with typed arguments if its tracepoint is given; its descriptor.
+
+    Raises OSError, whose text is what the verifier said.
+    """
+    lib = _libbpf()
+    btf, where = btf_of_functions(functions)
+    btf_fd = lib.bpf_btf_load(btf, ctypes.c_size_t(len(btf)), None)
+    _check(btf_fd, "bpf_btf_load")
+    try:
+        records = ctypes.create_string_buffer(where, len(where))
+        opts = _LoadOpts(
+            sz=ctypes.sizeof(_LoadOpts),
+            prog_btf_fd=btf_fd,
+            func_info=ctypes.cast(records, ctypes.c_void_p),
+            func_info_cnt=len(functions),
+            func_info_rec_size=8,
+        )
+        kind = _PROG_TYPE_RAW_TRACEPOINT
+        if typed_tracepoint is not None:
+            kind = _PROG_TYPE_TRACING
+            opts.expected_attach_type = _ATTACH_TRACE_RAW_TP
+            found = lib.libbpf_find_vmlinux_btf_id(typed_tracepoint.encode(), _ATTACH_TRACE_RAW_TP)
+            _check(found, f"the tracepoint {typed_tracepoint}")
+            opts.attach_btf_id = found
+        load = (kind, name.encode(), b"Dual BSD/GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(opts))
+        descriptor = int(lib.bpf_prog_load(*load))
+        if descriptor < 0:
+            # Once more, for the verifier's words.
+            log = ctypes.create_string_buffer(_LOG_SIZE)
+            opts.log_level, opts.log_size, opts.log_buf = 1, _LOG_SIZE, ctypes.cast(log, ctypes.c_void_p)
+            descriptor = int(lib.bpf_prog_load(*load))
+            if descriptor < 0:
+                raise OSError(-descriptor, log.value.decode(errors="replace").strip() or os.strerror(-descriptor))
+        return descriptor
+    finally:
+        os.close(btf_fd)
+
+
+def attach_tracepoint(program_fd: int, raw_tracepoint: str | None) -> int:
+    """Attach to a raw tracepoint, or to that of a typed program; the link's descriptor, which detaches when closed.
+    Raises OSError."""
+    name = raw_tracepoint.encode() if raw_tracepoint is not None else None
+    descriptor = int(_libbpf().bpf_raw_tracepoint_open(name, program_fd))
+    _check(descriptor, "bpf_raw_tracepoint_open")
+    return descriptor
 
 
 class RawTracepointRun:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.libbpf import attach_tracepoint, load_program
+from spandial_agent.kernel.linker import link
 from spandial_agent.kernel.source import bpf_directory
 
 __all__ = ["Module", "import_bcc", "release_compiler_memory"]
@@ -67,32 +69,41 @@ class Module:
                 self._bpf = bcc.BPF(src_file=os.fsencode(folder / source), cflags=flags)
         except Exception as error:
             raise KernelUnavailable([f"{source} does not compile: {_reason(error, said)}"]) from error
-        self._type = bcc.BPF.RAW_TRACEPOINT
-        self._attached: list[str] = []
+        self._descriptors: list[int] = []
+        self._links: list[int] = []
 
-    def load(self, function: str) -> int:
-        """Load a raw tracepoint program; its descriptor. Raises KernelUnavailable with the verifier's last words."""
-        try:
-            with _quiet_stderr() as said:
-                return int(self._bpf.load_func(function.encode(), self._type).fd)
-        except Exception as error:
-            raise KernelUnavailable([f"the kernel refuses the program {function}: {_reason(error, said)}"]) from error
+    def load(self, function: str, *, callbacks: Sequence[str] = (), typed_tracepoint: str | None = None) -> int:
+        """Load a program; its descriptor, which the module closes.
 
-    def attach(self, tracepoint: str, function: str) -> None:
-        """Attach a loaded program to a raw tracepoint. Raises KernelUnavailable."""
+        Args:
+            function: a raw tracepoint program.
+            callbacks: the functions that it hands to bpf_loop by number, from 1 on.
+            typed_tracepoint: the tracepoint, where the program's arguments are to have their types.
+
+        Raises KernelUnavailable with the verifier's last words.
+        """
+        numbered = {number: self._bpf.dump_func(name.encode()) for number, name in enumerate(callbacks, 1)}
+        code, functions = link(self._bpf.dump_func(function.encode()), numbered)
         try:
-            with _quiet_stderr() as said:
-                self._bpf.attach_raw_tracepoint(tp=tracepoint.encode(), fn_name=function.encode())
-        except Exception as error:
+            program = load_program(function, code, functions, typed_tracepoint)
+        except OSError as error:
             raise KernelUnavailable(
-                [f"the raw tracepoint {tracepoint} cannot be attached to: {_reason(error, said)}"]
+                [f"the kernel refuses the program {function}: {_last_lines(str(error.strerror))}"]
             ) from error
-        self._attached.append(tracepoint)
+        self._descriptors.append(program)
+        return program
+
+    def attach(self, program: int, raw_tracepoint: str | None = None) -> None:
+        """Attach a loaded program to a raw tracepoint, or to its own if it is a typed one. Raises KernelUnavailable."""
+        try:
+            self._links.append(attach_tracepoint(program, raw_tracepoint))
+        except OSError as error:
+            raise KernelUnavailable([f"the program cannot be attached to its tracepoint: {error}"]) from error
 
     def detach(self) -> None:
-        for tracepoint in self._attached:
-            self._bpf.detach_raw_tracepoint(tp=tracepoint.encode())
-        self._attached.clear()
+        for descriptor in self._links:
+            os.close(descriptor)
+        self._links.clear()
 
     def map_fd(self, name: str) -> int:
         return int(self._bpf[name.encode()].map_fd)
@@ -110,6 +121,9 @@ class Module:
 
     def close(self) -> None:
         self.detach()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors.clear()
         self._bpf.cleanup()
 
 
@@ -131,5 +145,8 @@ class _quiet_stderr:
 
 
 def _reason(error: Exception, said: _quiet_stderr) -> str:
-    last = said.text.splitlines()[-3:] if said.text else [str(error)]
-    return " ".join(line.strip() for line in last)
+    return _last_lines(said.text or str(error))
+
+
+def _last_lines(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines()[-3:])

@@ -30,7 +30,11 @@ class _Snapshot:
         hook = CounterMetricFamily(
             "spandial_hook_decisions", "Decisions of the hooks.", labels=[*_LABELS, "parent", "outcome"]
         )
-        sent = CounterMetricFamily("spandial_kernel_sent", "Requests sent as a client.", labels=_LABELS)
+        reverse = CounterMetricFamily(
+            "spandial_kernel_reverse",
+            "Requests that go the other way: HTTP and gRPC calls sent, statements received.",
+            labels=_LABELS,
+        )
         for target in self._stats.targets:
             for kind, counts in target.kinds.items():
                 labels = [target.service, target.version, target.env, str(target.pid), kind]
@@ -42,12 +46,12 @@ class _Snapshot:
                     kernel.add_metric([*labels, "traced", "dropped"], c.seen_traced - c.kept_traced)
                     kernel.add_metric([*labels, "untraced", "kept"], untraced_kept)
                     kernel.add_metric([*labels, "untraced", "dropped"], untraced - untraced_kept)
-                    sent.add_metric(labels, c.sent)
+                    reverse.add_metric(labels, c.reverse)
                 if counts.hook:
                     for parent in ("root", "remote", "local"):
                         for outcome in ("kept", "dropped"):
                             hook.add_metric([*labels, parent, outcome], getattr(counts.hook, f"{parent}_{outcome}"))
-        yield from (kernel, sent, hook)
+        yield from (kernel, reverse, hook)
 
         losses = CounterMetricFamily("spandial_losses", "Entries or events lost.", labels=["reason"])
         for reason, count in self._stats.losses.items():

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Loops by bpf_loop (Linux 5.17, commit e6f2dd0f8067): the verifier looks at a callback once, whatever
+ * the number of its calls.
+ *
+ * bcc compiles every function alone: a callback is named by its number here, and the loader
+ * (spandial_agent/kernel/linker.py) puts the function in its place. It has no argument that C could
+ * name, because bcc takes second arguments for those of a traced function: what it works on is in a
+ * map. For the same reason, and because bcc rewrites accesses to maps in the main file only, callbacks
+ * stand there, and what they do in the header of their protocol.
+ */
+#ifndef SPANDIAL_LOOP_H
+#define SPANDIAL_LOOP_H
+
+#define CALLBACK(number) ((void *)(0x5350414e00000000ULL | (number)))
+
+enum callback {
+	SCAN_HTTP1 = 1,
+	SCAN_TRACESTATE = 2,
+	STEP_POSTGRES = 3,
+	STEP_MYSQL = 4,
+	STEP_REDIS = 5,
+};
+
+#endif

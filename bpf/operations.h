@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* Operations of a walk: decided when they begin, counted once, handed over when they end. */
+#ifndef SPANDIAL_OPERATIONS_H
+#define SPANDIAL_OPERATIONS_H
+
+#include "stream.h"
+
+/* 56 random bits, for an entry without trace context. */
+static __always_inline u64 draw_randomness(void)
+{
+	return ((u64)bpf_get_prandom_u32() << 24 ^ bpf_get_prandom_u32()) & 0x00ffffffffffffffULL;
+}
+
+/* Whether user space is to hear of what this walk finds. */
+static __always_inline int emitting(const struct walk *walk)
+{
+	return walk->entries && (walk->word & SPANDIAL_EMIT);
+}
+
+/* The current operation begins, unless an earlier message began it. */
+static __always_inline void decide_operation(struct walk *walk)
+{
+	if (walk->at.decided)
+		return;
+	walk->at.start_ns = bpf_ktime_get_boot_ns();
+	walk->at.randomness = draw_randomness();
+	walk->at.decided =
+	    walk->entries && spandial_decide(walk->word, walk->at.randomness, SPANDIAL_NO_PARENT) ? KEPT : DROPPED;
+}
+
+/* Whether the current operation is to be captured. */
+static __always_inline int wanted(const struct walk *walk)
+{
+	return walk->at.decided == KEPT && emitting(walk);
+}
+
+static __always_inline void end_operation(struct walk *walk)
+{
+	if (wanted(walk))
+		emit_record(walk, SPANDIAL_EVENT_ENTRY);
+	walk->at.decided = UNDECIDED;
+	walk->at.capturing = walk->at.captured = 0;
+}
+
+#endif
