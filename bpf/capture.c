@@ -12,6 +12,7 @@
 #include "postgres.h"
 #include "mysql.h"
 #include "redis.h"
+#include "http2.h"
 
 BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
 BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
@@ -64,38 +65,42 @@ static __always_inline struct walk *this_walk(void)
 	return walks.lookup(&zero);
 }
 
-static __always_inline void emit_record(struct walk *walk, u32 event)
+/* Hand over what is captured, as the record says. Returns -1 where there is no room. */
+static __always_inline int emit_record(struct walk *walk, u32 event)
 {
 	struct spandial_entry *record = &walk->record;
 	u32 length = walk->at.captured;
 
 	asm volatile("%0 &= 0x7ff" : "+r"(length));
 	record->time_ns = walk->at.start_ns;
-	record->trace_id[0] = record->trace_id[1] = record->span_id = 0;
-	record->randomness = walk->at.randomness;
 	record->word = walk->word;
-	record->kind = SPANDIAL_DB;
-	record->parent = SPANDIAL_NO_PARENT;
 	record->event = event;
 	record->length = length;
-	if (entries.ringbuf_output(record, offsetof(struct spandial_entry, request) + length, BPF_RB_NO_WAKEUP))
-		count_loss(SPANDIAL_LOSS_RING_FULL);
+	if (!entries.ringbuf_output(record, offsetof(struct spandial_entry, request) + length, BPF_RB_NO_WAKEUP))
+		return 0;
+	count_loss(SPANDIAL_LOSS_RING_FULL);
+	return -1;
 }
 
-static __always_inline void count_operation(struct walk *walk)
+static __always_inline void count_entry(struct walk *walk, u32 kind, int kept, int traced)
 {
 	u32 row = walk->record.row;
 	struct spandial_counts *count = counts.lookup(&row);
 
-	if (!count)
+	if (!count || kind >= SPANDIAL_ENTRY_KINDS)
 		return;
 	if (!walk->entries) {
-		count->reverse[SPANDIAL_DB]++;
+		count->reverse[kind]++;
 		return;
 	}
-	count->seen[SPANDIAL_DB]++;
-	if (walk->at.decided == KEPT)
-		count->kept[SPANDIAL_DB]++;
+	count->seen[kind]++;
+	if (traced)
+		count->seen_traced[kind]++;
+	if (!kept)
+		return;
+	count->kept[kind]++;
+	if (traced)
+		count->kept_traced[kind]++;
 }
 
 /* What a system call of the six read or wrote: its first buffer, and where the others are. */
@@ -193,6 +198,7 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->parent = parent;
 	entry->protocol = SPANDIAL_HTTP1;
 	entry->event = SPANDIAL_EVENT_ENTRY;
+	entry->stream = entry->flags = entry->reserved = 0;
 	entry->length = length < HTTP1_LINE_MAX ? length : HTTP1_LINE_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
 	bpf_probe_read_kernel(entry->request, HTTP1_LINE_MAX, head->bytes);
@@ -281,6 +287,94 @@ int step_redis(void *index)
 	return redis_step();
 }
 
+int step_http2(void *index)
+{
+	return http2_step();
+}
+
+int scan_field_callback(void *index)
+{
+	struct walk *walk = this_walk();
+
+	return walk ? scan_field(walk) : 1;
+}
+
+int scan_huffman_callback(void *index)
+{
+	u32 zero = 0;
+	struct walk *walk = this_walk();
+	struct head *head = heads.lookup(&zero);
+
+	return walk && head ? scan_huffman(walk, head) : 1;
+}
+
+/* Count and decide the request whose header block is captured, unless it is the trailer of an earlier one. */
+static __always_inline void decide_block(struct walk *walk)
+{
+	u32 zero = 0, parent = SPANDIAL_NO_PARENT, kind, flags = 0;
+	struct head *head = heads.lookup(&zero);
+	struct spandial_entry *record = &walk->record;
+	struct block *block = &walk->block;
+	struct trace_context context = {};
+	int request = walk->at.stream > walk->at.last_stream, kept = 0, traced = 0;
+
+	if (!head)
+		return;
+	if (walk->at.block_length > walk->at.captured)
+		block->cut = 1;
+	if (request) {
+		walk->at.last_stream = walk->at.stream;
+		if (block->grpc)
+			walk->at.grpc = block->grpc;
+	}
+	kind = walk->at.grpc == GRPC ? SPANDIAL_GRPC : SPANDIAL_HTTP;
+	walk->word = word_of(record->tgid, record->row, walk->epoch, kind);
+	if (request) {
+		REMEMBER(head->parent_settles, !(walk->word & (SPANDIAL_THIN | SPANDIAL_MODE)));
+		traced = parse_block_context(walk, head, &context);
+		if (traced)
+			parent = context.sampled ? SPANDIAL_REMOTE_KEPT : SPANDIAL_REMOTE_DROPPED;
+		else
+			context.randomness = draw_randomness();
+		/* What the table alone knows may be the trace context, if one is in there. */
+		if (!traced && (block->cut || (block->indexed && walk->at.traceparent_inserted)))
+			block->undecided = 1;
+		if (!block->undecided)
+			kept = walk->entries && spandial_decide(walk->word, context.randomness, parent);
+		count_entry(walk, kind, kept, traced);
+	}
+	walk->at.traceparent_inserted |= block->traceparent_inserted;
+	if (block->cut) /* who knows what came into the table */
+		walk->at.traceparent_entry = walk->at.tracestate_entry = 0;
+	if (emitting(walk) && (kept || block->changed || block->cut || (request && block->undecided))) {
+		record->trace_id[0] = context.trace_id[0];
+		record->trace_id[1] = context.trace_id[1];
+		record->span_id = context.span_id;
+		record->randomness = context.randomness;
+		record->kind = kind;
+		record->parent = parent;
+		record->stream = walk->at.stream;
+		if (block->cut)
+			flags |= SPANDIAL_RECORD_CUT;
+		if (walk->at.fresh)
+			flags |= SPANDIAL_RECORD_FRESH;
+		if (walk->at.gap)
+			flags |= SPANDIAL_RECORD_GAP;
+		if (request && block->undecided)
+			flags |= SPANDIAL_RECORD_UNDECIDED;
+		record->flags = flags;
+		if (kept || (flags & SPANDIAL_RECORD_UNDECIDED))
+			walk->at.gap = emit_record(walk, SPANDIAL_EVENT_ENTRY) != 0;
+		else
+			walk->at.gap = emit_record(walk, SPANDIAL_EVENT_BLOCK) != 0;
+	} else {
+		if (block->changed || block->cut)
+			walk->at.gap = 1;
+		if (walk->entries && request && block->undecided)
+			count_loss(SPANDIAL_LOSS_UNDECIDED);
+	}
+}
+
 static __always_inline struct connection *find_connection(connection_key key)
 {
 #ifdef SPANDIAL_SYS_EXIT
@@ -305,9 +399,14 @@ static __always_inline struct connection *make_connection(connection_key key)
 #endif
 }
 
-/* The protocol of a request that begins with these eight bytes. */
-static __always_inline u32 identify(u64 first, u64 total)
+/* The protocol of a request that begins with what is in head: eight bytes, or more. */
+static __always_inline u32 identify(const struct head *head, u64 total)
 {
+	u64 first = load8(head, 0);
+
+	if (first == PREFACE ||
+	    (total > FRAME_HEADER && is_http2_request(first, total, head->bytes[8], head->bytes[9])))
+		return SPANDIAL_HTTP2;
 	if (is_redis(first))
 		return SPANDIAL_REDIS;
 	if (is_postgres(first, total))
@@ -328,8 +427,11 @@ static __always_inline void walk_requests(struct connection *connection, const s
 	walk->broken = 0;
 	walk->prepared = 0;
 	walk->unnamed_known = connection->unnamed_known;
-	walk->entries = !connection->server;
+	walk->entries = connection->protocol == SPANDIAL_HTTP2 ? connection->server : !connection->server;
+	walk->epoch = target->epoch;
 	walk->word = word_of(tgid, target->row, target->epoch, SPANDIAL_DB);
+	walk->record.stream = 0;
+	walk->record.flags = 0;
 	walk->record.tgid = tgid;
 	walk->record.row = target->row;
 	walk->record.connection = connection->id;
@@ -346,6 +448,9 @@ static __always_inline void walk_requests(struct connection *connection, const s
 		break;
 	case SPANDIAL_REDIS:
 		bpf_loop(WALK_STEPS, CALLBACK(STEP_REDIS), 0, 0);
+		break;
+	case SPANDIAL_HTTP2:
+		bpf_loop(WALK_STEPS, CALLBACK(STEP_HTTP2), 0, 0);
 		break;
 	}
 	if (walk->broken || walk->left) {
@@ -374,13 +479,14 @@ static __always_inline void hand_over_reply(struct connection *connection, const
 	record->row = row;
 	record->connection = connection->id;
 	record->protocol = connection->protocol;
+	record->stream = record->flags = 0;
 	walk->word = 0;
 	walk->at.start_ns = bpf_ktime_get_boot_ns();
 	walk->at.captured = MYSQL_REPLY_MAX;
-	emit_record(walk, SPANDIAL_EVENT_REPLY);
+	emit_operation(walk, SPANDIAL_EVENT_REPLY);
 }
 
-static __always_inline struct connection *begin_connection(connection_key key, u32 protocol, int received)
+static __always_inline struct connection *begin_connection(connection_key key, u32 protocol, int received, int fresh)
 {
 	struct connection *connection = make_connection(key);
 
@@ -392,6 +498,10 @@ static __always_inline struct connection *begin_connection(connection_key key, u
 	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	connection->protocol = protocol;
 	connection->server = received;
+	if (protocol == SPANDIAL_HTTP2 && fresh) {
+		connection->requests.skip = PREFACE_LENGTH;
+		connection->requests.fresh = 1;
+	}
 	connection->awaiting_reply = 0;
 	connection->unnamed_known = 0;
 	return connection;
@@ -421,7 +531,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
 		REMEMBER(head->received, message.received);
 		/* What a server receives mostly is a request, and is read at once; what it sends mostly is none. */
-		if (read_head(head, message.received ? length : 8, message.buffer))
+		if (read_head(head, message.received || length < 16 ? length : 16, message.buffer))
 			goto unreadable;
 		first = load8(head, 0);
 		if (starts_with_method(first)) {
@@ -430,10 +540,10 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 			on_http1_request(tgid, target, head, length);
 			return 0;
 		}
-		protocol = identify(first, message.total);
+		protocol = identify(head, message.total);
 		if (!protocol)
 			return 0;
-		connection = begin_connection(key, protocol, message.received);
+		connection = begin_connection(key, protocol, message.received, first == PREFACE);
 		if (!connection)
 			return 0;
 	}

@@ -19,6 +19,9 @@ enum callback {
 	STEP_POSTGRES = 3,
 	STEP_MYSQL = 4,
 	STEP_REDIS = 5,
+	STEP_HTTP2 = 6,
+	SCAN_FIELD = 7,
+	SCAN_HUFFMAN = 8,
 };
 
 #endif

@@ -39,11 +39,11 @@ static __always_inline void end_mysql_packet(struct walk *walk)
 		end_operation(walk);
 		break;
 	case COM_STMT_PREPARE:
-		emit_record(walk, SPANDIAL_EVENT_PREPARE);
+		emit_operation(walk, SPANDIAL_EVENT_PREPARE);
 		walk->prepared = 1;
 		break;
 	case COM_STMT_CLOSE:
-		emit_record(walk, SPANDIAL_EVENT_FORGET);
+		emit_operation(walk, SPANDIAL_EVENT_FORGET);
 		break;
 	}
 	walk->at.inside = walk->at.capturing = walk->at.captured = 0;

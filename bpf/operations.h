@@ -34,10 +34,27 @@ static __always_inline int wanted(const struct walk *walk)
 	return walk->at.decided == KEPT && emitting(walk);
 }
 
+static __always_inline void count_operation(struct walk *walk)
+{
+	count_entry(walk, SPANDIAL_DB, walk->at.decided == KEPT, 0);
+}
+
+/* Hand over the captured message of a database's client. */
+static __always_inline void emit_operation(struct walk *walk, u32 event)
+{
+	struct spandial_entry *record = &walk->record;
+
+	record->trace_id[0] = record->trace_id[1] = record->span_id = 0;
+	record->randomness = walk->at.randomness;
+	record->kind = SPANDIAL_DB;
+	record->parent = SPANDIAL_NO_PARENT;
+	emit_record(walk, event);
+}
+
 static __always_inline void end_operation(struct walk *walk)
 {
 	if (wanted(walk))
-		emit_record(walk, SPANDIAL_EVENT_ENTRY);
+		emit_operation(walk, SPANDIAL_EVENT_ENTRY);
 	walk->at.decided = UNDECIDED;
 	walk->at.capturing = walk->at.captured = 0;
 }

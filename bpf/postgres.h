@@ -51,7 +51,7 @@ static __always_inline void end_postgres_message(struct walk *walk)
 		if (!named)
 			walk->unnamed_known = wanted(walk);
 		if (named || wanted(walk))
-			emit_record(walk, SPANDIAL_EVENT_PREPARE);
+			emit_operation(walk, SPANDIAL_EVENT_PREPARE);
 		walk->at.captured = 0;
 	}
 }

@@ -81,7 +81,8 @@ enum spandial_loss {
 	SPANDIAL_LOSS_STALE_ROW = 2,  /* the target's row belongs to somebody else */
 	SPANDIAL_LOSS_DESYNC = 3,     /* a connection's messages could not be followed any further */
 	SPANDIAL_LOSS_NO_MEMORY = 4,  /* no room for what is known of one more connection */
-	SPANDIAL_LOSS_KINDS = 5,
+	SPANDIAL_LOSS_UNDECIDED = 5,  /* a trace context that the kernel could not read: not counted as kept */
+	SPANDIAL_LOSS_KINDS = 6,
 };
 
 enum spandial_protocol {
@@ -99,6 +100,14 @@ enum spandial_event {
 	SPANDIAL_EVENT_PREPARE = 1, /* a statement was prepared: what later entries of the connection name */
 	SPANDIAL_EVENT_REPLY = 2,   /* the first bytes of the answer to the last PREPARE */
 	SPANDIAL_EVENT_FORGET = 3,  /* a prepared statement was closed */
+	SPANDIAL_EVENT_BLOCK = 4,   /* a header block of no kept entry that changed the dynamic table */
+};
+
+enum spandial_record_flag {
+	SPANDIAL_RECORD_CUT = 1,       /* the request was longer */
+	SPANDIAL_RECORD_FRESH = 2,     /* the connection was followed from its beginning */
+	SPANDIAL_RECORD_GAP = 4,       /* changes of the dynamic table before this block are missing */
+	SPANDIAL_RECORD_UNDECIDED = 8, /* user space decides: the trace context is known to it alone */
 };
 
 #define SPANDIAL_REQUEST_MAX 1024 /* bytes of the request that a record carries at most */
@@ -117,7 +126,10 @@ struct spandial_entry {
 	__u8 parent;   /* enum spandial_parent */
 	__u8 protocol; /* enum spandial_protocol */
 	__u8 event;    /* enum spandial_event */
-	__u32 length;  /* bytes of request that are valid */
+	__u32 stream;  /* of the connection (HTTP/2) */
+	__u16 length;  /* bytes of request that are valid */
+	__u16 flags;   /* enum spandial_record_flag */
+	__u32 reserved;
 	__u8 request[SPANDIAL_REQUEST_MAX];
 };
 

@@ -20,15 +20,29 @@ struct requests {
 	__u64 skip;	/* bytes of the current message still to come */
 	__u64 start_ns; /* when the current operation began */
 	__u64 randomness;
-	__u32 have;		     /* bytes of the current message's header, so far */
-	__u32 elements;		     /* of the current command still to come (Redis) */
-	__u32 inside;		     /* what the current message is, if its end matters; 0: it does not */
-	__u32 capturing;	     /* the current message, up to so many bytes; 0: not at all */
-	__u32 captured;		     /* bytes, of this message or, behind its end, of the last one */
-	__u32 decided;		     /* the current operation: enum decided */
+	__u32 have;	 /* bytes of the current message's header, so far */
+	__u32 elements;	 /* of the current command still to come (Redis) */
+	__u32 inside;	 /* what the current message is, if its end matters; 0: it does not */
+	__u32 capturing; /* the current message, up to so many bytes; 0: not at all */
+	__u32 captured;	 /* bytes, of this message or, behind its end, of the last one */
+	__u32 decided;	 /* the current operation: enum decided */
+	/* HTTP/2 */
+	__u32 stream;
+	__u32 last_stream;	     /* of the last request */
+	__u32 padding;		     /* bytes behind the current fragment */
+	__u32 block_length;	     /* of the current header block, captured or not */
+	__u32 fresh;		     /* followed from the connection's beginning */
+	__u32 gap;		     /* changes of the dynamic table were not handed over */
+	__u32 grpc;		     /* enum grpc */
+	__u32 traceparent_inserted; /* into the dynamic table, so that an index may stand for it */
+	/* Entries of the dynamic table are numbered as they come, from 1 on. */
+	__u32 insertions;
+	__u32 traceparent_entry; /* the last one of this name; 0: there is none, or it is not known */
+	__u32 tracestate_entry;
 	__u8 header[HEADER_MAX + 8]; /* 16 bytes can be read from any of the first eight on */
 };
 
+enum grpc { GRPC_UNKNOWN = 0, GRPC = 1, NOT_GRPC = 2 };
 enum decided { UNDECIDED = 0, KEPT = 1, DROPPED = 2 };
 
 /* A connection that is followed. */
@@ -40,6 +54,23 @@ struct connection {
 	__u32 unnamed_known;  /* the unnamed statement was handed over (PostgreSQL) */
 	struct requests requests;
 	__u8 capture[SPANDIAL_REQUEST_MAX];
+};
+
+/* A header block under examination (HTTP/2). Offsets are of values; 0: there is none. */
+struct block {
+	__u32 at; /* where the scan is */
+	__u32 end;
+	__u32 traceparent;
+	__u32 traceparent_huffman;
+	__u32 traceparent_inserted;
+	__u32 tracestate;
+	__u32 tracestate_length;
+	__u32 tracestate_huffman;
+	__u32 changed;	  /* the dynamic table */
+	__u32 indexed;	  /* a field that only the dynamic table knows */
+	__u32 grpc;
+	__u32 cut;
+	__u32 undecided;
 };
 
 /* A walk through one system call's bytes. */
@@ -54,6 +85,8 @@ struct walk {
 	__u32 broken;
 	__u32 prepared;
 	__u32 unnamed_known;
+	__u32 epoch;
+	struct block block;
 	struct requests at;
 	struct spandial_entry record;
 	__u8 slack[SPANDIAL_REQUEST_MAX]; /* a bounded offset and a bounded length never leave the walk */
@@ -61,8 +94,9 @@ struct walk {
 
 /* With maps, and so in capture.c: bcc rewrites no access to a map in an included file. */
 static __always_inline struct walk *this_walk(void);
-static __always_inline void emit_record(struct walk *walk, __u32 event);
-static __always_inline void count_operation(struct walk *walk);
+static __always_inline int emit_record(struct walk *walk, __u32 event);
+static __always_inline void count_entry(struct walk *walk, __u32 kind, int kept, int traced);
+static __always_inline void decide_block(struct walk *walk);
 
 static __always_inline void advance(struct walk *walk, __u32 bytes)
 {

@@ -48,6 +48,7 @@ CONSTANTS = {
     "SPANDIAL_LOSS_STALE_ROW": abi.Loss.STALE_ROW,
     "SPANDIAL_LOSS_DESYNC": abi.Loss.DESYNC,
     "SPANDIAL_LOSS_NO_MEMORY": abi.Loss.NO_MEMORY,
+    "SPANDIAL_LOSS_UNDECIDED": abi.Loss.UNDECIDED,
     "SPANDIAL_LOSS_KINDS": len(abi.Loss),
     "SPANDIAL_UNKNOWN": abi.Protocol.UNKNOWN,
     "SPANDIAL_HTTP1": abi.Protocol.HTTP1,
@@ -59,6 +60,11 @@ CONSTANTS = {
     "SPANDIAL_EVENT_PREPARE": abi.Event.PREPARE,
     "SPANDIAL_EVENT_REPLY": abi.Event.REPLY,
     "SPANDIAL_EVENT_FORGET": abi.Event.FORGET,
+    "SPANDIAL_EVENT_BLOCK": abi.Event.BLOCK,
+    "SPANDIAL_RECORD_CUT": abi.RecordFlag.CUT,
+    "SPANDIAL_RECORD_FRESH": abi.RecordFlag.FRESH,
+    "SPANDIAL_RECORD_GAP": abi.RecordFlag.GAP,
+    "SPANDIAL_RECORD_UNDECIDED": abi.RecordFlag.UNDECIDED,
     "SPANDIAL_REQUEST_MAX": abi.REQUEST_MAX,
     "SPANDIAL_PAGE_SIZE": abi.PAGE_SIZE,
     "SPANDIAL_PAGE_PUBLISHED": abi.PAGE_PUBLISHED,
@@ -75,7 +81,7 @@ CONSTANTS = {
     "offsetof(struct spandial_entry, request)": abi.ENTRY.size,
     "offsetof(struct spandial_entry, tgid)": 56,
     "offsetof(struct spandial_entry, kind)": 64,
-    "offsetof(struct spandial_entry, length)": 68,
+    "offsetof(struct spandial_entry, length)": 72,
 }
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "Mode",
     "Parent",
     "Protocol",
+    "RecordFlag",
     "encode_word",
     "threshold_of",
     "word_rate",
@@ -93,6 +94,7 @@ class Loss(enum.IntEnum):
     STALE_ROW = 2
     DESYNC = 3
     NO_MEMORY = 4
+    UNDECIDED = 5
 
 
 class Protocol(enum.IntEnum):
@@ -113,6 +115,16 @@ class Event(enum.IntEnum):
     PREPARE = 1
     REPLY = 2
     FORGET = 3
+    BLOCK = 4
+
+
+class RecordFlag(enum.IntFlag):
+    """What else a record says."""
+
+    CUT = 1
+    FRESH = 2
+    GAP = 4
+    UNDECIDED = 8
 
 
 # struct spandial_target: row, epoch
@@ -121,8 +133,8 @@ TARGET = struct.Struct("=II")
 COUNTS = struct.Struct("=20Q")
 REQUEST_MAX = 1024
 # struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, connection,
-# tgid, row, kind, parent, protocol, event, length
-ENTRY = struct.Struct("=7QIIBBBBI")
+# tgid, row, kind, parent, protocol, event, stream, length, flags
+ENTRY = struct.Struct("=7QIIBBBBIHH4x")
 
 # The counter page of a hooked process, in u64 words; the counts are indexed by
 # kind * PAGE_KIND_STRIDE + (no parent 0, PAGE_REMOTE, PAGE_LOCAL) + (kept 1).

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal, NamedTuple
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol
+from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, RecordFlag
 from spandial.labels import Labels
 from spandial_agent.protocols.http1 import parse_request_line
 from spandial_api.node import EntryEvent
@@ -30,6 +30,8 @@ class Entry(NamedTuple):
     protocol: Protocol
     event: Event
     connection: int  # drawn for each connection that is followed; 0: none is
+    stream: int  # of the connection (HTTP/2)
+    flags: RecordFlag
     request: bytes  # its beginning
     method: str
     path: str
@@ -44,8 +46,8 @@ def decode_entry(record: bytes) -> Entry:
     """A record of the ring buffer (struct spandial_entry). Raises ValueError for one that is too short."""
     if len(record) < abi.ENTRY.size:
         raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
-    time_ns, high, low, span_id, randomness, word, connection, tgid, row, *kinds, length = abi.ENTRY.unpack_from(record)
-    kind, parent, protocol, event = kinds
+    time_ns, high, low, span_id, randomness, word, connection, tgid, row, *rest = abi.ENTRY.unpack_from(record)
+    kind, parent, protocol, event, stream, length, flags = rest
     request = record[abi.ENTRY.size : abi.ENTRY.size + length]
     method, path = parse_request_line(request) if protocol == Protocol.HTTP1 else ("", "")
     hit = randomness >= abi.threshold_of(word)
@@ -59,6 +61,8 @@ def decode_entry(record: bytes) -> Entry:
         protocol=Protocol(protocol),
         event=Event(event),
         connection=connection,
+        stream=stream,
+        flags=RecordFlag(flags),
         request=request,
         method=method,
         path=path,

@@ -119,23 +119,22 @@ def test_each_operation_is_counted_where_it_is_sent_and_where_it_is_received(
 
 
 PIPELINES = {
-    "redis": [resp(b"SET", b"key", b"x" * size) for size in (0, 1, 2, 15, 16, 17, 300, 5000)]
-    + [resp(b"PING"), resp(*[b"MSET"] + [b"k", b"v"] * 40), b"PING\r\n", b"INCR some_counter\r\n"],
+    "redis": [
+        *(resp(b"SET", b"key", b"x" * size) for size in (0, 1, 2, 15, 16, 17, 300, 5000)),
+        resp(b"PING"),
+        resp(b"MSET", *[b"k", b"v"] * 40),
+        b"PING\r\n",
+        b"INCR some_counter\r\n",
+    ],
     "postgres": [
         STARTUP,
-        pg(b"p", b"secret\x00"),
+        pg(b"p", b"secret\0"),
         pg_query(),
         pg_query(b""),
         pg_query(b"SELECT '" + b"x" * 3000 + b"'"),
-        pg_parse(b"name"),
-        SYNC,
-        pg_bind(b"name"),
-        EXECUTE,
-        pg_bind(b"name"),
-        EXECUTE,
-        SYNC,
-        pg(b"d", b"1\t2\n"),
-        pg(b"c"),
+        pg_parse(b"name") + SYNC,
+        pg_bind(b"name") + EXECUTE + pg_bind(b"name") + EXECUTE + SYNC,
+        pg(b"d", b"1\t2\n") + pg(b"c"),
     ],
     "mysql": [
         my_query(),
@@ -143,10 +142,9 @@ PIPELINES = {
         my_query(b"x" * 3000),
         my(b""),
         my(b"\x16SELECT ?"),
-        my(b"\x17\x01\x00\x00\x00\x00\x01\x00\x00\x00"),
-        my(b"more", 1),
+        my(b"\x17\1\0\0\0\0\1\0\0\0") + my(b"more", 1),
         my_query(b"SET x"),
-        my(b"\x19\x01\x00\x00\x00"),
+        my(b"\x19\1\0\0\0"),
     ],
 }
 OPERATIONS = {"redis": 12, "postgres": 5, "mysql": 4}

@@ -15,6 +15,7 @@ from tests.spandial_agent.records import record
 
 _u64 = st.integers(0, (1 << 64) - 1)
 _u32 = st.integers(0, (1 << 32) - 1)
+_u16 = st.integers(0, (1 << 16) - 1)
 _u8 = st.integers(0, 255)
 
 # Half of the randomness's range is kept at 50 %.
@@ -35,7 +36,7 @@ def test_any_bytes_are_an_entry_or_a_value_error(data: bytes) -> None:
         decode_entry(data)
 
 
-@given(st.tuples(*[_u64] * 7, _u32, _u32, _u8, _u8, _u8, _u8, _u32), st.binary(max_size=300))
+@given(st.tuples(*[_u64] * 7, _u32, _u32, _u8, _u8, _u8, _u8, _u32, _u16, _u16), st.binary(max_size=300))
 def test_any_fields_are_an_entry_or_a_value_error(fields: tuple[int, ...], request: bytes) -> None:
     kind, parent, protocol, event = fields[9:13]
     try:
@@ -55,9 +56,9 @@ def test_a_record_that_is_too_short_says_so(size: int) -> None:
 
 def test_bytes_past_the_length_are_not_the_requests() -> None:
     data = record(b"GET /a HTTP/1.1\r\n")
-    cut = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-1], 6) + data[abi.ENTRY.size :]
+    cut = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-2], 6, 0) + data[abi.ENTRY.size :]
     assert decode_entry(cut).path == "/a"
-    shorter = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-1], 5) + data[abi.ENTRY.size :]
+    shorter = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-2], 5, 0) + data[abi.ENTRY.size :]
     assert decode_entry(shorter).path == "/"
 
 

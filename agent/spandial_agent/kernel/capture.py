@@ -21,7 +21,15 @@ _BATCH = 2048  # records handed over at once
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
 # enum callback of bpf/loop.h
 SCANS = ("scan_head_callback", "scan_tracestate_callback")
-_CALLBACKS = (*SCANS, "step_postgres", "step_mysql", "step_redis")
+_CALLBACKS = (
+    *SCANS,
+    "step_postgres",
+    "step_mysql",
+    "step_redis",
+    "step_http2",
+    "scan_field_callback",
+    "scan_huffman_callback",
+)
 
 CapturePath = Literal["socket", "sys_exit"]
 
