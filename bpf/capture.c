@@ -425,6 +425,7 @@ static __always_inline void walk_requests(struct connection *connection, const s
 	walk->iovec = message->iovec;
 	walk->iovecs = message->iovecs;
 	walk->broken = 0;
+	walk->window_length = 0;
 	walk->prepared = 0;
 	walk->unnamed_known = connection->unnamed_known;
 	walk->entries = connection->protocol == SPANDIAL_HTTP2 ? connection->server : !connection->server;
@@ -514,19 +515,20 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	struct message message = {.length = result, .total = result};
 	u32 zero = 0, length, protocol;
 	struct connection *connection;
-	struct walk *walk = this_walk();
-	struct head *head = heads.lookup(&zero);
+	struct head *head;
+	struct walk *walk;
 	u64 first;
 	int known =
 	    message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs), SYSCALL_ARG3(regs), &message);
 
 	if (known < 0)
 		goto unreadable;
-	if (!head || !walk || !known)
+	if (!known)
 		return 0;
 	connection = find_connection(key);
 	if (!connection || !connection->protocol) {
-		if (message.length < 8)
+		head = heads.lookup(&zero);
+		if (!head || message.length < 8)
 			return 0;
 		length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
 		REMEMBER(head->received, message.received);
@@ -547,6 +549,9 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		if (!connection)
 			return 0;
 	}
+	walk = this_walk();
+	if (!walk)
+		return 0;
 	if (!!message.received == !!connection->server)
 		walk_requests(connection, &message, walk, tgid, target);
 	else if (connection->awaiting_reply)

@@ -10,7 +10,7 @@
 #define HEAD_PAD 128  /* reads at a bounded offset never leave the buffer */
 
 #define SCAN_STEPS 256 /* 8 bytes each, plus one for every line: enough for 128 lines */
-#define SCAN_BURST 8   /* steps that one callback takes: calls cost more than the verifier's patience */
+#define SCAN_BURST 64  /* steps that one callback takes: a call costs as much as some of them */
 
 /* A head under examination. */
 struct head {

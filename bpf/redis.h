@@ -8,6 +8,8 @@
 
 #define REDIS_LINE_MAX 15 /* bytes looked at to find the end of a line: "*1048576" is shorter */
 
+#define REDIS_BURST 4	  /* lines that one callback takes */
+
 enum redis_inside { REDIS_COMMAND = 1, REDIS_INLINE = 2 };
 
 /* Whether a message begins with an array's head and a bulk string, judged by its first eight bytes. */
@@ -34,11 +36,11 @@ static __always_inline s64 redis_number(const struct walk *walk, u32 end)
 	for (i = 1; i < REDIS_LINE_MAX - 1; i++) {
 		u32 digit = walk->at.header[i] - '0';
 
-		if (i + 1 < (int)end) {
-			if (digit > 9)
-				return -1;
-			number = number * 10 + digit;
-		}
+		if (i + 1 >= (int)end)
+			break;
+		if (digit > 9)
+			return -1;
+		number = number * 10 + digit;
 	}
 	return number;
 }
@@ -93,14 +95,34 @@ static __always_inline int on_redis_line(struct walk *walk, u32 end, u32 have)
 	return 1;
 }
 
-static __always_inline int redis_step(void)
+/* Put the next bytes of the current chunk behind those that the header has. Lines are short and many: they are read
+ * by the window. */
+static __always_inline int read_line(struct walk *walk, u32 had, u32 bytes)
 {
-	struct walk *walk = this_walk();
+	u64 offset = walk->buffer - walk->window_at;
+
+	if (had)
+		return bpf_probe_read_user(walk->at.header + had, bytes, (void *)walk->buffer);
+	if (offset + bytes > walk->window_length) {
+		u32 length = walk->left < WINDOW_MAX ? walk->left : WINDOW_MAX;
+
+		asm volatile("%0 &= 0x1ff" : "+r"(length));
+		if (bpf_probe_read_user(walk->window, length, (void *)walk->buffer))
+			return -1;
+		walk->window_at = walk->buffer;
+		walk->window_length = length;
+		offset = 0;
+	}
+	asm volatile("%0 &= 0xff" : "+r"(offset));
+	__builtin_memcpy(walk->at.header, walk->window + offset, HEADER_MAX);
+	return 0;
+}
+
+static __always_inline int redis_line(struct walk *walk)
+{
 	u32 had, have, end, bytes;
 	u64 ends;
 
-	if (!walk)
-		return 1;
 	switch (proceed(walk)) {
 	case AT_END:
 		return 1;
@@ -110,7 +132,7 @@ static __always_inline int redis_step(void)
 		had = walk->at.have & 0xf;
 		bytes = walk->left < REDIS_LINE_MAX - had ? walk->left : REDIS_LINE_MAX - had;
 		asm volatile("%0 &= 0xf" : "+r"(bytes));
-		if (bpf_probe_read_user(walk->at.header + had, bytes, (void *)walk->buffer))
+		if (read_line(walk, had, bytes))
 			goto broken;
 		have = had + bytes;
 		ends = bytes_equal(*(u64 *)walk->at.header, '\n');
@@ -126,20 +148,25 @@ static __always_inline int redis_step(void)
 		if (end < have)
 			bytes = end + 1 - had;
 		walk->at.have = 0;
+		advance(walk, bytes);
 		switch (on_redis_line(walk, end, have)) {
 		case -1:
 			goto broken;
-		case 1:
-			if (walk->at.capturing && walk->at.captured + 16 <= CAPTURE_MAX) {
+		case 0:
+			return 0;
+		}
+		if (walk->at.capturing) {
+			if (walk->at.captured + HEADER_MAX <= CAPTURE_MAX) {
 				u32 captured = walk->at.captured;
 
 				asm volatile("%0 &= 0x3ff" : "+r"(captured));
 				__builtin_memcpy(walk->record.request + captured, walk->at.header, HEADER_MAX);
 				walk->at.captured = captured + end + 1;
 			}
+		} else if (walk->at.skip <= walk->left) {
+			advance(walk, walk->at.skip);
+			walk->at.skip = 0;
 		}
-		advance(walk, bytes);
-		return 0;
 	}
 	if (!walk->at.skip && walk->at.inside == REDIS_COMMAND && !walk->at.elements)
 		end_redis_command(walk);
@@ -147,6 +174,21 @@ static __always_inline int redis_step(void)
 broken:
 	walk->broken = 1;
 	return 1;
+}
+
+static __always_inline int redis_step(void)
+{
+	struct walk *walk = this_walk();
+	int i;
+
+	if (!walk)
+		return 1;
+#pragma unroll
+	for (i = 0; i < REDIS_BURST; i++) {
+		if (redis_line(walk))
+			return 1;
+	}
+	return 0;
 }
 
 #endif

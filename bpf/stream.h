@@ -13,6 +13,7 @@
 
 #define WALK_STEPS (1 << 16) /* more than one system call's messages, but for an attack */
 #define HEADER_MAX 16
+#define WINDOW_MAX 256 /* bytes read at once by who looks at many small pieces */
 #define CAPTURE_MAX (SPANDIAL_REQUEST_MAX - 1) /* bytes of a message, so that a mask bounds them */
 
 /* Where a connection's requests stand between two system calls. */
@@ -90,6 +91,9 @@ struct walk {
 	struct requests at;
 	struct spandial_entry record;
 	__u8 slack[SPANDIAL_REQUEST_MAX]; /* a bounded offset and a bounded length never leave the walk */
+	__u64 window_at;		  /* of the process: what the window shows */
+	__u64 window_length;
+	__u8 window[2 * WINDOW_MAX];
 };
 
 /* With maps, and so in capture.c: bcc rewrites no access to a map in an included file. */
