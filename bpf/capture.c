@@ -344,7 +344,7 @@ static __always_inline void decide_block(struct walk *walk)
 		count_entry(walk, kind, kept, traced);
 	}
 	walk->at.traceparent_inserted |= block->traceparent_inserted;
-	if (block->cut) /* who knows what came into the table */
+	if (block->cut || (block->traceparent_inserted && !traced)) /* who knows what came into the table */
 		walk->at.traceparent_entry = walk->at.tracestate_entry = 0;
 	if (emitting(walk) && (kept || block->changed || block->cut || (request && block->undecided))) {
 		record->trace_id[0] = context.trace_id[0];
@@ -373,6 +373,7 @@ static __always_inline void decide_block(struct walk *walk)
 		if (walk->entries && request && block->undecided)
 			count_loss(SPANDIAL_LOSS_UNDECIDED);
 	}
+	walk->at.fresh = 0;
 }
 
 static __always_inline struct connection *find_connection(connection_key key)
@@ -484,6 +485,7 @@ static __always_inline void hand_over_reply(struct connection *connection, const
 	walk->word = 0;
 	walk->at.start_ns = bpf_ktime_get_boot_ns();
 	walk->at.captured = MYSQL_REPLY_MAX;
+	walk->at.cut = 0;
 	emit_operation(walk, SPANDIAL_EVENT_REPLY);
 }
 

@@ -115,8 +115,12 @@ static __always_inline int scan_field(struct walk *walk)
 	first = block8(walk, at) & 0xff;
 	if (first & 0x80) { /* an indexed field */
 		at = hpack_integer(walk, at, 7, &index);
-		if (index > STATIC_ENTRIES)
-			block->indexed = 1;
+		if (index > STATIC_ENTRIES) {
+			name = indexed_name(walk, index);
+			block->indexed |= name != TRACEPARENT_NAME;
+			block->context_known |= name == TRACEPARENT_NAME;
+			block->undecided |= name == TRACESTATE_NAME;
+		}
 		goto next;
 	}
 	if ((first & 0xe0) == 0x20) { /* a new size of the table */
@@ -228,8 +232,10 @@ static __always_inline int parse_block_context(struct walk *walk, struct head *h
 	struct block *block = &walk->block;
 	u32 at = block->traceparent, length = block->tracestate_length;
 
+	if (!at && block->context_known)
+		*context = walk->at.context;
 	if (!at)
-		return 0;
+		return block->context_known;
 	if (block->traceparent_huffman) {
 		REMEMBER(head->at, 0);
 		REMEMBER(head->within, 0);
@@ -242,6 +248,8 @@ static __always_inline int parse_block_context(struct walk *walk, struct head *h
 	head->length = TRACEPARENT_AT + TRACEPARENT_LENGTH;
 	if (!parse_traceparent(head, context))
 		return 0;
+	if (block->traceparent_inserted)
+		walk->at.context = *context;
 	if (!block->tracestate)
 		return 1;
 	if (block->tracestate_huffman || length > TRACESTATE_MAX - 1) {

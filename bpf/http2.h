@@ -35,7 +35,7 @@ static __always_inline void on_request_block(struct walk *walk)
 	block->traceparent = block->tracestate = 0;
 	block->tracestate_length = 0;
 	block->traceparent_huffman = block->tracestate_huffman = block->traceparent_inserted = 0;
-	block->changed = block->indexed = block->cut = block->undecided = 0;
+	block->context_known = block->changed = block->indexed = block->cut = block->undecided = 0;
 	block->grpc = GRPC_UNKNOWN;
 	bpf_loop(FIELDS_MAX, CALLBACK(SCAN_FIELD), 0, 0);
 	decide_block(walk);

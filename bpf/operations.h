@@ -48,6 +48,7 @@ static __always_inline void emit_operation(struct walk *walk, u32 event)
 	record->randomness = walk->at.randomness;
 	record->kind = SPANDIAL_DB;
 	record->parent = SPANDIAL_NO_PARENT;
+	record->flags = walk->at.cut ? SPANDIAL_RECORD_CUT : 0;
 	emit_record(walk, event);
 }
 

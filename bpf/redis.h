@@ -8,7 +8,7 @@
 
 #define REDIS_LINE_MAX 15 /* bytes looked at to find the end of a line: "*1048576" is shorter */
 
-#define REDIS_BURST 4	  /* lines that one callback takes */
+#define REDIS_BURST 4 /* lines that one callback takes */
 
 enum redis_inside { REDIS_COMMAND = 1, REDIS_INLINE = 2 };
 
@@ -162,6 +162,8 @@ static __always_inline int redis_line(struct walk *walk)
 				asm volatile("%0 &= 0x3ff" : "+r"(captured));
 				__builtin_memcpy(walk->record.request + captured, walk->at.header, HEADER_MAX);
 				walk->at.captured = captured + end + 1;
+			} else {
+				walk->at.cut = 1;
 			}
 		} else if (walk->at.skip <= walk->left) {
 			advance(walk, walk->at.skip);

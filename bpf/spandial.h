@@ -105,7 +105,7 @@ enum spandial_event {
 
 enum spandial_record_flag {
 	SPANDIAL_RECORD_CUT = 1,       /* the request was longer */
-	SPANDIAL_RECORD_FRESH = 2,     /* the connection was followed from its beginning */
+	SPANDIAL_RECORD_FRESH = 2,     /* the connection's first block: its dynamic table was empty */
 	SPANDIAL_RECORD_GAP = 4,       /* changes of the dynamic table before this block are missing */
 	SPANDIAL_RECORD_UNDECIDED = 8, /* user space decides: the trace context is known to it alone */
 };

@@ -9,11 +9,11 @@
 #define SPANDIAL_STREAM_H
 
 #include "decision.h"
-#include "http1.h"
+#include "tracecontext.h"
 
 #define WALK_STEPS (1 << 16) /* more than one system call's messages, but for an attack */
 #define HEADER_MAX 16
-#define WINDOW_MAX 256 /* bytes read at once by who looks at many small pieces */
+#define WINDOW_MAX 256			       /* bytes read at once by who looks at many small pieces */
 #define CAPTURE_MAX (SPANDIAL_REQUEST_MAX - 1) /* bytes of a message, so that a mask bounds them */
 
 /* Where a connection's requests stand between two system calls. */
@@ -27,20 +27,22 @@ struct requests {
 	__u32 capturing; /* the current message, up to so many bytes; 0: not at all */
 	__u32 captured;	 /* bytes, of this message or, behind its end, of the last one */
 	__u32 decided;	 /* the current operation: enum decided */
+	__u32 cut;	 /* the current message is longer than what is captured */
 	/* HTTP/2 */
 	__u32 stream;
-	__u32 last_stream;	     /* of the last request */
-	__u32 padding;		     /* bytes behind the current fragment */
-	__u32 block_length;	     /* of the current header block, captured or not */
-	__u32 fresh;		     /* followed from the connection's beginning */
-	__u32 gap;		     /* changes of the dynamic table were not handed over */
-	__u32 grpc;		     /* enum grpc */
+	__u32 last_stream;	    /* of the last request */
+	__u32 padding;		    /* bytes behind the current fragment */
+	__u32 block_length;	    /* of the current header block, captured or not */
+	__u32 fresh;		    /* the connection begins: its dynamic table is empty */
+	__u32 gap;		    /* changes of the dynamic table were not handed over */
+	__u32 grpc;		    /* enum grpc */
 	__u32 traceparent_inserted; /* into the dynamic table, so that an index may stand for it */
 	/* Entries of the dynamic table are numbered as they come, from 1 on. */
 	__u32 insertions;
 	__u32 traceparent_entry; /* the last one of this name; 0: there is none, or it is not known */
 	__u32 tracestate_entry;
-	__u8 header[HEADER_MAX + 8]; /* 16 bytes can be read from any of the first eight on */
+	struct trace_context context; /* of traceparent_entry */
+	__u8 header[HEADER_MAX + 8];  /* 16 bytes can be read from any of the first eight on */
 };
 
 enum grpc { GRPC_UNKNOWN = 0, GRPC = 1, NOT_GRPC = 2 };
@@ -64,11 +66,12 @@ struct block {
 	__u32 traceparent;
 	__u32 traceparent_huffman;
 	__u32 traceparent_inserted;
+	__u32 context_known; /* the traceparent is the one that was inserted last */
 	__u32 tracestate;
 	__u32 tracestate_length;
 	__u32 tracestate_huffman;
-	__u32 changed;	  /* the dynamic table */
-	__u32 indexed;	  /* a field that only the dynamic table knows */
+	__u32 changed; /* the dynamic table */
+	__u32 indexed; /* a field that only the dynamic table knows */
 	__u32 grpc;
 	__u32 cut;
 	__u32 undecided;
@@ -136,8 +139,10 @@ static __always_inline void capture(struct walk *walk, __u32 bytes)
 	__u32 captured = walk->at.captured;
 	__u32 room = captured < walk->at.capturing ? walk->at.capturing - captured : 0;
 
-	if (bytes > room)
+	if (bytes > room) {
 		bytes = room;
+		walk->at.cut = 1;
+	}
 	if (!bytes)
 		return;
 	asm volatile("%0 &= 0x3ff" : "+r"(captured));
@@ -153,6 +158,7 @@ static __always_inline void capture(struct walk *walk, __u32 bytes)
 static __always_inline void begin_capture(struct walk *walk, __u32 first, __u32 bytes, __u32 most)
 {
 	walk->at.capturing = most;
+	walk->at.cut = 0;
 	walk->at.captured = bytes;
 	__builtin_memcpy(walk->record.request, walk->at.header + first, HEADER_MAX);
 }

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Protocol
+from spandial.abi import EntryKind, Event, Protocol, RecordFlag
 from spandial_agent.entries import Entry
 from tests.kernel.conftest import Watched
 
@@ -215,6 +215,7 @@ def test_an_entry_carries_its_request(watched: Watched, pair: Pair) -> None:
     )
     assert first.request == messages[0]
     assert second.request[:1000] == messages[1][:1000]
+    assert (first.flags, second.flags) == (0, RecordFlag.CUT)
     assert first.connection == second.connection != 0
     assert first.time_ns <= second.time_ns
 
