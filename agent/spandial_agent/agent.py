@@ -16,6 +16,7 @@ import structlog
 
 from spandial.abi import encode_word
 from spandial_agent.discovery import Discovery
+from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.capture import Capture
 from spandial_agent.kernel.probe import missing_for_kernel
@@ -70,7 +71,7 @@ async def run_agent(settings: Settings) -> None:
         table.renew_lease(settings.lease_seconds)
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
-        discovery = Discovery(targets)
+        discovery = Discovery(targets, parse_rules(settings.discover))
         node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds)
         try:
             store = Store(settings.state_dir / "rules.sqlite")

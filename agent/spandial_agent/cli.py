@@ -17,7 +17,7 @@ from rich.console import Console
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
-from spandial_agent.views import printable, rules_table, stats_table, targets_table
+from spandial_agent.views import explanation_table, printable, rules_table, stats_table, targets_table
 
 __all__ = ["app"]
 
@@ -99,10 +99,19 @@ def rm(
         _print_json(answer) if as_json else _out.print(f"removed {answer['removed']} (revision {answer['revision']})")
 
 
-@app.command(epilog="Example: spandial targets")
-def targets(as_json: AsJson = False) -> None:
-    """List the processes under control and the rate of each."""
+@app.command(epilog="Example: spandial targets --explain 4711")
+def targets(
+    explain: Annotated[
+        int | None, typer.Option(metavar="PID", min=1, help="Say why this process is a target, or why not.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the processes under control, the rate of each, and why it is under control."""
     with _reported():
+        if explain is not None:
+            answer = _client().request("GET", "/targets/explain", pid=str(explain))
+            _print_json(answer) if as_json else _out.print(explanation_table(answer))
+            return
         answer = _client().request("GET", "/targets")
         _print_json(answer) if as_json else _out.print(targets_table(answer))
 
@@ -122,9 +131,10 @@ def watch(
             if entry["lost"]:
                 _err.print(f"{entry['lost']} entries came faster than they could be shown")
             moment = datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S.%f")[:-3]
+            asked = entry["statement"] or f"{entry['method'] or entry['operation'] or '?'} {entry['path']}".strip()
             line = (
                 f"{moment} {entry['pid']:>7} {entry['service']}/{entry['version'] or '-'}/{entry['env'] or '-'} "
-                f"{entry['method']} {entry['path']} {entry['trace_id'] or '-'} by {entry['kept_by']}"
+                f"{entry['protocol']} {asked} {entry['trace_id'] or '-'} by {entry['kept_by']}"
             )
             _out.print(printable(line))
 
@@ -181,7 +191,9 @@ def _settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [f"SPANDIAL_{str(e['loc'][0]).upper()}={e['input']}: {e['msg']}" for e in error.errors()]
+        problems = [
+            f"SPANDIAL_{str(e['loc'][0]).upper()}={printable(str(e['input']))}: {e['msg']}" for e in error.errors()
+        ]
         raise SpandialError("; ".join(problems)) from error
 
 

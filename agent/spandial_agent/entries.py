@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, RecordFlag
+from spandial.abi import EntryKind, Event, Parent, Protocol, RecordFlag
 from spandial.labels import Labels
-from spandial_agent.protocols.http1 import parse_request_line
 from spandial_api.node import EntryEvent
 
 __all__ = ["Entry", "Watchers", "decode_entry"]
@@ -33,13 +32,11 @@ class Entry(NamedTuple):
     stream: int  # of the connection (HTTP/2)
     flags: RecordFlag
     request: bytes  # its beginning
-    method: str
-    path: str
     trace_id: int  # 0: no trace context
     span_id: int
     randomness: int
     parent: Parent
-    kept_by: Literal["rate", "parent"]
+    word: int  # the rate word that was obeyed
 
 
 def decode_entry(record: bytes) -> Entry:
@@ -48,11 +45,6 @@ def decode_entry(record: bytes) -> Entry:
         raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
     time_ns, high, low, span_id, randomness, word, connection, tgid, row, *rest = abi.ENTRY.unpack_from(record)
     kind, parent, protocol, event, stream, length, flags = rest
-    request = record[abi.ENTRY.size : abi.ENTRY.size + length]
-    method, path = parse_request_line(request) if protocol == Protocol.HTTP1 else ("", "")
-    hit = randomness >= abi.threshold_of(word)
-    boosted = hit and word & abi.MODE_MASK == Mode.BOOST
-    settled = parent == Parent.REMOTE_KEPT and not (word & Flag.THIN or word & abi.MODE_MASK == Mode.STRICT or boosted)
     return Entry(
         time_ns=time_ns,
         tgid=tgid,
@@ -63,14 +55,12 @@ def decode_entry(record: bytes) -> Entry:
         connection=connection,
         stream=stream,
         flags=RecordFlag(flags),
-        request=request,
-        method=method,
-        path=path,
+        request=record[abi.ENTRY.size : abi.ENTRY.size + length],
         trace_id=high << 64 | low,
         span_id=span_id,
         randomness=randomness,
         parent=Parent(parent),
-        kept_by="parent" if settled else "rate",
+        word=word,
     )
 
 

@@ -10,7 +10,8 @@ from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from spandial import abi
-from spandial.abi import EntryKind, Mode, word_rate
+from spandial.abi import EntryKind, Mode, Protocol, word_rate
+from spandial_agent.conversations import Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
@@ -26,7 +27,9 @@ from spandial_api.node import (
     KindName,
     KindStats,
     NodeStats,
+    ProtocolName,
     RateState,
+    TargetExplanation,
     TargetState,
     TargetStats,
 )
@@ -35,6 +38,13 @@ from spandial_api.rules import PROTOCOLS, RuleBook, Selector
 __all__ = ["LocalNode"]
 
 _KIND_NAMES: dict[EntryKind, KindName] = {kind: name for name, kind in PROTOCOLS.items()}
+_PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
+    Protocol.HTTP1: "http/1",
+    Protocol.HTTP2: "http/2",
+    Protocol.POSTGRES: "postgresql",
+    Protocol.MYSQL: "mysql",
+    Protocol.REDIS: "redis",
+}
 _BACKLOG = 65_536  # records that the event loop may be behind
 
 
@@ -70,6 +80,8 @@ class LocalNode:
         self._taken = 0
         self._lost_records = 0
         self._bad_records = 0
+        self._conversations = Conversations()
+        self._forgotten = 0  # records whose loss the conversations have taken into account
         # CLOCK_BOOTTIME to Unix time.
         self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -88,6 +100,9 @@ class LocalNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
+
+    async def explain(self, pid: int) -> TargetExplanation:
+        return await self._discovery.explain(pid)
 
     def reached(self) -> Mapping[Selector, int]:
         return self._targets.reached()
@@ -156,6 +171,7 @@ class LocalNode:
                 "kind": "hooked" if target.hooked else "discovered",
                 "row": target.row.number,
                 "rates": rates,
+                "why": target.why,
             }
         )
 
@@ -183,11 +199,17 @@ class LocalNode:
 
     def _offer(self, records: list[bytes]) -> None:
         self._taken += len(records)
+        if self._lost_records != self._forgotten:
+            self._forgotten = self._lost_records
+            self._conversations.forget()
         for record in records:
             try:
                 entry = decode_entry(record)
             except ValueError:
                 self._bad_records += 1
+                continue
+            call = self._conversations.read(entry)
+            if call is None:
                 continue
             target = self._targets.get(entry.tgid)
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
@@ -197,11 +219,14 @@ class LocalNode:
                     pid=entry.tgid,
                     **labels,
                     kind=_KIND_NAMES[entry.kind],
-                    method=entry.method,
-                    path=entry.path,
-                    trace_id=f"{entry.trace_id:032x}" if entry.trace_id else "",
-                    parent_span_id=f"{entry.span_id:016x}" if entry.span_id else "",
-                    kept_by=entry.kept_by,
+                    protocol=_PROTOCOL_NAMES[call.protocol],
+                    method=call.method,
+                    path=call.path,
+                    operation=call.operation.name,
+                    statement=call.operation.text,
+                    trace_id=f"{call.trace_id:032x}" if call.trace_id else "",
+                    parent_span_id=f"{call.span_id:016x}" if call.span_id else "",
+                    kept_by=call.kept_by,
                     lost=0,
                 )
             )
@@ -222,8 +247,12 @@ def _kind_stats(kind: EntryKind, kernel: Counts | None, base: Counts | None, hoo
         names = ("root_dropped", "root_kept", "remote_dropped", "remote_kept", "local_dropped", "local_kept")
         seen_by_hook = HookCounts.model_validate(dict(zip(names, hook[first:])))
     seen = kept = None
-    # The kernel side knows HTTP entries only so far.
-    if kind == EntryKind.HTTP and seen_by_kernel is not None and seen_by_hook is not None:
-        seen = seen_by_kernel.seen - seen_by_hook.entries
-        kept = seen_by_kernel.kept_traced - seen_by_hook.remote_kept
+    if kind != EntryKind.INTERNAL and seen_by_kernel is not None and seen_by_hook is not None:
+        if kind == EntryKind.DB:
+            # Most have a local parent, of which the kernel knows nothing. A database in the process it never sees.
+            if seen_by_kernel.seen:
+                seen = seen_by_kernel.seen - seen_by_hook.decisions
+        else:
+            seen = seen_by_kernel.seen - seen_by_hook.entries
+            kept = seen_by_kernel.kept_traced - seen_by_hook.remote_kept
     return KindStats(kernel=seen_by_kernel, hook=seen_by_hook, difference_seen=seen, difference_kept=kept)

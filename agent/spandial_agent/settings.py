@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from spandial.decision import parse_rate
+from spandial_agent.discovery_rules import parse_rules
 
 __all__ = ["Settings"]
 
@@ -27,6 +28,11 @@ class Settings(BaseSettings):
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
     lease_seconds: float = Field(default=10.0, gt=0, le=3600, description="rates outlive a dead agent for so long")
     default_rate: float = Field(default=100.0, description="rate of discovered processes without a rule")
+    discover: str = Field(
+        default="",
+        description="rules that include processes as targets or exclude them, beside those that name a service",
+        examples=["include exe=nginx service=edge env=gray; exclude port=9000-9099"],
+    )
     require_kernel: bool = Field(default=False, description="refuse to start without the kernel side")
     log: Literal["console", "json"] = "console"
 
@@ -34,3 +40,9 @@ class Settings(BaseSettings):
     @classmethod
     def _rate(cls, value: object) -> float:
         return parse_rate(str(value))
+
+    @field_validator("discover")
+    @classmethod
+    def _check_rules(cls, text: str) -> str:
+        parse_rules(text)
+        return text

@@ -12,12 +12,15 @@ import structlog
 from spandial.abi import DEFAULT_ROW, EntryKind, Flag
 from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
+from spandial_agent.discovery_rules import NAMED
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
 from spandial_api.rules import Rule, RuleBook, Selector
 
-__all__ = ["Target", "Targets"]
+__all__ = ["REGISTERED", "Target", "Targets"]
+
+REGISTERED = "registered by its hook"
 
 _Resolved = tuple[tuple[Rule | None, ...], list[int], int]
 
@@ -34,6 +37,8 @@ class Target:
         pages: the counter pages of its hooks; empty for a discovered process.
         written: the rates and the fallback in its row.
         base: what the kernel had counted when the first hook came.
+        why: in a few words, why it is a target.
+        by_rule: a rule of discovery included it, or the target that it was forked from.
     """
 
     process: Process
@@ -44,6 +49,8 @@ class Target:
     pages: list[CounterPage] = field(default_factory=list)
     base: Counts | None = None
     written: tuple[list[int], int] = ([], 0)
+    why: str = NAMED
+    by_rule: bool = False
 
     @property
     def pid(self) -> int:
@@ -96,27 +103,60 @@ class Targets:
     def get(self, pid: int) -> Target | None:
         return self._by_pid.get(pid)
 
-    def discover(self, process: Process, parent: Target | None = None) -> Target | None:
-        """Make a process a target if its environment, or the target it was forked from, names a service."""
-        labels = process.labels if process.labels.service or parent is None else parent.labels
+    def discover(
+        self, process: Process, parent: Target | None = None, why: str = NAMED, by_rule: bool = False
+    ) -> Target | None:
+        """Make a process a target if its labels, or the target it was forked from, name a service.
+
+        A target stays one until it ends: its environment and command line may be overwritten. One that a rule included
+        stays until it runs another program; while it runs the same, only a rule changes its labels.
+
+        Args:
+            process: with the labels that it is to have as a target.
+            why: what they come from; `by_rule` if that is a rule.
+        """
+        if parent is not None and parent.by_rule and parent.process.image != process.image:
+            parent = None  # an exec has come since the fork, and what the rule said was about the other program
+        labels = process.labels
+        if parent is not None and not labels.service:
+            labels, why, by_rule = parent.labels, f"forked from {parent.pid}, a target", parent.by_rule
         known = self._current(process)
         if known is not None:
-            known.process = process
-            if not known.hooked and labels.service and labels != known.labels:
-                known.labels = labels
-                self._write(known)
-            return known
+            return self._see_again(known, process, labels, why, by_rule)
         if not labels.service or process.pid == os.getpid():
             return None
-        return self._add(process, labels, parent.default if parent else self._default)
+        return self._add(process, labels, parent.default if parent else self._default, why, by_rule)
+
+    def _see_again(self, known: Target, process: Process, labels: Labels, why: str, by_rule: bool) -> Target | None:
+        same_program = known.process.image == process.image
+        known.process = process
+        if known.hooked or (known.by_rule and same_program and not by_rule):
+            return known
+        if labels.service:
+            if known.why != REGISTERED:
+                known.why, known.by_rule = why, by_rule
+            if labels != known.labels:
+                known.labels = labels
+                self._write(known)
+        elif known.by_rule:
+            self.remove(known.pid)
+            return None
+        return known
+
+    def exclude(self, process: Process) -> None:
+        """A rule excludes this process. Who registers is a target all the same."""
+        known = self._current(process)
+        if known is not None and known.why != REGISTERED:
+            self.remove(known.pid)
 
     def hook(self, process: Process, labels: Labels, default: int, page: CounterPage) -> Target:
         """A process registered: its labels and its own default hold from now on."""
-        target = self._current(process) or self._add(process, labels, default)
+        target = self._current(process) or self._add(process, labels, default, REGISTERED, by_rule=False)
         if not target.hooked and self._capture is not None:
             target.base = self._capture.counts(target.row.number)
         target.pages.append(page)
         target.labels, target.default = labels, default
+        target.why, target.by_rule = REGISTERED, False
         self._write(target)
         return target
 
@@ -166,10 +206,10 @@ class Targets:
             return None
         return known
 
-    def _add(self, process: Process, labels: Labels, default: int) -> Target:
+    def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
         rules, words, fallback = self._resolve(labels, default)
         row = self._table.allocate(process.pid, words, fallback)
-        target = Target(process, labels, default, row, rules, written=(words, fallback))
+        target = Target(process, labels, default, row, rules, written=(words, fallback), why=why, by_rule=by_rule)
         self._by_pid[process.pid] = target
         if row.number == DEFAULT_ROW:
             self._write(target)

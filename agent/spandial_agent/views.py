@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["printable", "rules_table", "stats_table", "targets_table"]
+__all__ = ["explanation_table", "printable", "rules_table", "stats_table", "targets_table"]
 
 
 def printable(text: str) -> str:
@@ -38,7 +38,7 @@ def rules_table(answer: dict[str, Any]) -> RenderableType:
 
 def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
     """GET /targets. One rate where all kinds of entry have the same."""
-    table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule")
+    table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule", "why")
     for target in answer:
         rates = {kind: f"{state['rate']:g}" for kind, state in target["rates"].items()}
         same = len(set(rates.values())) == 1
@@ -54,8 +54,20 @@ def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
             target["kind"],
             rate,
             "; ".join(rules),
+            target["why"],
         )
-    return table if answer else Text("no targets: no process on this node names a service (OTEL_SERVICE_NAME)")
+    nobody = "no targets: no process names a service (OTEL_SERVICE_NAME), or is included by a rule (SPANDIAL_DISCOVER)"
+    return table if answer else Text(nobody)
+
+
+def explanation_table(answer: dict[str, Any]) -> RenderableType:
+    """GET /targets/explain: the reason, then a line for each rule."""
+    process = f"{answer['pid']} {answer['name']}".strip()
+    verdict = "a target" if answer["target"] else "no target"
+    table = _table("rule", "matched", "why")
+    for rule in answer["rules"]:
+        _row(table, rule["rule"], "yes" if rule["matched"] else "no", rule["why"])
+    return Group(Text(printable(f"{process} is {verdict}: {answer['why']}")), *([table] if answer["rules"] else []))
 
 
 def stats_table(answer: dict[str, Any]) -> RenderableType:
@@ -74,7 +86,9 @@ def stats_table(answer: dict[str, Any]) -> RenderableType:
                 kept = hook["root_kept"] + hook["remote_kept"]
                 seen = kept + hook["root_dropped"] + hook["remote_dropped"]
             if counts["difference_seen"] is not None:
-                difference = f"{counts['difference_seen']:+d}/{counts['difference_kept']:+d}"
+                difference = "/".join(
+                    f"{counts[name]:+d}" for name in ("difference_seen", "difference_kept") if counts[name] is not None
+                )
             service = f"{target['service']} {target['version']}".strip()
             kernel_counts = [kernel.get(name) for name in ("seen", "kept", "kept_traced")]
             _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference)

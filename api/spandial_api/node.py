@@ -19,12 +19,16 @@ __all__ = [
     "KindStats",
     "Node",
     "NodeStats",
+    "ProtocolName",
     "RateState",
     "RuleFinding",
     "TargetExplanation",
     "TargetState",
     "TargetStats",
 ]
+
+
+ProtocolName = Literal["http/1", "http/2", "postgresql", "mysql", "redis"]
 
 
 class RateState(BaseModel):
@@ -95,6 +99,11 @@ class HookCounts(BaseModel):
     local_dropped: int = 0
 
     @property
+    def decisions(self) -> int:
+        """All of them, spans with a local parent included."""
+        return self.entries + self.local_kept + self.local_dropped
+
+    @property
     def entries(self) -> int:
         """Decisions for spans that entered the process: without a parent, or with a remote one."""
         return self.root_kept + self.root_dropped + self.remote_kept + self.remote_dropped
@@ -106,7 +115,9 @@ class KindStats(BaseModel):
     kernel: KernelCounts | None
     hook: HookCounts | None
     difference_seen: int | None = Field(description="entries the kernel saw less those the hook decided")
-    difference_kept: int | None = Field(description="the same for kept entries with a trace context")
+    difference_kept: int | None = Field(
+        description="the same for kept entries with a trace context; not for databases"
+    )
 
 
 class TargetStats(BaseModel):
@@ -151,8 +162,11 @@ class EntryEvent(BaseModel):
     version: str
     env: str
     kind: KindName
-    method: str
-    path: str
+    protocol: ProtocolName
+    method: str = Field(description="HTTP and gRPC; empty where it is not known")
+    path: str = Field(description="HTTP and gRPC, without the query; empty where it is not known")
+    operation: str = Field(default="", description="databases: SELECT, GET")
+    statement: str = Field(default="", description="databases: the statement with ? for literals and arguments")
     trace_id: str = Field(description="32 hexadecimal digits; empty without a trace context")
     parent_span_id: str
     kept_by: Literal["rate", "parent"]

@@ -122,7 +122,7 @@ def test_targets_lists_processes_with_their_rates(agent: FakeAgent) -> None:
     assert checkout.split()[:6] == ["1000", "python", "checkout", "v1", "gray", "hooked"]
     assert "internal=30 http=30 grpc=30 db=1" in checkout
     assert "env=gray; env=gray protocol=db" in checkout
-    assert cart.split() == ["1001", "python", "[b]cart[/b]", "-", "-", "hooked", "100", "default"]
+    assert cart.split() == ["1001", "python", "[b]cart[/b]", "-", "-", "hooked", "100", "default", "-"]
 
 
 def test_nothing_is_cut_off_where_nobody_looks_at_a_terminal(agent: FakeAgent) -> None:
@@ -179,7 +179,7 @@ def test_watch_prints_entries_until_it_is_interrupted(agent: FakeAgent, as_json:
     if as_json:
         assert [json.loads(line)["lost"] for line in lines] == [0, 5]
     else:
-        assert " checkout/v1/gray GET /a[red]b\\x1b[2J 0af7651916cd43dd8448eb211c80319c by rate" in lines[0]
+        assert " checkout/v1/gray http/1 GET /a[red]b\\x1b[2J 0af7651916cd43dd8448eb211c80319c by rate" in lines[0]
         assert "/" + "x" * 200 in lines[1]
         assert "5 entries came faster than they could be shown" in err
     eventually(lambda: agent.node.watchers == 0, "nobody watches")

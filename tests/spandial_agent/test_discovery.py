@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyroute2
@@ -18,21 +16,23 @@ from spandial.labels import Labels
 from spandial_agent import discovery as discovery_module
 from spandial_agent import processes
 from spandial_agent.counters import CounterPage
-from spandial_agent.discovery import Discovery, _new_processes
+from spandial_agent.discovery import _new_processes
 from spandial_agent.processes import read_process
 from spandial_agent.table import RateTable
 from spandial_agent.targets import Target, Targets
-from tests.agent_process import eventually
 from tests.spandial_agent.conftest import DEFAULT
+from tests.spandial_agent.running_discovery import (
+    Start,
+    becomes_target,
+    by_events,
+    discovering,
+    parent_of,
+    scan_only,
+    starting,
+    within,
+)
 
 pytestmark = pytest.mark.anyio
-
-
-class NoEvents:
-    """A kernel that hands out no process events."""
-
-    def __init__(self) -> None:
-        raise PermissionError(1, "Operation not permitted")
 
 
 class LostEvents:
@@ -52,44 +52,14 @@ class LostEvents:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*command: str, **environ: str) -> subprocess.Popen[bytes]:
-        child = subprocess.Popen(command, env={"PATH": os.environ["PATH"], **environ}, stdin=subprocess.PIPE)
-        started.append(child)
-        return child
-
-    yield start
-    for child in started:
-        child.kill()
-        child.communicate()
+def start() -> Iterator[Start]:
+    with starting() as start:
+        yield start
 
 
 @pytest.fixture
 def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyroute2, "ProcEventSocket", NoEvents)
-    monkeypatch.setattr(discovery_module, "_SCAN_ONLY_S", 0.05)
-
-
-@asynccontextmanager
-async def discovering(targets: Targets) -> AsyncIterator[Discovery]:
-    discovery = Discovery(targets)
-    discovery.start()
-    try:
-        yield discovery
-    finally:
-        discovery.close()
-
-
-@asynccontextmanager
-async def by_events(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Discovery]:
-    """Discovery that is told of everything and looks for nothing."""
-    async with discovering(targets) as discovery:
-        if discovery.how != "events":
-            (pytest.fail if os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1" else pytest.skip)(discovery.reason)
-        monkeypatch.setattr(discovery, "scan", lambda: None)
-        yield discovery
+    scan_only(monkeypatch)
 
 
 def pidfds() -> list[str]:
@@ -100,18 +70,8 @@ def pidfds() -> list[str]:
     return [link for link in links if "pidfd" in link]
 
 
-async def within(condition: Callable[[], Any], what: str) -> Any:
-    return await asyncio.to_thread(eventually, condition, what)
-
-
-async def becomes_target(targets: Targets, pid: int) -> Target:
-    target = await within(lambda: targets.get(pid), "the process is a target")
-    assert isinstance(target, Target)
-    return target
-
-
 async def test_a_process_that_runs_already_is_found_at_the_start(
-    targets: Targets, scanning: None, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, scanning: None, start: Start
 ) -> None:
     child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
     await within(lambda: (process := read_process(child.pid)) and process.labels.service, "it runs")
@@ -123,7 +83,7 @@ async def test_a_process_that_runs_already_is_found_at_the_start(
 
 
 async def test_events_tell_of_a_process_as_it_starts_and_as_it_ends(
-    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
     async with by_events(targets, monkeypatch):
         attributes = "service.version=v1,deployment.environment.name=gray"
@@ -137,7 +97,7 @@ async def test_events_tell_of_a_process_as_it_starts_and_as_it_ends(
 
 
 async def test_events_tell_of_a_fork_whose_parent_alone_has_labels(
-    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
     script = "import os, sys; sys.stdin.readline(); os.fork(); sys.stdin.readline()"
     async with by_events(targets, monkeypatch):
@@ -157,7 +117,7 @@ async def test_events_tell_of_a_fork_whose_parent_alone_has_labels(
 
 
 async def test_events_tell_of_an_exec_with_other_labels(
-    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
     async with by_events(targets, monkeypatch):
         command = "read line; OTEL_SERVICE_NAME=second exec sleep 60"
@@ -173,7 +133,7 @@ async def test_events_tell_of_an_exec_with_other_labels(
 
 
 async def test_without_events_processes_are_found_by_scanning_and_it_is_said_why(
-    targets: Targets, scanning: None, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, scanning: None, start: Start
 ) -> None:
     async with discovering(targets) as discovery:
         assert discovery.how == "scan"
@@ -188,7 +148,7 @@ async def test_without_events_processes_are_found_by_scanning_and_it_is_said_why
 async def test_a_process_whose_end_cannot_be_watched_is_missed_by_the_next_scan(
     targets: Targets,
     scanning: None,
-    start: Callable[..., subprocess.Popen[bytes]],
+    start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(pid: int) -> int:
@@ -204,7 +164,7 @@ async def test_a_process_whose_end_cannot_be_watched_is_missed_by_the_next_scan(
 
 
 async def test_events_that_were_lost_are_counted_and_made_good_by_a_scan(
-    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Start
 ) -> None:
     monkeypatch.setattr(pyroute2, "ProcEventSocket", LostEvents)
     child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
@@ -217,7 +177,7 @@ async def test_events_that_were_lost_are_counted_and_made_good_by_a_scan(
 async def test_a_scan_that_fails_is_not_the_last(
     targets: Targets,
     scanning: None,
-    start: Callable[..., subprocess.Popen[bytes]],
+    start: Start,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     failed = threading.Event()
@@ -236,7 +196,7 @@ async def test_a_scan_that_fails_is_not_the_last(
 
 
 async def test_closing_frees_its_descriptors_and_leaves_every_row_as_it_is(
-    targets: Targets, table: RateTable, scanning: None, start: Callable[..., subprocess.Popen[bytes]]
+    targets: Targets, table: RateTable, scanning: None, start: Start
 ) -> None:
     child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
     async with discovering(targets):
@@ -256,11 +216,3 @@ def test_new_processes_are_those_that_exec_or_fork_and_not_threads() -> None:
     exit_ = {"event": "PROC_EVENT_EXIT", "process_pid": 7, "process_tgid": 7}
     found = [list(_new_processes(message)) for message in (exec_, exec_of_a_thread, fork, thread, exit_)]
     assert found == [[(7, 0)], [(7, 0)], [(8, 7)], [], []]
-
-
-def parent_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return int(stat.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0

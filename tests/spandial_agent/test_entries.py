@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, encode_word
+from spandial.abi import EntryKind, Event, Parent, Protocol
 from spandial_agent.entries import decode_entry
 from tests.spandial_agent.records import record
 
@@ -26,7 +26,7 @@ def test_a_record_is_decoded_field_by_field() -> None:
     entry = decode_entry(record(b"POST /pay?card=1 HTTP/1.1\r\nHost: x\r\n", trace_id=(1 << 64) | 2, span_id=3))
     assert entry.time_ns == 1_000_000_000
     assert (entry.tgid, entry.row, entry.kind) == (4711, 2, EntryKind.HTTP)
-    assert (entry.method, entry.path) == ("POST", "/pay")
+    assert entry.request.startswith(b"POST /pay")
     assert (entry.trace_id, entry.span_id) == ((1 << 64) | 2, 3)
 
 
@@ -45,7 +45,7 @@ def test_any_fields_are_an_entry_or_a_value_error(fields: tuple[int, ...], reque
         assert kind >= len(EntryKind) or parent >= len(Parent) or protocol >= len(Protocol) or event >= len(Event)
     else:
         assert (entry.kind, entry.parent) == (kind, parent)
-        assert len(entry.method) + len(entry.path) <= 4 * abi.REQUEST_MAX
+        assert entry.request == request[: fields[-2]]
 
 
 @pytest.mark.parametrize("size", [0, 1, abi.ENTRY.size - 1])
@@ -57,27 +57,6 @@ def test_a_record_that_is_too_short_says_so(size: int) -> None:
 def test_bytes_past_the_length_are_not_the_requests() -> None:
     data = record(b"GET /a HTTP/1.1\r\n")
     cut = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-2], 6, 0) + data[abi.ENTRY.size :]
-    assert decode_entry(cut).path == "/a"
+    assert decode_entry(cut).request == b"GET /a"
     shorter = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-2], 5, 0) + data[abi.ENTRY.size :]
-    assert decode_entry(shorter).path == "/"
-
-
-@pytest.mark.parametrize(
-    ("mode", "thin", "randomness", "parent", "kept_by"),
-    [
-        (Mode.FOLLOW, False, HIT, Parent.NONE, "rate"),
-        (Mode.FOLLOW, False, HIT, Parent.REMOTE_KEPT, "parent"),
-        (Mode.FOLLOW, False, MISS, Parent.REMOTE_KEPT, "parent"),
-        (Mode.FOLLOW, True, HIT, Parent.REMOTE_KEPT, "rate"),
-        (Mode.BOOST, False, HIT, Parent.REMOTE_KEPT, "rate"),
-        (Mode.BOOST, False, MISS, Parent.REMOTE_KEPT, "parent"),
-        (Mode.BOOST, False, HIT, Parent.REMOTE_DROPPED, "rate"),
-        (Mode.STRICT, False, HIT, Parent.REMOTE_KEPT, "rate"),
-        (Mode.STRICT, False, HIT, Parent.REMOTE_DROPPED, "rate"),
-    ],
-)
-def test_an_entry_says_whether_the_rate_or_the_parent_kept_it(
-    mode: Mode, thin: bool, randomness: int, parent: Parent, kept_by: str
-) -> None:
-    word = encode_word(50, mode, emit=True, thin=thin)
-    assert decode_entry(record(word=word, randomness=randomness, parent=parent)).kept_by == kept_by
+    assert decode_entry(shorter).request == b"GET /"

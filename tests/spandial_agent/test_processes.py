@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +21,16 @@ from hypothesis import strategies as st
 
 from spandial.labels import Labels
 from spandial_agent import processes
-from spandial_agent.processes import Process, all_pids, read_process
+from spandial_agent.processes import (
+    Process,
+    Traits,
+    all_pids,
+    ancestors,
+    read_process,
+    read_traits,
+    socket_inodes,
+    thread_group,
+)
 from tests.agent_process import eventually
 
 _NOBODY = 65534
@@ -117,7 +129,7 @@ def test_a_process_whose_environment_may_not_be_read_is_one_without_labels() -> 
         told, said = fork.Pipe(duplex=False)
         reader = fork.Process(target=_read_as_nobody, args=(child.pid, said))
         reader.start()
-        assert told.recv() == read(child.pid)._replace(labels=Labels())
+        assert told.recv() == read(child.pid)._replace(labels=Labels(), image=0)
         reader.join()
 
 
@@ -142,3 +154,113 @@ def test_a_stat_that_is_read_while_its_process_goes_is_none(tmp_path: Path, monk
     (folder / "stat").write_bytes(b"7 (a) X 0 0")
     monkeypatch.setattr(processes, "_PROC", tmp_path)
     assert read_process(7) is None
+
+
+def test_the_image_is_another_after_an_exec_and_the_same_after_a_fork() -> None:
+    own = read(os.getpid()).image
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+    try:
+        assert read(child).image == own != 0
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    with sleeping() as one, sleeping() as other:
+        assert len({own, read(one.pid).image, read(other.pid).image}) == 3
+
+
+def test_ancestors_are_the_parent_and_those_before_it() -> None:
+    with sleeping() as child:
+        assert read(child.pid).parent_pid == os.getpid()
+        found = list(ancestors(child.pid))
+    assert found[:2] == [os.getpid(), os.getppid()]
+    assert found[1:] == list(ancestors(os.getpid()))
+    assert list(ancestors(1 << 30)) == []
+
+
+def test_a_thread_belongs_to_its_process() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    assert thread.native_id is not None
+    assert thread_group(thread.native_id) == thread_group(os.getpid()) == os.getpid()
+    done.set()
+    thread.join()
+    assert thread_group(1 << 30) is None
+
+
+def test_traits_are_read(tmp_path: Path) -> None:
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    copy = str(shutil.copy(sleep, tmp_path / "a copy"))
+    child = subprocess.Popen([copy, "60"], env={b"STAGE": b"gr=ay", b"BAD": b"\xff"})
+    try:
+        eventually(lambda: read_traits(child.pid).environ, "it runs")
+        traits = read_traits(child.pid)
+        # A program that has been replaced is called what it was called.
+        os.unlink(copy)
+        assert read_traits(child.pid).exe == copy
+    finally:
+        child.kill()
+        child.wait()
+    assert (traits.exe, traits.cmdline) == (copy, f"{copy} 60")
+    assert traits.environ == {"STAGE": "gr=ay", "BAD": "\N{REPLACEMENT CHARACTER}"}
+    assert traits.cgroups == read_traits(os.getpid()).cgroups
+    assert all(path.startswith("/") for path in traits.cgroups)
+    assert traits.ports == frozenset()
+
+
+def test_only_wanted_traits_are_read() -> None:
+    assert read_traits(os.getpid(), ()) == Traits()
+    assert read_traits(os.getpid(), {"exe"}) == Traits(exe=os.path.realpath(sys.executable))
+    environ = read_traits(os.getpid(), {"environ"}).environ
+    assert environ is not None
+    assert "PATH" in environ
+
+
+def test_a_process_that_is_gone_has_no_traits() -> None:
+    assert read_traits(1 << 30) == Traits()
+
+
+def test_of_a_variable_that_comes_twice_the_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "environ").write_bytes(b"A=1\0A=2\0no variable\0=\0B=\0")
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    assert read_traits(7).environ == {"A": "1", "": "", "B": ""}
+
+
+@given(
+    hierarchies=st.lists(
+        st.tuples(st.integers(0, 20), st.sampled_from(["", "cpu,cpuacct", "name=systemd"]), st.sampled_from("abcd:")),
+        max_size=9,
+    )
+)
+def test_a_cgroup_is_a_path_in_each_hierarchy(
+    tmp_path_factory: pytest.TempPathFactory, hierarchies: list[tuple[int, str, str]]
+) -> None:
+    proc = tmp_path_factory.mktemp("proc")
+    (proc / "7").mkdir()
+    lines = [f"{number}:{controllers}:/{path}/x:y\n" for number, controllers, path in hierarchies]
+    (proc / "7" / "cgroup").write_text("".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes, "_PROC", proc)
+        cgroups = read_traits(7).cgroups
+    assert set(cgroups) == {f"/{path}/x:y" for _, _, path in hierarchies}
+    assert len(cgroups) == len(set(cgroups))
+
+
+def test_open_sockets_are_known_by_their_inodes() -> None:
+    with socket.socket() as one, socket.socket(socket.AF_UNIX) as other:
+        inodes = {os.fstat(one.fileno()).st_ino, os.fstat(other.fileno()).st_ino}
+        assert inodes <= socket_inodes(os.getpid())
+    assert not inodes & socket_inodes(os.getpid())
+
+
+def test_kernel_threads_are_told_from_processes() -> None:
+    assert not read(os.getpid()).kernel_thread
+    for pid in all_pids():
+        process = read_process(pid)
+        if process is not None and process.kernel_thread:
+            assert process.labels == Labels()
+            assert read_traits(pid, {"exe", "cmdline"}) == Traits()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.settings import Settings
 
 
@@ -23,6 +24,7 @@ def test_every_setting_has_a_default() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 5778)
     assert (settings.table, settings.capture, settings.require_kernel) == ("auto", "auto", False)
     assert settings.default_rate == 100.0
+    assert settings.discover == ""
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +59,8 @@ def test_the_default_rate_is_a_percentage_as_people_write_it(
         ("LEASE_SECONDS", "nan"),
         ("LEASE_SECONDS", "1e9"),
         ("LOG", "xml"),
+        ("DISCOVER", "exe=nginx"),
+        ("DISCOVER", "include exe=nginx; exclude"),
     ],
 )
 def test_a_setting_that_cannot_be_obeyed_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -72,3 +76,16 @@ def test_variables_of_others_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SPANDIAL_SOMETHING_ELSE", "x")
     monkeypatch.setenv("PORT", "nonsense")
     assert Settings().port == 5778
+
+
+def test_rules_of_discovery_are_kept_as_they_were_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "include exe=nginx service=edge\n exclude port=9000-9099;"
+    monkeypatch.setenv("SPANDIAL_DISCOVER", text)
+    assert Settings().discover == text
+    assert len(parse_rules(Settings().discover)) == 2
+
+
+def test_a_rule_of_discovery_that_is_none_is_refused_with_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANDIAL_DISCOVER", "include port=http")
+    with pytest.raises(ValidationError, match=r"port is 1-65535, or a range such as 8000-8099; received 'http'"):
+        Settings()

@@ -28,6 +28,7 @@ def event(number: int, labels: Labels = GRAY) -> EntryEvent:
         pid=1,
         **labels._asdict(),
         kind="http",
+        protocol="http/1",
         method="GET",
         path=f"/{number}",
         trace_id="",

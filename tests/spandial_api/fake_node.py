@@ -116,6 +116,7 @@ def entry(service: str = "checkout", env: str = "gray", path: str = "/") -> Entr
         version="v1",
         env=env,
         kind="http",
+        protocol="http/1",
         method="GET",
         path=path,
         trace_id="0af7651916cd43dd8448eb211c80319c",

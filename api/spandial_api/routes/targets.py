@@ -1,17 +1,30 @@
-"""GET /targets: the processes that the agent controls."""
+"""GET /targets: the processes that the agent controls; GET /targets/explain: why a process is one, or is none."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request
+from typing import Annotated
 
-from spandial_api.node import Node, TargetState
+from fastapi import APIRouter, Depends, Query, Request
+
+from spandial_api.node import Node, TargetExplanation, TargetState
 from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])
 
+_PID_MAX = (1 << 31) - 1  # pid_t
+
 
 @router.get("/targets", dependencies=[Depends(only())])
 async def get_targets(request: Request) -> list[TargetState]:
-    """Every target, its labels, and the rate of each kind of entry with the rule that set it."""
+    """Every target, its labels, why it is one, and the rate of each kind of entry with the rule that set it."""
     node: Node = request.app.state.node
     return node.targets()
+
+
+@router.get("/targets/explain", dependencies=[Depends(only("pid"))])
+async def explain_target(
+    request: Request, pid: Annotated[int, Query(ge=1, le=_PID_MAX, description="process id")]
+) -> TargetExplanation:
+    """Why a process is a target or is none, and what each rule of discovery says of it, after a new look at it."""
+    node: Node = request.app.state.node
+    return await node.explain(pid)

@@ -1,0 +1,172 @@
+"""What is known of connections: statements that were prepared, header tables. With it a record tells what was asked."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+from opentelemetry.context import Context
+from opentelemetry.trace import get_current_span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from spandial import abi
+from spandial.abi import Event, Flag, Mode, Parent, Protocol, RecordFlag
+from spandial.decision import decide, parse_randomness
+from spandial_agent.entries import Entry
+from spandial_agent.protocols import mysql, postgres, redis
+from spandial_agent.protocols.http1 import parse_request_line
+from spandial_agent.protocols.http2 import HeaderBlocks, Request, read_request
+from spandial_agent.protocols.operation import Operation
+
+__all__ = ["Call", "Conversations", "kept_by"]
+
+_DATABASE_CONNECTIONS = 2048
+_HTTP2_CONNECTIONS = 512  # a full header table is some 10 kB
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+class Call(NamedTuple):
+    """What a kept entry asked for."""
+
+    protocol: Protocol
+    method: str = ""  # HTTP's
+    path: str = ""
+    path_known: bool = True  # an empty path means that there is none
+    operation: Operation = Operation()  # a database's
+    trace_id: int = 0  # 0: no trace context
+    span_id: int = 0  # of the remote parent
+    parent: Parent = Parent.NONE
+    kept_by: Literal["rate", "parent"] = "rate"
+
+
+def kept_by(word: int, randomness: int, parent: Parent) -> Literal["rate", "parent"]:
+    """Whether a kept entry owes it to its parent."""
+    hit = randomness >= abi.threshold_of(word)
+    boosted = hit and word & abi.MODE_MASK == Mode.BOOST
+    thin_or_strict = word & Flag.THIN or word & abi.MODE_MASK == Mode.STRICT
+    return "parent" if parent == Parent.REMOTE_KEPT and not (thin_or_strict or boosted) else "rate"
+
+
+_Memory = TypeVar("_Memory")
+
+
+class _Memories(Generic[_Memory]):
+    """One object for each of the connections that were used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._known: OrderedDict[int, _Memory] = OrderedDict()
+
+    def get(self, connection: int) -> _Memory | None:
+        known = self._known.get(connection)
+        if known is not None:
+            self._known.move_to_end(connection)
+        return known
+
+    def put(self, connection: int, memory: _Memory) -> _Memory:
+        self._known[connection] = memory
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return memory
+
+    def clear(self) -> None:
+        self._known.clear()
+
+
+class _MySQL:
+    def __init__(self) -> None:
+        self.statements = mysql.Statements()
+        self.prepare: Entry | None = None
+
+
+class Conversations:
+    """Reads records in the order in which the kernel emitted them. Never raises, whatever they hold."""
+
+    def __init__(self) -> None:
+        self._postgres = _Memories[postgres.Statements](_DATABASE_CONNECTIONS)
+        self._mysql = _Memories[_MySQL](_DATABASE_CONNECTIONS)
+        self._http2 = _Memories[HeaderBlocks](_HTTP2_CONNECTIONS)
+
+    def forget(self) -> None:
+        """Records were lost: what they would have changed is not known."""
+        for memories in (self._postgres, self._mysql, self._http2):
+            memories.clear()
+
+    def read(self, entry: Entry) -> Call | None:
+        """What a kept entry asked for; None for a record of something else, or of an entry that is dropped now."""
+        if entry.protocol == Protocol.HTTP1:
+            method, path = parse_request_line(entry.request)
+            return _call(entry)._replace(method=method, path=path)
+        if entry.protocol == Protocol.HTTP2:
+            return self._read_http2(entry)
+        operation = self._read_operation(entry)
+        return _call(entry)._replace(operation=operation) if operation is not None else None
+
+    def _read_http2(self, entry: Entry) -> Call | None:
+        blocks = self._http2.get(entry.connection)
+        if blocks is None or entry.flags & RecordFlag.FRESH:
+            fresh = bool(entry.flags & RecordFlag.FRESH)
+            blocks = self._http2.put(entry.connection, HeaderBlocks(fresh=fresh))
+        elif entry.flags & RecordFlag.GAP:
+            blocks.skip(None)
+        headers = blocks.decode(entry.request, cut=bool(entry.flags & RecordFlag.CUT))
+        if entry.event != Event.ENTRY:
+            return None
+        request = read_request(headers)
+        call = _decided(entry, request) if entry.flags & RecordFlag.UNDECIDED else _call(entry)
+        if call is None:
+            return None
+        return call._replace(method=request.method, path=request.path, path_known=request.path_known)
+
+    def _read_operation(self, entry: Entry) -> Operation | None:
+        cut = bool(entry.flags & RecordFlag.CUT)
+        if entry.protocol == Protocol.REDIS:
+            return redis.parse_command(entry.request)
+        if entry.protocol == Protocol.POSTGRES:
+            statements = self._postgres.get(entry.connection)
+            if statements is None:
+                statements = self._postgres.put(entry.connection, postgres.Statements())
+            if entry.event == Event.PREPARE:
+                statements.remember(entry.request)
+            return statements.operation(entry.request) if entry.event == Event.ENTRY else None
+        if entry.protocol != Protocol.MYSQL:
+            return None
+        memory = self._mysql.get(entry.connection) or self._mysql.put(entry.connection, _MySQL())
+        if entry.event == Event.PREPARE:
+            memory.prepare = entry
+        elif entry.event == Event.REPLY and memory.prepare is not None:
+            prepare, memory.prepare = memory.prepare, None
+            memory.statements.remember(prepare.request, entry.request, bool(prepare.flags & RecordFlag.CUT))
+        elif entry.event == Event.FORGET:
+            memory.statements.forget(entry.request)
+        return memory.statements.operation(entry.request, cut) if entry.event == Event.ENTRY else None
+
+
+def _call(entry: Entry) -> Call:
+    return Call(
+        entry.protocol,
+        trace_id=entry.trace_id,
+        span_id=entry.span_id,
+        parent=entry.parent,
+        kept_by=kept_by(entry.word, entry.randomness, entry.parent),
+    )
+
+
+def _decided(entry: Entry, request: Request) -> Call | None:
+    """The kernel could not read the trace context: decide as it would have."""
+    carrier = {"traceparent": request.traceparent, "tracestate": request.tracestate}
+    context = get_current_span(_PROPAGATOR.extract(carrier, Context())).get_span_context()
+    parent, randomness = Parent.NONE, entry.randomness
+    if context.is_valid:
+        parent = Parent.REMOTE_KEPT if context.trace_flags.sampled else Parent.REMOTE_DROPPED
+        explicit = parse_randomness(context.trace_state.get("ot", ""))
+        randomness = context.trace_id & abi.RANDOMNESS_MASK if explicit is None else explicit
+    if not decide(entry.word, randomness, parent):
+        return None
+    return Call(
+        entry.protocol,
+        trace_id=context.trace_id,
+        span_id=context.span_id,
+        parent=parent,
+        kept_by=kept_by(entry.word, randomness, parent),
+    )

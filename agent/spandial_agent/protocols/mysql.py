@@ -1,0 +1,138 @@
+"""MySQL's and MariaDB's protocol: what a client asks, and what the server answers ("Client/Server Protocol")."""
+
+from __future__ import annotations
+
+import re
+
+from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.protocols.statement import read_statement
+
+__all__ = ["Statements", "parse_reply"]
+
+_STATEMENTS_MAX = 256
+_HEADER = 4  # of a packet: the payload's length in three bytes, a sequence number
+
+_QUERY = 0x03
+_PREPARE = 0x16
+_EXECUTE = 0x17
+_CLOSE = 0x19
+_BULK = 0xFA  # COM_STMT_BULK_EXECUTE of MariaDB
+
+_OK = 0x00
+_ERROR = 0xFF
+_PROGRESS = b"\xff\xff\xff"  # MariaDB: an error without a number is a report of progress, and the answer follows
+_END_MAX = 64  # bytes of a reply's end that are looked at
+
+# Types of the binary protocol: how many bytes a value has, or that it begins with that number (strings, times).
+_SIZES = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 0, 8: 8, 9: 4, 13: 2}
+_MEASURED = {0, 7, 10, 11, 12, 15, 16, *range(245, 256)}
+# An ERR packet behind rows, which have no such beginning: 0xff begins no length.
+_LATE_ERROR = re.compile(rb"\xff..#[0-9A-Z]{5}", re.DOTALL)
+
+
+class Statements:
+    """What is prepared on one connection: the last 256 statements, by number."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Operation] = {}
+
+    def remember(self, prepare: bytes, reply: bytes, cut: bool = False) -> None:
+        """COM_STMT_PREPARE from its command byte on, and the first bytes of the answer, which has the number.
+
+        Args:
+            cut: the command's end is missing.
+        """
+        number = reply[_HEADER + 1 : _HEADER + 5]  # COM_STMT_PREPARE_OK
+        if prepare[:1] != bytes([_PREPARE]) or reply[_HEADER : _HEADER + 1] != bytes([_OK]) or len(number) < 4:
+            return
+        self._known.pop(number, None)
+        self._known[number] = read_statement(prepare[1:], "mysql", not cut)
+        if len(self._known) > _STATEMENTS_MAX:
+            del self._known[next(iter(self._known))]
+
+    def forget(self, close: bytes) -> None:
+        """COM_STMT_CLOSE from its command byte on."""
+        if close[:1] == bytes([_CLOSE]):
+            self._known.pop(close[1:5], None)
+
+    def operation(self, payload: bytes, cut: bool = False) -> Operation:
+        """What COM_QUERY, COM_STMT_EXECUTE or COM_STMT_BULK_EXECUTE, from the command byte on, asks for.
+
+        Args:
+            cut: the end of the query is missing. A packet does not say so once its header is gone.
+        """
+        command = payload[0] if payload else None
+        if command == _QUERY:
+            start = _query_start(payload)
+            if start <= len(payload):
+                return read_statement(payload[start:], "mysql", not cut)
+        elif command in (_EXECUTE, _BULK) and payload[1:5] in self._known:
+            return self._known[payload[1:5]]
+        return Operation(raw=raw_text(payload))
+
+
+def parse_reply(first: bytes, last: bytes) -> Outcome:
+    """What the beginning and the end of a reply say; the two may overlap. What is returned has no count of its rows.
+
+    An error behind the first rows is told if all of its packet is in the end.
+    """
+    payload = _payload(first)
+    while payload.startswith(_PROGRESS):
+        first = first[_HEADER + len(payload) :]
+        payload = _payload(first)
+    kind = payload[0] if payload else None
+    if kind == _ERROR:
+        return Outcome(error=True, code=_number(payload))
+    if kind == _OK:
+        rows, at = _integer(payload, 1)
+        return Outcome(rows=rows if at <= len(payload) else None)
+    last = last[-_END_MAX:]
+    for start in range(len(last)):
+        payload = last[start + _HEADER :]
+        if int.from_bytes(last[start : start + 3], "little") == len(payload) and _LATE_ERROR.match(payload):
+            return Outcome(error=True, code=_number(payload))
+    return Outcome()
+
+
+def _payload(packets: bytes) -> bytes:
+    """What is there of the first packet's payload."""
+    return packets[_HEADER : _HEADER + int.from_bytes(packets[:3], "little")]
+
+
+def _number(error: bytes) -> str:
+    """The number in an ERR packet."""
+    return str(int.from_bytes(error[1:3], "little")) if len(error) >= 3 else ""
+
+
+def _integer(data: bytes, at: int) -> tuple[int, int]:
+    """The length-encoded integer there, and where it ends; beyond the data if it is cut off."""
+    first = data[at] if at < len(data) else 0
+    size = {0xFC: 2, 0xFD: 3, 0xFE: 8}.get(first, 0)
+    return (int.from_bytes(data[at + 1 : at + 1 + size], "little") if size else first), at + 1 + size
+
+
+def _query_start(payload: bytes) -> int:
+    """Where the text of a COM_QUERY begins; beyond the payload if that cannot be known.
+
+    Before it, there may be attributes (CLIENT_QUERY_ATTRIBUTES of MySQL): how many, the number of their sets, which is
+    1, and unless there are none which of them are NULL, 1, type and name of each, the values. No text has 1 second.
+    """
+    if payload[2:3] != b"\x01":
+        return 1
+    count = payload[1]
+    if not count:
+        return 3
+    nulls = 3
+    at = nulls + (count + 7) // 8 + 1
+    types = []
+    for _ in range(count):
+        types.append(payload[at] if at < len(payload) else 0)
+        length, at = _integer(payload, at + 2)
+        at += length
+    for index, kind in enumerate(types):
+        if at < len(payload) and not payload[nulls + index // 8] >> index % 8 & 1:
+            if kind not in _SIZES and kind not in _MEASURED:
+                return len(payload) + 1
+            size, at = (_SIZES[kind], at) if kind in _SIZES else _integer(payload, at)
+            at += size
+    return at

@@ -1,0 +1,35 @@
+"""What a database was asked, and what came of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["RAW_MAX", "TEXT_MAX", "Operation", "Outcome", "raw_text"]
+
+TEXT_MAX = 512  # characters of a text
+RAW_MAX = 1024  # characters of what is shown as it was received
+
+
+class Operation(NamedTuple):
+    """One operation as a client sent it. Of its literals and arguments, only `raw` holds anything."""
+
+    name: str = ""  # "SELECT", "GET", "CLIENT SETINFO"; "" if unknown
+    collection: str = ""  # the one table that it concerns; "" if none or several
+    text: str = ""  # with `?` for whatever may be data; "" if unknown
+    raw: str = ""  # as received, for who has asked for it
+    complete: bool = False  # False: bytes are missing
+    arguments: int = 0  # Redis: arguments after the name
+
+
+class Outcome(NamedTuple):
+    """What a reply says. A server's message is left out: it may quote data."""
+
+    error: bool = False
+    code: str = ""  # SQLSTATE, MySQL's error number, Redis's error prefix; "" if none
+    tag: str = ""  # PostgreSQL's command tag: "SELECT 5"; "" if unknown
+    rows: int | None = None  # returned or affected; None if unknown
+
+
+def raw_text(data: bytes) -> str:
+    """The beginning of these bytes as text; what is not UTF-8 is shown as escapes."""
+    return data[:RAW_MAX].decode("utf-8", "backslashreplace")[:RAW_MAX]

@@ -1,0 +1,116 @@
+"""PostgreSQL's protocol 3.0: what a client asks, what the server answers ("Message Formats" of its documentation)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.protocols.statement import read_statement
+
+__all__ = ["Statements", "parse_reply"]
+
+_STATEMENTS_MAX = 256
+_NAME_MAX = 255  # bytes; a longer name is not remembered
+_HEADER = 5  # type, and the length of all but the type
+_END_MAX = 64  # bytes of a reply's end that are looked at
+
+_SQLSTATE = re.compile(rb"[0-9A-Z]{5}")
+_TAG = re.compile(rb"([A-Z]+(?: [A-Z]+)*(?: [0-9]{1,20}){0,2})\0")
+# A server's error has its code before its message, and line and routine of its source last. Then ReadyForQuery.
+_ERROR_END = re.compile(rb"(?:\0(C[0-9A-Z]{5})\0M[^\0]*\0.*)?\0L[0-9]+\0R\w+\0\0Z\0\0\0\x05[ITE]\Z", re.DOTALL)
+_FAILED = b"Z\0\0\0\x05E"  # ReadyForQuery in a failed transaction
+
+
+class Statements:
+    """What is prepared on one connection: the last 256 statements, by name. The unnamed one is one of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Operation] = {}
+
+    def remember(self, parse: bytes) -> None:
+        """A Parse message. One whose name is cut off is ignored."""
+        if parse[:1] != b"P":
+            return
+        body, _ = _body(parse)
+        name, ended, rest = body.partition(b"\0")
+        if not ended or len(name) > _NAME_MAX:
+            return
+        statement, ended, _ = rest.partition(b"\0")
+        self._known.pop(name, None)
+        self._known[name] = read_statement(statement, "postgres", bool(ended))
+        if len(self._known) > _STATEMENTS_MAX:
+            del self._known[next(iter(self._known))]
+
+    def operation(self, message: bytes) -> Operation:
+        """What a Query, a Parse (which is remembered too), or a Bind asks for. Whatever follows it is not read."""
+        body, whole = _body(message)
+        match message[:1]:
+            case b"Q":
+                statement, ended, _ = body.partition(b"\0")
+                return read_statement(statement, "postgres", whole and bool(ended))
+            case b"P":
+                self.remember(message)
+                name, ended, _ = body.partition(b"\0")
+            case b"B":
+                _portal, _, rest = body.partition(b"\0")
+                name, ended, _ = rest.partition(b"\0")
+            case _:
+                name, ended = b"", b""
+        known = self._known.get(name) if ended else None
+        return known or Operation(raw=raw_text(message))
+
+
+def parse_reply(first: bytes, last: bytes) -> Outcome:
+    """What the beginning and the end of a reply say; the two may overlap.
+
+    An error behind so many rows that its code is in neither has none.
+    """
+    tag = b""
+    for kind, body in [*_messages(first), *_end(last[-_END_MAX:])]:
+        if kind == b"E":
+            return Outcome(error=True, code=_sqlstate(body))
+        if kind == b"C" and (found := _TAG.fullmatch(body)):
+            tag = found[1]
+    late = _ERROR_END.search(last[-_END_MAX:])
+    if late or last.endswith(_FAILED):
+        return Outcome(error=True, code=_sqlstate(late[1] or b"") if late else "")
+    count = tag.rpartition(b" ")[2]
+    return Outcome(tag=tag.decode("ascii"), rows=int(count) if count.isdigit() else None)
+
+
+def _body(message: bytes) -> tuple[bytes, bool]:
+    """What is there of a message behind its header, and whether it is all."""
+    length = int.from_bytes(message[1:_HEADER], "big")
+    if len(message) < _HEADER or length < 4:
+        return b"", False
+    return message[_HEADER : 1 + length], len(message) > length
+
+
+def _messages(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and body of each message. The last one's may be cut off."""
+    while len(data) >= _HEADER:
+        length = int.from_bytes(data[1:_HEADER], "big")
+        if length < 4:
+            return
+        yield data[:1], data[_HEADER : 1 + length]
+        data = data[1 + length :]
+
+
+def _end(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The messages from the last CommandComplete or ErrorResponse on, if they end where the data ends."""
+    for start in range(len(data) - _HEADER, -1, -1):
+        at = start
+        while at + _HEADER <= len(data) and (length := int.from_bytes(data[at + 1 : at + _HEADER], "big")) >= 4:
+            at += 1 + length
+        if at == len(data) and data[start] in b"CE":
+            return _messages(data[start:])
+    return iter(())
+
+
+def _sqlstate(fields: bytes) -> str:
+    """Field C of an ErrorResponse ("Error and Notice Message Fields")."""
+    for field in fields.split(b"\0"):
+        if field[:1] == b"C":
+            return field[1:].decode("ascii") if _SQLSTATE.fullmatch(field[1:]) else ""
+    return ""

@@ -1,0 +1,215 @@
+"""Records in their order tell what was asked, and never somebody else's statement or header."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hpack import Encoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spandial.abi import (
+    MAX_THRESHOLD,
+    RANDOMNESS_MASK,
+    EntryKind,
+    Event,
+    Mode,
+    Parent,
+    Protocol,
+    RecordFlag,
+    encode_word,
+)
+from spandial_agent.conversations import Call, Conversations
+from spandial_agent.entries import decode_entry
+from tests.spandial_agent.records import record
+
+HIT, MISS = RANDOMNESS_MASK, 1
+Read = Callable[[bytes], "Call | None"]
+
+
+@pytest.fixture(name="read")
+def reader() -> Read:
+    conversations = Conversations()
+    return lambda data: conversations.read(decode_entry(data))
+
+
+def database(
+    protocol: Protocol, request: bytes, event: Event = Event.ENTRY, connection: int = 1, flags: int = 0
+) -> bytes:
+    return record(
+        request,
+        kind=EntryKind.DB,
+        protocol=protocol,
+        event=event,
+        connection=connection,
+        flags=flags,
+        word=encode_word(100),
+    )
+
+
+def pg(kind: bytes, payload: bytes) -> bytes:
+    return kind + struct.pack("!I", len(payload) + 4) + payload
+
+
+def parse(name: bytes, text: bytes) -> bytes:
+    return pg(b"P", name + b"\0" + text + b"\0\0\0")
+
+
+def bind(name: bytes) -> bytes:
+    return pg(b"B", b"\0" + name + b"\0\0\0\0\0\0\0")
+
+
+def text(call: Call | None) -> str:
+    assert call is not None
+    return call.operation.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "thin", "randomness", "parent", "kept_by"),
+    [
+        (Mode.FOLLOW, False, HIT, Parent.NONE, "rate"),
+        (Mode.FOLLOW, False, HIT, Parent.REMOTE_KEPT, "parent"),
+        (Mode.FOLLOW, False, MISS, Parent.REMOTE_KEPT, "parent"),
+        (Mode.FOLLOW, True, HIT, Parent.REMOTE_KEPT, "rate"),
+        (Mode.BOOST, False, HIT, Parent.REMOTE_KEPT, "rate"),
+        (Mode.BOOST, False, MISS, Parent.REMOTE_KEPT, "parent"),
+        (Mode.BOOST, False, HIT, Parent.REMOTE_DROPPED, "rate"),
+        (Mode.STRICT, False, HIT, Parent.REMOTE_KEPT, "rate"),
+        (Mode.STRICT, False, HIT, Parent.REMOTE_DROPPED, "rate"),
+    ],
+)
+def test_an_entry_says_whether_the_rate_or_the_parent_kept_it(
+    mode: Mode, thin: bool, randomness: int, parent: Parent, kept_by: str, read: Read
+) -> None:
+    word = encode_word(50, mode, emit=True, thin=thin)
+    call = read(record(word=word, randomness=randomness, parent=parent))
+    assert call is not None
+    assert call.kept_by == kept_by
+
+
+def test_an_http_request_has_method_and_path(read: Read) -> None:
+    call = read(record(b"POST /pay?card=1 HTTP/1.1"))
+    assert call is not None
+    assert (call.protocol, call.method, call.path) == (Protocol.HTTP1, "POST", "/pay")
+
+
+def test_a_prepared_statement_is_known_by_its_name_on_its_connection(read: Read) -> None:
+    for connection, statement in ((1, b"SELECT 1 FROM a"), (2, b"DELETE FROM b WHERE x = 'y'")):
+        assert read(database(Protocol.POSTGRES, parse(b"s", statement), Event.PREPARE, connection)) is None
+    assert text(read(database(Protocol.POSTGRES, bind(b"s"), connection=1))) == "SELECT ? FROM a"
+    assert text(read(database(Protocol.POSTGRES, bind(b"s"), connection=2))) == "DELETE FROM b WHERE x = ?"
+    assert text(read(database(Protocol.POSTGRES, bind(b"other"), connection=2))) == ""
+    assert text(read(database(Protocol.POSTGRES, bind(b"s"), connection=3))) == ""
+    assert text(read(database(Protocol.POSTGRES, b"", connection=1))) == ""
+
+
+def test_mysql_names_statements_by_the_number_of_the_reply(read: Read) -> None:
+    reply = struct.pack("<IBIHHBH", 12 | 1 << 24, 0, 9, 1, 1, 0, 0)
+    execute = b"\x17" + struct.pack("<IBI", 9, 0, 1)
+    assert read(database(Protocol.MYSQL, reply, Event.REPLY)) is None
+    assert read(database(Protocol.MYSQL, b"\x16SELECT a FROM b WHERE c = ?", Event.PREPARE)) is None
+    assert text(read(database(Protocol.MYSQL, execute))) == ""
+    assert read(database(Protocol.MYSQL, reply, Event.REPLY)) is None
+    assert text(read(database(Protocol.MYSQL, execute))) == "SELECT a FROM b WHERE c = ?"
+    assert read(database(Protocol.MYSQL, b"\x19" + struct.pack("<I", 9), Event.FORGET)) is None
+    assert text(read(database(Protocol.MYSQL, execute))) == ""
+
+
+def test_a_redis_command_shows_no_argument(read: Read) -> None:
+    call = read(database(Protocol.REDIS, b"*3\r\n$3\r\nset\r\n$3\r\nkey\r\n$6\r\nsecret\r\n"))
+    assert call is not None
+    assert (call.operation.name, call.operation.text) == ("SET", "SET ? ?")
+
+
+class Http2:
+    """What a client sends on one connection, as the kernel hands it over."""
+
+    def __init__(self, connection: int = 1) -> None:
+        self.encoder, self.connection = Encoder(), connection
+
+    def record(
+        self, event: Event = Event.ENTRY, flags: int = 0, path: str = "/shop.Orders/Get", **more: str
+    ) -> bytes:
+        word = encode_word(50, Mode.STRICT)
+        headers = [(":method", "POST"), (":path", path), ("content-type", "application/grpc"), *more.items()]
+        block = self.encoder.encode(headers)
+        ids = {"connection": self.connection, "event": event, "flags": flags, "word": word, "randomness": HIT}
+        return record(block, kind=EntryKind.GRPC, protocol=Protocol.HTTP2, **ids)
+
+
+def path(call: Call | None) -> str:
+    assert call is not None
+    return call.path if call.path_known else "unknown"
+
+
+def test_header_tables_are_kept_for_each_connection(read: Read) -> None:
+    one, two = Http2(1), Http2(2)
+    assert read(one.record(Event.BLOCK, RecordFlag.FRESH)) is None
+    assert path(read(two.record(flags=RecordFlag.FRESH, path="/other/Call"))) == "/other/Call"
+    assert path(read(one.record())) == "/shop.Orders/Get"
+    assert path(read(two.record(path="/other/Call"))) == "/other/Call"
+
+
+def test_after_a_gap_nothing_wrong_is_said(read: Read) -> None:
+    client = Http2()
+    assert path(read(client.record(flags=RecordFlag.FRESH))) == "/shop.Orders/Get"
+    client.record(path="/lost")
+    assert path(read(client.record(flags=RecordFlag.GAP))) == "unknown"
+    assert path(read(client.record(path="/new"))) == "/new"
+    assert path(read(client.record(path="/new"))) == "/new"
+
+
+def test_a_connection_that_was_there_before_is_unknown_at_first(read: Read) -> None:
+    client = Http2()
+    client.record()
+    assert path(read(client.record())) == "unknown"
+
+
+def test_lost_records_are_a_gap_everywhere() -> None:
+    conversations = Conversations()
+    client = Http2()
+    conversations.read(decode_entry(client.record(flags=RecordFlag.FRESH)))
+    conversations.read(decode_entry(database(Protocol.POSTGRES, parse(b"s", b"SELECT 1"), Event.PREPARE)))
+    conversations.forget()
+    assert path(conversations.read(decode_entry(client.record()))) == "unknown"
+    assert text(conversations.read(decode_entry(database(Protocol.POSTGRES, bind(b"s"))))) == ""
+
+
+@pytest.mark.parametrize(
+    ("trace_id", "sampled", "tracestate", "kept"),
+    [
+        (HIT, False, "", True),
+        (MISS, True, "", False),
+        (MISS, False, "ot=rv:ffffffffffffff", True),
+        (HIT, True, "a=b,ot=th:8;rv:00000000000000", False),
+    ],
+)
+def test_what_the_kernel_left_undecided_is_decided_as_it_would_have(
+    read: Read, trace_id: int, sampled: bool, tracestate: str, kept: bool
+) -> None:
+    fields = {"traceparent": f"00-{trace_id:032x}-b7ad6b7169203331-{int(sampled):02x}"}
+    if tracestate:
+        fields["tracestate"] = tracestate
+    call = read(Http2().record(flags=RecordFlag.FRESH | RecordFlag.UNDECIDED, **fields))
+    assert (call is not None) == kept
+    if call is not None:
+        parent = Parent.REMOTE_KEPT if sampled else Parent.REMOTE_DROPPED
+        assert (call.trace_id, call.span_id, call.parent) == (trace_id, 0xB7AD6B7169203331, parent)
+
+
+def test_an_undecided_entry_without_trace_context_is_decided_by_the_kernels_draw(read: Read) -> None:
+    assert read(Http2().record(flags=RecordFlag.FRESH | RecordFlag.UNDECIDED)) is not None
+
+
+_numbers = {"kind": st.sampled_from(EntryKind), "protocol": st.sampled_from(Protocol), "event": st.sampled_from(Event)}
+_rest = {"connection": st.integers(0, 3), "flags": st.integers(0, 15), "randomness": st.integers(0, MAX_THRESHOLD - 1)}
+
+
+@settings(max_examples=300)
+@given(st.lists(st.builds(record, st.binary(max_size=80), **_numbers, **_rest), max_size=20))
+def test_any_records_can_be_read(records: list[bytes]) -> None:
+    conversations = Conversations()
+    for data in records:
+        conversations.read(decode_entry(data))
