@@ -412,7 +412,7 @@ static __always_inline u32 identify(const struct head *head, u64 total)
 		return SPANDIAL_REDIS;
 	if (is_postgres(first, total))
 		return SPANDIAL_POSTGRES;
-	if (is_mysql(first, total))
+	if (is_mysql(first, total) || is_mysql_greeting(first, total))
 		return SPANDIAL_MYSQL;
 	return SPANDIAL_UNKNOWN;
 }
@@ -455,8 +455,9 @@ static __always_inline void walk_requests(struct connection *connection, const s
 		bpf_loop(WALK_STEPS, CALLBACK(STEP_HTTP2), 0, 0);
 		break;
 	}
-	if (walk->broken || walk->left) {
-		count_loss(SPANDIAL_LOSS_DESYNC);
+	if (walk->broken || walk->left || walk->at.encrypted) {
+		if (!walk->at.encrypted)
+			count_loss(SPANDIAL_LOSS_DESYNC);
 		connection->protocol = SPANDIAL_UNKNOWN;
 		return;
 	}
@@ -520,7 +521,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	struct head *head;
 	struct walk *walk;
 	u64 first;
-	int known =
+	int answers, known =
 	    message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs), SYSCALL_ARG3(regs), &message);
 
 	if (known < 0)
@@ -547,7 +548,8 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		protocol = identify(head, message.total);
 		if (!protocol)
 			return 0;
-		connection = begin_connection(key, protocol, message.received, first == PREFACE);
+		answers = protocol == SPANDIAL_MYSQL && is_mysql_greeting(first, message.total);
+		connection = begin_connection(key, protocol, message.received != answers, first == PREFACE);
 		if (!connection)
 			return 0;
 	}

@@ -16,6 +16,7 @@
 #define MYSQL_COMMAND_HEADER 5 /* and the command */
 #define EXECUTE_MAX 16	       /* bytes: the statement's number, no parameters */
 #define MYSQL_REPLY_MAX 16
+#define MYSQL_SSL_REQUEST 32 /* bytes of its payload */
 
 /* Whether a message of so many bytes is a command, judged by its first eight: COM_QUERY or
  * COM_STMT_PREPARE with a text, or a query with attributes (none of them: 0, 1). */
@@ -29,6 +30,15 @@ static __always_inline int is_mysql(u64 first, u64 length)
 	if (bytes + MYSQL_PACKET_HEADER != length && (length < 4096 || bytes < length))
 		return 0;
 	return (a == 0 && b == 1) || (a >= ' ' && a < 0x7f && b >= ' ' && b < 0x7f) || a == '\n' || a == '\t';
+}
+
+/* Whether a message is a server's greeting: HandshakeV10, whose version begins with a digit. A server may read a
+ * packet's header and its rest by calls of their own, so that its clients' first command cannot be told. */
+static __always_inline int is_mysql_greeting(u64 first, u64 length)
+{
+	u32 digit = (first >> 40 & 0xff) - '0';
+
+	return (first & 0xffffff) + MYSQL_PACKET_HEADER == length && (first >> 24 & 0xffff) == 0x0a00 && digit <= 9;
 }
 
 static __always_inline void end_mysql_packet(struct walk *walk)
@@ -98,6 +108,11 @@ static __always_inline int mysql_step(void)
 			return 0;
 		walk->at.skip = bytes - 1;
 		command = walk->at.header[MYSQL_PACKET_HEADER];
+		/* An SSLRequest: the rest is TLS. */
+		if (walk->at.header[3] == 1 && bytes == MYSQL_SSL_REQUEST) {
+			walk->at.encrypted = 1;
+			return 1;
+		}
 		/* What does not begin a sequence goes on with a command, or with the handshake. */
 		if (walk->at.header[3] == 0) {
 			if (command >= COM_MAX && command < COM_STMT_BULK) {

@@ -28,6 +28,7 @@ struct requests {
 	__u32 captured;	 /* bytes, of this message or, behind its end, of the last one */
 	__u32 decided;	 /* the current operation: enum decided */
 	__u32 cut;	 /* the current message is longer than what is captured */
+	__u32 encrypted; /* the rest cannot be followed */
 	/* HTTP/2 */
 	__u32 stream;
 	__u32 last_stream;	    /* of the last request */

@@ -305,3 +305,19 @@ def test_noise_never_harms(watched: Watched, name: str, noise: list[bytes]) -> N
     fresh.send(FIRST[name])
     fresh.close()
     assert counted(watched) == (before[0] + 1, before[1] + 1)
+
+
+def test_a_server_that_reads_header_and_rest_apart_is_known_by_its_greeting(watched: Watched, pair: Pair) -> None:
+    pair.answer(my(b"\x0a5.5.5-10.11.6-MariaDB\0" + bytes(60)))
+    pair.send(my(bytes(40), 1), b"".join(my_query() for _ in range(7))[:4])
+    rest = b"".join(my_query() for _ in range(7))[4:]
+    pair.send(rest)
+    assert counted(watched) == (7, 7)
+
+
+def test_a_connection_that_goes_on_with_tls_is_left_alone(watched: Watched, pair: Pair) -> None:
+    before = watched.capture.losses()["desync"]
+    pair.answer(my(b"\x0a8.0.36\0" + bytes(60)))
+    pair.send(my(bytes(32), 1), b"\x16\3\1\0\3" + bytes(600), b"\x17\3\3\0\3\x03" + bytes(600))
+    assert counted(watched) == (0, 0)
+    assert watched.capture.losses()["desync"] == before
