@@ -115,9 +115,7 @@ class KindStats(BaseModel):
     kernel: KernelCounts | None
     hook: HookCounts | None
     difference_seen: int | None = Field(description="entries the kernel saw less those the hook decided")
-    difference_kept: int | None = Field(
-        description="the same for kept entries with a trace context; not for databases"
-    )
+    difference_kept: int | None = Field(description="the same for kept entries with a trace context; not for databases")
 
 
 class TargetStats(BaseModel):

@@ -129,9 +129,7 @@ class Http2:
     def __init__(self, connection: int = 1) -> None:
         self.encoder, self.connection = Encoder(), connection
 
-    def record(
-        self, event: Event = Event.ENTRY, flags: int = 0, path: str = "/shop.Orders/Get", **more: str
-    ) -> bytes:
+    def record(self, event: Event = Event.ENTRY, flags: int = 0, path: str = "/shop.Orders/Get", **more: str) -> bytes:
         word = encode_word(50, Mode.STRICT)
         headers = [(":method", "POST"), (":path", path), ("content-type", "application/grpc"), *more.items()]
         block = self.encoder.encode(headers)

@@ -115,10 +115,11 @@ def _query_start(payload: bytes) -> int:
     """Where the text of a COM_QUERY begins; beyond the payload if that cannot be known.
 
     Before it, there may be attributes (CLIENT_QUERY_ATTRIBUTES of MySQL): how many, the number of their sets, which is
-    1, and unless there are none which of them are NULL, 1, type and name of each, the values. No text has 1 second.
+    1, and unless there are none which of them are NULL, 1, type and name of each, the values. No text begins with a
+    character before the tab, or has 1 second.
     """
     if payload[2:3] != b"\x01":
-        return 1
+        return 1 if payload[1:2] >= b"\t" else len(payload) + 1
     count = payload[1]
     if not count:
         return 3

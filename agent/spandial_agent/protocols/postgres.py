@@ -32,8 +32,7 @@ class Statements:
         """A Parse message. One whose name is cut off is ignored."""
         if parse[:1] != b"P":
             return
-        body, _ = _body(parse)
-        name, ended, rest = body.partition(b"\0")
+        name, ended, rest = _body(parse).partition(b"\0")
         if not ended or len(name) > _NAME_MAX:
             return
         statement, ended, _ = rest.partition(b"\0")
@@ -44,11 +43,11 @@ class Statements:
 
     def operation(self, message: bytes) -> Operation:
         """What a Query, a Parse (which is remembered too), or a Bind asks for. Whatever follows it is not read."""
-        body, whole = _body(message)
+        body = _body(message)
         match message[:1]:
             case b"Q":
                 statement, ended, _ = body.partition(b"\0")
-                return read_statement(statement, "postgres", whole and bool(ended))
+                return read_statement(statement, "postgres", bool(ended))
             case b"P":
                 self.remember(message)
                 name, ended, _ = body.partition(b"\0")
@@ -79,12 +78,9 @@ def parse_reply(first: bytes, last: bytes) -> Outcome:
     return Outcome(tag=tag.decode("ascii"), rows=int(count) if count.isdigit() else None)
 
 
-def _body(message: bytes) -> tuple[bytes, bool]:
-    """What is there of a message behind its header, and whether it is all."""
-    length = int.from_bytes(message[1:_HEADER], "big")
-    if len(message) < _HEADER or length < 4:
-        return b"", False
-    return message[_HEADER : 1 + length], len(message) > length
+def _body(message: bytes) -> bytes:
+    """What is there of a message behind its header."""
+    return message[_HEADER : 1 + int.from_bytes(message[1:_HEADER], "big")]
 
 
 def _messages(data: bytes) -> Iterator[tuple[bytes, bytes]]:

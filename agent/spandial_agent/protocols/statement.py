@@ -30,7 +30,8 @@ _COLLECTION_MAX = 128
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 
 _SPACE = r"[ \t\n\r\f\v]"
-# A letter is whatever is not ASCII, and not white space, which to the servers is a letter and to sqlglot is not.
+# A letter is whatever is not ASCII. White space beyond ASCII is one to the servers and none to sqlglot: a text ends
+# there, and at a control character, which no server takes.
 _LETTER = r"[^\x00-@\[-\^`{-\x7f\s]"
 _TAG = rf"{_LETTER}(?:{_LETTER}|[0-9])*"
 _WORD = rf"{_LETTER}(?:{_LETTER}|[0-9$])*"
@@ -50,7 +51,7 @@ _LEXEMES = {
             | (?:[bBxXnN]|[uU]&)?'(?:[^']|(?<!\\)'')*(?:(?<=\\)'[\s\S]*|'|\Z)
             | {_DOLLAR} | {_NUMBER} )
         | (?P<quoted> "(?:[^"]|"")*" )
-        | (?P<rest> (?:"|\s)[\s\S]* )
+        | (?P<rest> [\x00-\x1f\x7f\s"][\s\S]* )
         | (?P<word> {_WORD} )
         | (?P<other> \$[0-9]+ | [\s\S] )
         """,
@@ -65,7 +66,7 @@ _LEXEMES = {
         | (?P<literal> (?:_[A-Za-z0-9]+{_SPACE}*|[nNxXbB])?(?:{_ESCAPED}|{_ESCAPED.replace("'", '"')})
             | {_DOLLAR} | {_NUMBER} )
         | (?P<quoted> `(?:[^`]|``)*` )
-        | (?P<rest> (?:`|/\*|\s)[\s\S]* )
+        | (?P<rest> (?:[\x00-\x1f\x7f\s`]|/\*)[\s\S]* )
         | (?P<word> {_WORD} )
         | (?P<other> [\s\S] )
         """,

@@ -56,7 +56,7 @@ _literals: dict[str, st.SearchStrategy[str]] = {
     "mysql": _numbers
     | _escaped("'")
     | _escaped('"')
-    | st.tuples(st.sampled_from(["X", "b", "n", "_utf8mb4", "_binary "]), _escaped("'")).map("".join)
+    | st.tuples(st.sampled_from(["X", "b", "n", "_ascii", "_binary "]), _escaped("'")).map("".join)
     | _block
     | st.tuples(st.sampled_from(["/*!50000", "/*M!", "/*+"]), _bodies).map(
         lambda drawn: drawn[0] + _without(drawn[1], "*/", "/", "*") + "*/"
@@ -215,7 +215,7 @@ def test_statements_of_postgresql(sql: str, collection: str, text: str) -> None:
         ("SELECT `a``b` FROM `d`.`t` # why", "d.t", "SELECT `a``b` FROM `d`.`t`"),
         ("SELECT 5--1, @x, @@y -- why\n, @'z'", "", "SELECT ?--?, @x, @@y , @?"),
         ("SELECT /*+ MAX_EXECUTION_TIME(9) */ a FROM t", "t", "SELECT a FROM t"),
-        ("SELECT 1 /*! , 'a */ b' */, secret", "", "SELECT ? ?"),
+        ("SELECT 1 /*! , 'a */ secret' */, b", "", "SELECT ? ?"),
         ("SELECT /* /* */ a", "", "SELECT a"),
         ("SELECT a -- b\r, c\n, d", "", "SELECT a , d"),
         ("INSERT t VALUES (1), (2) ON DUPLICATE KEY UPDATE a = VALUES(a), b = VALUES(b)", "t", None),
@@ -252,6 +252,10 @@ def test_of_a_statement_that_is_cut_off_what_is_certain_is_told(
     dialect: Dialect, sql: str, expected: tuple[str, str, str]
 ) -> None:
     assert strip_literals(sql, dialect, True) == expected
+
+
+def test_what_sqlglot_cannot_read_has_its_name_and_no_literal() -> None:
+    assert strip_literals("SELECT {#  'secret' FROM t", "postgres", False) == ("SELECT", "", "SELECT {# ? FROM t")
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
