@@ -521,8 +521,8 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	struct head *head;
 	struct walk *walk;
 	u64 first;
-	int answers, known =
-	    message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs), SYSCALL_ARG3(regs), &message);
+	int answers, known = message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs),
+					SYSCALL_ARG3(regs), &message);
 
 	if (known < 0)
 		goto unreadable;
