@@ -172,11 +172,81 @@ static __always_inline int message_of(u64 number, u64 arg1, u64 arg2, u64 arg3, 
 	return 0;
 }
 
+static __always_inline struct connection *find_connection(connection_key key)
+{
+#ifdef SPANDIAL_SYS_EXIT
+	return connections.lookup(&key);
+#else
+	return connections.sk_storage_get(key, 0, 0);
+#endif
+}
+
+static __always_inline struct connection *make_connection(connection_key key)
+{
+#ifdef SPANDIAL_SYS_EXIT
+	u32 zero = 0;
+	struct connection *new = new_connections.lookup(&zero);
+
+	if (!new)
+		return 0;
+	connections.update(&key, new);
+	return connections.lookup(&key);
+#else
+	return connections.sk_storage_get(key, 0, BPF_SK_STORAGE_GET_F_CREATE);
+#endif
+}
+
+static __always_inline struct connection *begin_connection(connection_key key, u32 protocol, int received, int fresh)
+{
+	struct connection *connection = make_connection(key);
+
+	if (!connection) {
+		count_loss(SPANDIAL_LOSS_NO_MEMORY);
+		return 0;
+	}
+	__builtin_memset(&connection->requests, 0, sizeof(connection->requests));
+	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	connection->protocol = protocol;
+	connection->server = received;
+	if (protocol == SPANDIAL_HTTP2 && fresh) {
+		connection->requests.skip = PREFACE_LENGTH;
+		connection->requests.fresh = 1;
+	}
+	connection->awaiting_reply = connection->pending = connection->answered = 0;
+	connection->unnamed_known = 0;
+	return connection;
+}
+
+/* A request of HTTP/1 was kept and handed over: what follows is its answer. */
+static __always_inline struct connection *want_answers(connection_key key)
+{
+	struct connection *connection = find_connection(key);
+
+	if (!connection || connection->protocol != SPANDIAL_HTTP1)
+		connection = begin_connection(key, SPANDIAL_HTTP1, 1, 0);
+	if (connection) {
+		connection->pending = 1;
+		connection->answered = 0;
+	}
+	return connection;
+}
+
+/* A request was dropped: what follows is not the answer to the one before, if that has been answered. */
+static __always_inline void end_answers(connection_key key)
+{
+	struct connection *connection = find_connection(key);
+
+	if (connection && connection->answered)
+		connection->pending = 0;
+}
+
+#define ANSWER_FIRST 128 /* bytes of an answer that a record carries: the first, and the last of the rest */
+#define ANSWER_LAST 128
 #define HTTP1_LINE_MAX 256 /* bytes of a request line that a record carries */
 #define HTTP1_RECORD (offsetof(struct spandial_entry, request) + HTTP1_LINE_MAX)
 
 static __always_inline void emit(const struct head *head, const struct trace_context *context, u32 parent, u64 word,
-				 u32 tgid, u32 row)
+				 u32 tgid, u32 row, u64 connection, u32 bytes)
 {
 	struct spandial_entry *entry = entries.ringbuf_reserve(HTTP1_RECORD);
 	u32 length = head->request_line ? head->request_line : head->length;
@@ -191,14 +261,15 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->span_id = context->span_id;
 	entry->randomness = context->randomness;
 	entry->word = word;
-	entry->connection = 0;
+	entry->connection = connection;
 	entry->tgid = tgid;
 	entry->row = row;
 	entry->kind = SPANDIAL_HTTP;
 	entry->parent = parent;
 	entry->protocol = SPANDIAL_HTTP1;
 	entry->event = SPANDIAL_EVENT_ENTRY;
-	entry->stream = entry->flags = entry->reserved = 0;
+	entry->stream = entry->flags = 0;
+	entry->bytes = bytes;
 	entry->length = length < HTTP1_LINE_MAX ? length : HTTP1_LINE_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
 	bpf_probe_read_kernel(entry->request, HTTP1_LINE_MAX, head->bytes);
@@ -208,8 +279,10 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 
 /* Count and decide the request whose first bytes, and if it was received all of them, are in head. */
 static __always_inline void on_http1_request(u32 tgid, const struct spandial_target *target, struct head *head,
-					     u32 length)
+					     u32 length, u32 bytes, connection_key key)
 {
+	struct connection *connection;
+	u64 id = 0;
 	struct trace_context context = {};
 	struct spandial_counts *count;
 	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP;
@@ -237,13 +310,21 @@ static __always_inline void on_http1_request(u32 tgid, const struct spandial_tar
 		context.randomness = draw_randomness();
 	}
 	word = word_of(tgid, row, target->epoch, kind);
-	if (!spandial_decide(word, context.randomness, parent))
+	if (!spandial_decide(word, context.randomness, parent)) {
+		if (target->answers)
+			end_answers(key);
 		return;
+	}
 	count->kept[kind]++;
 	if (parent)
 		count->kept_traced[kind]++;
-	if (word & SPANDIAL_EMIT)
-		emit(head, &context, parent, word, tgid, row);
+	if (!(word & SPANDIAL_EMIT))
+		return;
+	if (target->answers) {
+		connection = want_answers(key);
+		id = connection ? connection->id : 0;
+	}
+	emit(head, &context, parent, word, tgid, row, id, bytes);
 }
 
 /* Read the first bytes of a message, at most HEAD_MAX, into head. Returns 0 if they could be read. */
@@ -376,30 +457,6 @@ static __always_inline void decide_block(struct walk *walk)
 	walk->at.fresh = 0;
 }
 
-static __always_inline struct connection *find_connection(connection_key key)
-{
-#ifdef SPANDIAL_SYS_EXIT
-	return connections.lookup(&key);
-#else
-	return connections.sk_storage_get(key, 0, 0);
-#endif
-}
-
-static __always_inline struct connection *make_connection(connection_key key)
-{
-#ifdef SPANDIAL_SYS_EXIT
-	u32 zero = 0;
-	struct connection *new = new_connections.lookup(&zero);
-
-	if (!new)
-		return 0;
-	connections.update(&key, new);
-	return connections.lookup(&key);
-#else
-	return connections.sk_storage_get(key, 0, BPF_SK_STORAGE_GET_F_CREATE);
-#endif
-}
-
 /* The protocol of a request that begins with what is in head: eight bytes, or more. */
 static __always_inline u32 identify(const struct head *head, u64 total)
 {
@@ -427,7 +484,8 @@ static __always_inline void walk_requests(struct connection *connection, const s
 	walk->iovecs = message->iovecs;
 	walk->broken = 0;
 	walk->window_length = 0;
-	walk->prepared = 0;
+	walk->prepared = walk->pending = 0;
+	walk->record.bytes = message->total;
 	walk->unnamed_known = connection->unnamed_known;
 	walk->entries = connection->protocol == SPANDIAL_HTTP2 ? connection->server : !connection->server;
 	walk->epoch = target->epoch;
@@ -462,6 +520,12 @@ static __always_inline void walk_requests(struct connection *connection, const s
 		return;
 	}
 	connection->requests = walk->at;
+	if (walk->pending && target->answers) {
+		connection->pending = 1;
+		connection->answered = 0;
+	} else if (connection->answered) {
+		connection->pending = 0;
+	}
 	connection->unnamed_known = walk->unnamed_known;
 	connection->awaiting_reply |= walk->prepared;
 	if (walk->at.captured)
@@ -482,7 +546,7 @@ static __always_inline void hand_over_reply(struct connection *connection, const
 	record->row = row;
 	record->connection = connection->id;
 	record->protocol = connection->protocol;
-	record->stream = record->flags = 0;
+	record->stream = record->flags = record->bytes = 0;
 	walk->word = 0;
 	walk->at.start_ns = bpf_ktime_get_boot_ns();
 	walk->at.captured = MYSQL_REPLY_MAX;
@@ -490,25 +554,55 @@ static __always_inline void hand_over_reply(struct connection *connection, const
 	emit_operation(walk, SPANDIAL_EVENT_REPLY);
 }
 
-static __always_inline struct connection *begin_connection(connection_key key, u32 protocol, int received, int fresh)
+/* What the record of an answer, or of a connection's end, has in common. */
+static __always_inline void describe_answer(const struct connection *connection, struct walk *walk, u32 tgid, u32 row)
 {
-	struct connection *connection = make_connection(key);
+	struct spandial_entry *record = &walk->record;
 
-	if (!connection) {
-		count_loss(SPANDIAL_LOSS_NO_MEMORY);
-		return 0;
-	}
-	__builtin_memset(&connection->requests, 0, sizeof(connection->requests));
-	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
-	connection->protocol = protocol;
-	connection->server = received;
-	if (protocol == SPANDIAL_HTTP2 && fresh) {
-		connection->requests.skip = PREFACE_LENGTH;
-		connection->requests.fresh = 1;
-	}
-	connection->awaiting_reply = 0;
-	connection->unnamed_known = 0;
-	return connection;
+	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
+	record->tgid = tgid;
+	record->row = row;
+	record->connection = connection->id;
+	record->protocol = connection->protocol;
+	record->kind = connection->protocol == SPANDIAL_HTTP1 ? SPANDIAL_HTTP : SPANDIAL_DB;
+	record->parent = SPANDIAL_NO_PARENT;
+	record->stream = record->flags = record->bytes = 0;
+	walk->word = 0;
+	walk->at.start_ns = bpf_ktime_get_boot_ns();
+	walk->at.captured = 0;
+}
+
+/* A part of the answer to a kept entry: its first bytes, and its last. */
+static __always_inline void hand_over_answer(struct connection *connection, const struct message *message,
+					     struct walk *walk, u32 tgid, u32 row)
+{
+	u32 length = message->length, first, last;
+
+	describe_answer(connection, walk, tgid, row);
+	walk->record.bytes = message->total;
+	connection->answered = 1;
+	first = length < ANSWER_FIRST ? length : ANSWER_FIRST;
+	last = length - first < ANSWER_LAST ? length - first : ANSWER_LAST;
+	asm volatile("%0 &= 0xff" : "+r"(first));
+	asm volatile("%0 &= 0xff" : "+r"(last));
+	if (bpf_probe_read_user(walk->record.request, first, (void *)message->buffer) ||
+	    bpf_probe_read_user(walk->record.request + ANSWER_FIRST, last, (void *)(message->buffer + length - last)))
+		count_loss(SPANDIAL_LOSS_UNREADABLE);
+	walk->at.captured = first + last;
+	emit_record(walk, SPANDIAL_EVENT_ANSWER);
+}
+
+/* The other side has ended the connection. */
+static __always_inline void on_end(connection_key key, u32 tgid, u32 row)
+{
+	struct connection *connection = find_connection(key);
+	struct walk *walk = this_walk();
+
+	if (!connection || !connection->pending || !walk)
+		return;
+	connection->pending = 0;
+	describe_answer(connection, walk, tgid, row);
+	emit_record(walk, SPANDIAL_EVENT_CLOSED);
 }
 
 /* regs: readable as they are; result: what the system call returned. */
@@ -529,7 +623,13 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	if (!known)
 		return 0;
 	connection = find_connection(key);
-	if (!connection || !connection->protocol) {
+	if (!connection || connection->protocol <= SPANDIAL_HTTP1) {
+		if (connection && connection->pending && !message.received) {
+			walk = this_walk();
+			if (walk)
+				hand_over_answer(connection, &message, walk, tgid, target->row);
+			return 0;
+		}
 		head = heads.lookup(&zero);
 		if (!head || message.length < 8)
 			return 0;
@@ -542,7 +642,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		if (starts_with_method(first)) {
 			if (!RECALL(head->received) && read_head(head, length, message.buffer))
 				goto unreadable;
-			on_http1_request(tgid, target, head, length);
+			on_http1_request(tgid, target, head, length, message.total, key);
 			return 0;
 		}
 		protocol = identify(head, message.total);
@@ -556,10 +656,14 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	walk = this_walk();
 	if (!walk)
 		return 0;
-	if (!!message.received == !!connection->server)
+	if (!!message.received == !!connection->server) {
 		walk_requests(connection, &message, walk, tgid, target);
-	else if (connection->awaiting_reply)
+		return 0;
+	}
+	if (connection->awaiting_reply)
 		hand_over_reply(connection, &message, walk, tgid, target->row);
+	if (connection->pending)
+		hand_over_answer(connection, &message, walk, tgid, target->row);
 	return 0;
 unreadable:
 	count_loss(SPANDIAL_LOSS_UNREADABLE);
@@ -586,6 +690,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
 	key = (u64)tgid << 32 | (u32)SYSCALL_ARG0(&regs);
 	if (!result) {
+		on_end(key, tgid, target->row);
 		if (SYSCALL_NUMBER(&regs) == NR_CLOSE)
 			connections.delete(&key);
 		return 0;
@@ -603,12 +708,16 @@ static __always_inline int on_socket(u64 *ctx)
 	u32 tgid;
 
 	/* The cheapest test first: half the receives of a busy server find nothing (EAGAIN). */
-	if (result <= 0 || (ctx[2] & MSG_PEEK))
+	if (result < 0 || (ctx[2] & MSG_PEEK))
 		return 0;
 	tgid = bpf_get_current_pid_tgid() >> 32;
 	target = targets.lookup(&tgid);
 	if (!target)
 		return 0;
+	if (!result) {
+		on_end((struct sock *)ctx[0], tgid, target->row);
+		return 0;
+	}
 	/* A pointer that the verifier knows and lets be read (Linux 5.15, commit dd6e10fbd9fb). */
 	return on_syscall((const struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), result, tgid, target,
 			  (struct sock *)ctx[0]);

@@ -54,8 +54,10 @@ static __always_inline void emit_operation(struct walk *walk, u32 event)
 
 static __always_inline void end_operation(struct walk *walk)
 {
-	if (wanted(walk))
+	if (wanted(walk)) {
 		emit_operation(walk, SPANDIAL_EVENT_ENTRY);
+		walk->pending = 1;
+	}
 	walk->at.decided = UNDECIDED;
 	walk->at.capturing = walk->at.captured = 0;
 }

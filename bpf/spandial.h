@@ -62,6 +62,7 @@ struct spandial_row {
 struct spandial_target {
 	__u32 row;
 	__u32 epoch;
+	__u32 answers; /* hand over the answers to its kept entries, too */
 };
 
 /* Value of the kernel's counts map, keyed by row, per CPU; arrays by entry kind. */
@@ -101,6 +102,8 @@ enum spandial_event {
 	SPANDIAL_EVENT_REPLY = 2,   /* the first bytes of the answer to the last PREPARE */
 	SPANDIAL_EVENT_FORGET = 3,  /* a prepared statement was closed */
 	SPANDIAL_EVENT_BLOCK = 4,   /* a header block of no kept entry that changed the dynamic table */
+	SPANDIAL_EVENT_ANSWER = 5,  /* a part of the answer to the last entry: its first and last 128 bytes */
+	SPANDIAL_EVENT_CLOSED = 6,  /* the other side ended the connection */
 };
 
 enum spandial_record_flag {
@@ -129,7 +132,7 @@ struct spandial_entry {
 	__u32 stream;  /* of the connection (HTTP/2) */
 	__u16 length;  /* bytes of request that are valid */
 	__u16 flags;   /* enum spandial_record_flag */
-	__u32 reserved;
+	__u32 bytes;   /* of the whole message */
 	__u8 request[SPANDIAL_REQUEST_MAX];
 };
 

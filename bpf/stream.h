@@ -55,6 +55,8 @@ struct connection {
 	__u32 protocol;
 	__u32 server;	      /* the target received its requests */
 	__u32 awaiting_reply; /* to a PREPARE */
+	__u32 pending;	      /* a kept entry was handed over, and its answer is wanted */
+	__u32 answered;	      /* some of that has been there */
 	__u32 unnamed_known;  /* the unnamed statement was handed over (PostgreSQL) */
 	struct requests requests;
 	__u8 capture[SPANDIAL_REQUEST_MAX];
@@ -89,6 +91,7 @@ struct walk {
 	__u32 entries; /* the requests are entries, as opposed to going the other way */
 	__u32 broken;
 	__u32 prepared;
+	__u32 pending;
 	__u32 unnamed_known;
 	__u32 epoch;
 	struct block block;

@@ -116,6 +116,8 @@ class Event(enum.IntEnum):
     REPLY = 2
     FORGET = 3
     BLOCK = 4
+    ANSWER = 5
+    CLOSED = 6
 
 
 class RecordFlag(enum.IntFlag):
@@ -127,14 +129,14 @@ class RecordFlag(enum.IntFlag):
     UNDECIDED = 8
 
 
-# struct spandial_target: row, epoch
-TARGET = struct.Struct("=II")
+# struct spandial_target: row, epoch, answers
+TARGET = struct.Struct("=III")
 # struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse; each by entry kind
 COUNTS = struct.Struct("=20Q")
 REQUEST_MAX = 1024
 # struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, connection,
-# tgid, row, kind, parent, protocol, event, stream, length, flags
-ENTRY = struct.Struct("=7QIIBBBBIHH4x")
+# tgid, row, kind, parent, protocol, event, stream, length, flags, bytes
+ENTRY = struct.Struct("=7QIIBBBBIHHI")
 
 # The counter page of a hooked process, in u64 words; the counts are indexed by
 # kind * PAGE_KIND_STRIDE + (no parent 0, PAGE_REMOTE, PAGE_LOCAL) + (kept 1).

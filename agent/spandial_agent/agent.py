@@ -25,6 +25,10 @@ from spandial_agent.node import LocalNode
 from spandial_agent.registrar import Registrar
 from spandial_agent.server import bind_tcp, bind_unix, serve
 from spandial_agent.settings import Settings
+from spandial_agent.spans.export import Exporter
+from spandial_agent.spans.kubelet import Kubelet
+from spandial_agent.spans.pipeline import SpanPipeline
+from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.table import MemfdTable, RateTable, TableBackend
 from spandial_agent.targets import Targets
 from spandial_api.app import build_app
@@ -72,7 +76,10 @@ async def run_agent(settings: Settings) -> None:
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
         discovery = Discovery(targets, parse_rules(settings.discover))
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds)
+        spans = _spans() if capture is not None else None
+        if spans is not None:
+            stack.callback(spans.close)
+        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds, spans)
         try:
             store = Store(settings.state_dir / "rules.sqlite")
             stack.callback(store.close)
@@ -133,6 +140,15 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
             backend.close()
         raise SpandialError("the kernel side is required, but " + " ".join(missing))
     return backend or MemfdTable(), None, missing
+
+
+def _spans() -> SpanPipeline | None:
+    """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
+    exporter = Exporter.from_environ()
+    if exporter is None:
+        return None
+    _log.info("exporting the spans of processes without a hook")
+    return SpanPipeline(exporter, Resources(Kubelet.from_environ(os.environ), node_name(os.environ)))
 
 
 @contextlib.contextmanager

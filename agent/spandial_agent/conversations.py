@@ -94,6 +94,8 @@ class Conversations:
 
     def read(self, entry: Entry) -> Call | None:
         """What a kept entry asked for; None for a record of something else, or of an entry that is dropped now."""
+        if entry.event in (Event.ANSWER, Event.CLOSED):
+            return None
         if entry.protocol == Protocol.HTTP1:
             method, path = parse_request_line(entry.request)
             return _call(entry)._replace(method=method, path=path)

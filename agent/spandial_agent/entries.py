@@ -31,6 +31,7 @@ class Entry(NamedTuple):
     connection: int  # drawn for each connection that is followed; 0: none is
     stream: int  # of the connection (HTTP/2)
     flags: RecordFlag
+    size: int  # bytes of the whole message
     request: bytes  # its beginning
     trace_id: int  # 0: no trace context
     span_id: int
@@ -44,7 +45,7 @@ def decode_entry(record: bytes) -> Entry:
     if len(record) < abi.ENTRY.size:
         raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
     time_ns, high, low, span_id, randomness, word, connection, tgid, row, *rest = abi.ENTRY.unpack_from(record)
-    kind, parent, protocol, event, stream, length, flags = rest
+    kind, parent, protocol, event, stream, length, flags, size = rest
     return Entry(
         time_ns=time_ns,
         tgid=tgid,
@@ -55,6 +56,7 @@ def decode_entry(record: bytes) -> Entry:
         connection=connection,
         stream=stream,
         flags=RecordFlag(flags),
+        size=size,
         request=record[abi.ENTRY.size : abi.ENTRY.size + length],
         trace_id=high << 64 | low,
         span_id=span_id,

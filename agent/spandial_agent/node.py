@@ -11,13 +11,16 @@ from importlib.metadata import version
 
 from spandial import abi
 from spandial.abi import EntryKind, Mode, Protocol, word_rate
+from spandial.labels import Labels
 from spandial_agent.conversations import Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.registrar import Registrar
+from spandial_agent.spans.exchanges import Peer
+from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_api.control import selector_text
 from spandial_api.node import (
     EntryEvent,
@@ -53,6 +56,7 @@ class LocalNode:
 
     Args:
         missing: one sentence for each thing that the kernel side lacks here.
+        spans: what makes spans of the entries of processes without a hook, if they are exported.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class LocalNode:
         capture: Capture | None,
         missing: list[str],
         lease_s: float,
+        spans: SpanPipeline | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -73,7 +78,17 @@ class LocalNode:
         self._missing = missing
         self._lease_s = lease_s
         self._watchers = Watchers(targets.rewrite)
-        targets.emit = self._watchers.wants
+        self._spans = spans
+        targets.emit = self._wants_entries
+        targets.answers = spans is not None
+        if spans is not None:
+            removed = targets.on_removed
+
+            def on_removed(target: Target) -> None:
+                removed(target)
+                spans.exited(target.pid)
+
+            targets.on_removed = on_removed
         self._revision = 0
         # Each is written by one thread only: by the ring buffer's, by the loop's.
         self._handed_over = 0
@@ -126,6 +141,8 @@ class LocalNode:
         }
         if self._capture is not None:
             losses |= self._capture.losses()
+        if self._spans is not None:
+            losses |= self._spans.losses()
         return NodeStats(targets=[self._target_stats(target) for target in self._targets], losses=losses)
 
     def health(self) -> Health:
@@ -188,6 +205,9 @@ class LocalNode:
                 kinds[_KIND_NAMES[kind]] = state
         return TargetStats.model_validate({"pid": target.pid, **target.labels._asdict(), "kinds": kinds})
 
+    def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
+        return self._watchers.wants(labels) or (self._spans is not None and not hooked)
+
     def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
         if self._handed_over - self._taken >= _BACKLOG:
@@ -208,10 +228,13 @@ class LocalNode:
             except ValueError:
                 self._bad_records += 1
                 continue
+            target = self._targets.get(entry.tgid)
             call = self._conversations.read(entry)
+            if self._spans is not None and target is not None and target.why != REGISTERED:
+                process = Peer(target.pid, target.process.start_time, target.labels)
+                self._spans.take(entry, call, process)
             if call is None:
                 continue
-            target = self._targets.get(entry.tgid)
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
             self._watchers.offer(
                 EntryEvent.model_construct(

@@ -65,8 +65,9 @@ class Targets:
     """All targets. A row stays with its process until the process ends, whatever its hook does meanwhile.
 
     Attributes:
-        emit: whether the kernel shall emit the kept entries of a process with these labels: only while somebody reads
-            them. Call `rewrite` when it answers differently.
+        emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
+            not: only while somebody reads them. Call `rewrite` when it answers differently.
+        answers: whether it shall emit the answers to those of processes without a hook, too.
 
     Args:
         table: where their rates are.
@@ -90,8 +91,9 @@ class Targets:
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
         self._book = RuleBook()
-        self._resolved: dict[tuple[Labels, int], _Resolved] = {}
-        self.emit: Callable[[Labels], bool] = lambda labels: False
+        self._resolved: dict[tuple[Labels, int, bool], _Resolved] = {}
+        self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
+        self.answers = False
         self._write_default()
 
     def __iter__(self) -> Iterator[Target]:
@@ -154,6 +156,7 @@ class Targets:
         target = self._current(process) or self._add(process, labels, default, REGISTERED, by_rule=False)
         if not target.hooked and self._capture is not None:
             target.base = self._capture.counts(target.row.number)
+            self._capture.want_answers(target.pid, target.row, False)
         target.pages.append(page)
         target.labels, target.default = labels, default
         target.why, target.by_rule = REGISTERED, False
@@ -207,7 +210,7 @@ class Targets:
         return known
 
     def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
-        rules, words, fallback = self._resolve(labels, default)
+        rules, words, fallback = self._resolve(labels, default, why == REGISTERED)
         row = self._table.allocate(process.pid, words, fallback)
         target = Target(process, labels, default, row, rules, written=(words, fallback), why=why, by_rule=by_rule)
         self._by_pid[process.pid] = target
@@ -215,7 +218,7 @@ class Targets:
             self._write(target)
         if self._capture is not None:
             try:
-                self._capture.add_target(process.pid, row)
+                self._capture.add_target(process.pid, row, self.answers and why != REGISTERED)
             except OSError as error:  # its map is full: the hooks of further processes obey all the same
                 _log.warning("the kernel does not watch a process", pid=process.pid, error=str(error))
         self.on_added(target)
@@ -223,25 +226,25 @@ class Targets:
 
     def _write(self, target: Target) -> None:
         if target.row.number == DEFAULT_ROW:  # not its own: it obeys what holds for a process without labels
-            target.rules = self._resolve(Labels(), self._default)[0]
+            target.rules = self._resolve(Labels(), self._default, False)[0]
             return
-        target.rules, words, fallback = self._resolve(target.labels, target.default)
+        target.rules, words, fallback = self._resolve(target.labels, target.default, target.why == REGISTERED)
         if target.written != (words, fallback):
             self._table.write(target.row, words, fallback)
             target.written = words, fallback
 
     def _write_default(self) -> None:
-        _, words, fallback = self._resolve(Labels(), self._default)
+        _, words, fallback = self._resolve(Labels(), self._default, False)
         self._table.write_default(words, fallback)
 
-    def _resolve(self, labels: Labels, default: int) -> _Resolved:
+    def _resolve(self, labels: Labels, default: int, hooked: bool) -> _Resolved:
         """Rules, rates and fallback of these labels; worked out once for all processes that have them."""
-        known = self._resolved.get((labels, default))
+        known = self._resolved.get((labels, default, hooked))
         if known is not None:
             return known
         rules = tuple(self._book.resolve(labels, kind) for kind in EntryKind)
-        emit = Flag.EMIT if self.emit(labels) else 0
+        emit = Flag.EMIT if self.emit(labels, hooked) else 0
         words = [(rule.word if rule else default) | emit for rule in rules]
         fallback = default if self._book.fallback is None else self._book.fallback
-        resolved = self._resolved[labels, default] = rules, words, fallback
+        resolved = self._resolved[labels, default, hooked] = rules, words, fallback
         return resolved

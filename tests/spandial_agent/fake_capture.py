@@ -40,11 +40,14 @@ class FakeCapture:
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         self.hand_over = on_records
 
-    def add_target(self, tgid: int, row: Row) -> None:
+    def add_target(self, tgid: int, row: Row, answers: bool = False) -> None:
         if len(self.watched) >= self.room:
             raise OSError(7, "update of the key: Argument list too long")
         self.calls.append(("add", tgid))
         self.watched[tgid] = row
+
+    def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
+        pass
 
     def remove_target(self, tgid: int) -> None:
         self.on_remove(tgid)

@@ -24,8 +24,11 @@ def record(
     connection: int = 0,
     stream: int = 0,
     flags: int = 0,
+    size: int = 0,
 ) -> bytes:
     """One struct spandial_entry, with more behind the request."""
     high, low = trace_id >> 64, trace_id & (1 << 64) - 1
     ids = (time_ns, high, low, span_id, randomness, word, connection, tgid, 2)
-    return abi.ENTRY.pack(*ids, kind, parent, protocol, event, stream, len(request), flags) + request + b"\xee" * 100
+    return (
+        abi.ENTRY.pack(*ids, kind, parent, protocol, event, stream, len(request), flags, size) + request + b"\xee" * 100
+    )

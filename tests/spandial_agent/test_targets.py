@@ -230,7 +230,7 @@ def test_the_kernel_emits_the_entries_of_those_processes_that_somebody_watches(
     targets: Targets, table: RateTable
 ) -> None:
     gray = discovered(targets, process())
-    targets.emit = lambda labels: labels.env == "gray"
+    targets.emit = lambda labels, hooked: labels.env == "gray"
     targets.rewrite()
     later = discovered(targets, process(4712))
     blue = discovered(targets, process(4713, CHECKOUT._replace(env="blue")))
@@ -239,7 +239,7 @@ def test_the_kernel_emits_the_entries_of_those_processes_that_somebody_watches(
         assert not words(table, target)[abi.WORD_FALLBACK] & Flag.EMIT
     assert words(table, blue)[:4] == (DEFAULT,) * 4
 
-    targets.emit = lambda labels: False
+    targets.emit = lambda labels, hooked: False
     targets.rewrite()
     assert words(table, gray)[:4] == words(table, later)[:4] == (DEFAULT,) * 4
 

@@ -136,7 +136,7 @@ class Comings(RuleBasedStateMachine):
     @rule(env=st.sampled_from(["", "gray", "blue"]))
     def watched_env(self, env: str) -> None:
         self.watched = env
-        self.targets.emit = lambda labels: labels.env == env
+        self.targets.emit = lambda labels, hooked: labels.env == env
         self.targets.rewrite()
 
     @invariant()

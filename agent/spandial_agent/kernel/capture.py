@@ -92,11 +92,19 @@ class Capture:
             raise
         return "sys_exit", module, [program]
 
-    def add_target(self, tgid: int, row: Row) -> None:
-        """Watch a process from now on. A row of its own begins at zero."""
+    def add_target(self, tgid: int, row: Row, answers: bool = False) -> None:
+        """Watch a process from now on. A row of its own begins at zero.
+
+        Args:
+            answers: hand over the answers to its kept entries, too.
+        """
         if row.number != abi.DEFAULT_ROW:
             self._counts[row.number] = bytes(abi.COUNTS.size)
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch)
+        self.want_answers(tgid, row, answers)
+
+    def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
+        """Whether to hand over the answers to a watched process's kept entries."""
+        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers)
 
     def remove_target(self, tgid: int) -> None:
         self._targets.pop(tgid)

@@ -1,8 +1,8 @@
-"""HTTP/1.x: the method and the path of a request line."""
+"""HTTP/1.x: the method and the path of a request line, the status of an answer."""
 
 from __future__ import annotations
 
-__all__ = ["parse_request_line"]
+__all__ = ["parse_request_line", "parse_status"]
 
 
 def parse_request_line(request: bytes) -> tuple[str, str]:
@@ -18,3 +18,11 @@ def parse_request_line(request: bytes) -> tuple[str, str]:
         slash = authority.find(b"/")
         path = authority[slash:] if slash >= 0 else b"/"
     return method.decode("latin-1"), path.decode("utf-8", "backslashreplace")
+
+
+def parse_status(answer: bytes) -> int | None:
+    """The status code of a status line (RFC 9112, section 4); None if these bytes begin with none. Never raises."""
+    if not answer.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")):
+        return None
+    digits = answer[9:12]
+    return int(digits) if len(digits) == 3 and digits.isdigit() and digits[0] != ord("0") else None

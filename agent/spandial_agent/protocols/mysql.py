@@ -21,7 +21,7 @@ _BULK = 0xFA  # COM_STMT_BULK_EXECUTE of MariaDB
 _OK = 0x00
 _ERROR = 0xFF
 _PROGRESS = b"\xff\xff\xff"  # MariaDB: an error without a number is a report of progress, and the answer follows
-_END_MAX = 64  # bytes of a reply's end that are looked at
+_END_MAX = 256  # bytes of a reply's end that are looked at
 
 # Types of the binary protocol: how many bytes a value has, or that it begins with that number (strings, times).
 _SIZES = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 0, 8: 8, 9: 4, 13: 2}

@@ -13,7 +13,7 @@ __all__ = ["Statements", "parse_reply"]
 _STATEMENTS_MAX = 256
 _NAME_MAX = 255  # bytes; a longer name is not remembered
 _HEADER = 5  # type, and the length of all but the type
-_END_MAX = 64  # bytes of a reply's end that are looked at
+_END_MAX = 256  # bytes of a reply's end that are looked at
 
 _SQLSTATE = re.compile(rb"[0-9A-Z]{5}")
 _TAG = re.compile(rb"([A-Z]+(?: [A-Z]+)*(?: [0-9]{1,20}){0,2})\0")

@@ -1,0 +1,1 @@
+"""Finished exchanges of un-hooked processes, as OpenTelemetry spans at an OTLP endpoint."""

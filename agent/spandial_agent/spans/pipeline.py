@@ -1,0 +1,96 @@
+"""From records of processes without a hook to exported spans, in a thread of its own: the event loop never waits."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from spandial_agent.conversations import Call
+from spandial_agent.entries import Entry
+from spandial_agent.spans.clock import Clock, read_clocks
+from spandial_agent.spans.exchanges import Exchanges, Peer
+from spandial_agent.spans.export import Exporter
+from spandial_agent.spans.record import Exchange
+from spandial_agent.spans.resource import Resources
+
+__all__ = ["SpanPipeline"]
+
+_QUEUE = 65_536  # records
+_LOOK_S = 0.05
+_SWEEP_S = 0.25
+_CLOCK_S = 1.0
+
+
+class SpanPipeline:
+    """Pairs, describes and exports. `take` and `exited` may be called from any one thread, and never wait."""
+
+    def __init__(self, exporter: Exporter, resources: Resources) -> None:
+        self._exporter = exporter
+        self._resources = resources
+        self._clock = Clock(read_clocks())
+        self._exchanges = Exchanges(self._export)
+        self._queue: deque[tuple[Entry, Call | None, Peer] | int] = deque()
+        self._lost = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="spandial-spans", daemon=True)
+        self._thread.start()
+
+    def take(self, entry: Entry, call: Call | None, process: Peer) -> None:
+        if len(self._queue) >= _QUEUE:
+            self._lost += 1
+            return
+        self._queue.append((entry, call, process))
+
+    def exited(self, pid: int) -> None:
+        self._queue.append(pid)
+
+    def losses(self) -> dict[str, int]:
+        """Spans that were lost, by reason."""
+        counts = self._exporter.counts()
+        return {
+            "span_records_dropped": self._lost,
+            "spans_without_room": self._exchanges.lost,
+            "spans_queue_full": counts.dropped_queue_full,
+            "spans_export_failed": counts.export_failed,
+        }
+
+    def exported(self) -> int:
+        return self._exporter.counts().exported
+
+    def close(self) -> None:
+        """Export what is there."""
+        self._stop.set()
+        self._thread.join()
+        self._exporter.close()
+
+    def _run(self) -> None:
+        next_sweep = next_clock = time.monotonic()
+        while not self._stop.wait(_LOOK_S):
+            self._drain()
+            now = time.monotonic()
+            if now >= next_sweep:
+                next_sweep = now + _SWEEP_S
+                self._exchanges.sweep(_boottime_ns())
+            if now >= next_clock:
+                next_clock = now + _CLOCK_S
+                self._clock.update(read_clocks())
+        self._drain()
+        self._exchanges.finish_all(_boottime_ns())
+
+    def _drain(self) -> None:
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, int):
+                self._exchanges.exited(item, _boottime_ns())
+            else:
+                self._exchanges.take(*item)
+
+    def _export(self, exchange: Exchange, process: Peer) -> None:
+        start, end = self._clock.unix_ns(exchange.start_ns, exchange.end_ns)
+        resource = self._resources.of(process.pid, process.start_time, process.labels)
+        self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource)
+
+
+def _boottime_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,0 +1,140 @@
+"""Un-hooked services under load: every kept entry is one span at a receiver that this project did not write."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spandial_agent.spans.clock import Clock, read_clocks
+from tests.agent_process import AgentProcess, eventually
+from tests.e2e.databases import MariaDB, PostgreSQL, Redis
+from tests.e2e.programs.process import Load
+from tests.e2e.services import h2load, nginx, node
+from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan, receiver_command
+
+pytest_plugins = ["tests.e2e.programs.fixtures"]
+pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
+
+TILL_NAME = f"till-{os.getpid()}"
+TILL = {"OTEL_SERVICE_NAME": TILL_NAME, "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=gray"}
+TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
+PARENT = f"traceparent: 00-{TRACE_ID:032x}-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[OtlpReceiver]:
+    if receiver_command() is None:
+        pytest.fail("there is no OTLP receiver: run deploy/setup")
+    receiver = OtlpReceiver(tmp_path)
+    receiver.start()
+    yield receiver
+    receiver.kill()
+
+
+@pytest.fixture(params=["http/protobuf", "grpc"])
+def agent(
+    request: pytest.FixtureRequest, receiver: OtlpReceiver, make_agent: Callable[..., AgentProcess]
+) -> AgentProcess:
+    endpoint = receiver.endpoint("grpc" if request.param == "grpc" else "http")
+    return make_agent(OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=request.param)
+
+
+def found(agent: AgentProcess, service: str) -> None:
+    eventually(lambda: any(target["service"] == service for target in agent.get("/targets")), f"{service} is found")
+
+
+def received(receiver: OtlpReceiver, count: int, service: str) -> list[ReceivedSpan]:
+    def all_of_them() -> list[ReceivedSpan] | None:
+        spans = [span for span in receiver.spans() if span.resource.get("service.name") == service]
+        return spans if len(spans) >= count else None
+
+    spans: list[ReceivedSpan] = eventually(all_of_them, f"{count} spans of {service}", 30)
+    assert len(spans) == count
+    assert len({span.span_id for span in spans}) == count
+    return spans
+
+
+@pytest.mark.needs("h2load")
+@pytest.mark.parametrize("start", [nginx, node])
+def test_every_kept_request_is_a_span(
+    agent: AgentProcess, receiver: OtlpReceiver, tmp_path: Path, start: Callable[[Path], Any]
+) -> None:
+    service = {nginx: "edge", node: "front"}[start]
+    clock = Clock(read_clocks())
+    with start(tmp_path) as server:
+        found(agent, service)
+        begin = read_clocks()
+        h2load(server, 500, PARENT)
+        assert server.get("/missing").status_code in (200, 404)
+        spans = received(receiver, 501, service)
+    end = read_clocks()
+    traced = [span for span in spans if span.trace_id == TRACE_ID]
+    assert len(traced) == 500
+    assert {(span.name, span.kind, span.parent_span_id) for span in traced} == {("GET", "server", 0xB7AD6B7169203331)}
+    assert {span.attributes["http.response.status_code"] for span in traced} == {200}
+    assert {span.attributes["http.request.method"] for span in spans} == {"GET"}
+    assert {span.resource["process.executable.name"] for span in spans} == {start.__name__}
+    first, last = clock.unix_ns(begin.before_ns, end.after_ns)
+    slack = 50_000_000
+    assert all(first - slack <= span.start_ns <= span.end_ns <= last + slack for span in spans)
+    losses = agent.get("/stats")["losses"]
+    assert not any(count for reason, count in losses.items() if reason.startswith("span"))
+
+
+def test_every_kept_statement_is_a_span(
+    agent: AgentProcess,
+    receiver: OtlpReceiver,
+    postgres_server: PostgreSQL,
+    mariadb_server: MariaDB,
+    redis_server: Redis,
+) -> None:
+    loads = {name: Load(name, TILL) for name in ("postgres", "mysql", "redis")}
+    try:
+        eventually(lambda: sum(t["service"] == TILL_NAME for t in agent.get("/targets")) == 3, "all loads are found")
+        done = Counter[str]()
+        for mode, protocol in (("statements", "simple"), ("statements", "prepared"), ("errors", "simple")):
+            report = loads["postgres"].run(mode, address=postgres_server.address(), count=40, protocol=protocol)
+            done["postgresql"] += report.done.total
+            done["postgresql errors"] += sum(report.done.errors.values())
+        report = loads["mysql"].run("errors", address=mariadb_server.address(), count=40)
+        done["mysql"], done["mysql errors"] = report.done.total, sum(report.done.errors.values())
+        report = loads["redis"].run("errors", address=redis_server.address(), count=40)
+        done["redis"], done["redis errors"] = report.done.total, sum(report.done.errors.values())
+        total = sum(count for name, count in done.items() if " " not in name)
+        spans = received(receiver, total, TILL_NAME)
+    finally:
+        for load in loads.values():
+            load.stop()
+    seen = Counter(str(span.attributes["db.system.name"]) for span in spans)
+    failed = Counter(str(span.attributes["db.system.name"]) for span in spans if span.status == "error")
+    systems = ("postgresql", "mysql", "redis")
+    assert seen == {system: done[system] for system in systems}
+    assert failed == {system: done[f"{system} errors"] for system in systems}
+    assert {span.kind for span in spans} == {"client"}
+    assert {span.resource["deployment.environment.name"] for span in spans} == {"gray"}
+    codes = {span.attributes.get("db.response.status_code") for span in spans if span.status == "error"}
+    assert codes >= {"22012", "23505", "42P01", "42601", "1062", "1146", "1064", "1690", "WRONGTYPE", "ERR"}
+
+
+def test_what_the_rate_drops_is_no_span(agent: AgentProcess, receiver: OtlpReceiver, redis_server: Redis) -> None:
+    agent.set(0, service=TILL_NAME, protocol="db")
+    with Load("redis", TILL) as load:
+        found(agent, TILL_NAME)
+        load.run("commands", address=redis_server.address(), count=100)
+        agent.set(100, service=TILL_NAME, protocol="db")
+        load.run("commands", address=redis_server.address(), count=50)
+        received(receiver, 50, TILL_NAME)
+
+
+def test_spans_without_a_collector_are_counted(make_agent: Callable[..., AgentProcess], redis_server: Redis) -> None:
+    agent = make_agent(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    with Load("redis", TILL) as load:
+        found(agent, TILL_NAME)
+        load.run("commands", address=redis_server.address(), count=100)
+        eventually(lambda: agent.get("/stats")["losses"]["spans_export_failed"] >= 100, "the loss is counted", 60)
+        assert agent.get("/stats")["losses"]["spans_export_failed"] == 100

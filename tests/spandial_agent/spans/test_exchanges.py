@@ -1,0 +1,189 @@
+"""Requests and answers become exchanges: each request one, whatever happens to its connection."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spandial.abi import EntryKind, Event, Parent, Protocol
+from spandial.labels import Labels
+from spandial_agent.conversations import Conversations
+from spandial_agent.entries import decode_entry
+from spandial_agent.spans import exchanges as exchanges_module
+from spandial_agent.spans.exchanges import Exchanges, Peer
+from spandial_agent.spans.record import Exchange
+from tests.spandial_agent.records import record
+
+SECOND = 1_000_000_000
+SHOP = Peer(4711, 1, Labels("shop"))
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Watched:
+    """Exchanges as the pipeline feeds them, and what has been finished."""
+
+    def __init__(self) -> None:
+        self.finished: list[Exchange] = []
+        self.exchanges = Exchanges(lambda exchange, process: self.finished.append(exchange), random.Random(1))
+        self._conversations = Conversations()
+
+    def take(self, data: bytes, process: Peer = SHOP) -> None:
+        entry = decode_entry(data)
+        self.exchanges.take(entry, self._conversations.read(entry), process)
+
+    def request(self, at: int, request: bytes = b"GET /pay?x HTTP/1.1", connection: int = 7, **more: int) -> None:
+        self.take(record(request, time_ns=at, connection=connection, **more))
+
+    def answer(self, at: int, answer: bytes = OK, connection: int = 7, protocol: int = Protocol.HTTP1) -> None:
+        self.take(record(answer, time_ns=at, connection=connection, event=Event.ANSWER, protocol=protocol))
+
+    def statement(self, at: int, request: bytes, protocol: Protocol) -> None:
+        self.request(at, request, protocol=protocol, kind=EntryKind.DB)
+
+
+@pytest.fixture
+def watched() -> Watched:
+    return Watched()
+
+
+def test_an_exchange_lasts_from_the_request_to_the_last_of_its_answer(watched: Watched) -> None:
+    watched.request(10, trace_id=99, span_id=5, parent=Parent.REMOTE_KEPT)
+    watched.answer(20)
+    watched.answer(35, b"the rest of the body")
+    watched.exchanges.sweep(35 + SECOND - 1)
+    assert not watched.finished
+    watched.exchanges.sweep(35 + SECOND)
+    (exchange,) = watched.finished
+    assert (exchange.start_ns, exchange.end_ns, exchange.end) == (10, 35, "answered")
+    assert (exchange.method, exchange.path, exchange.status, exchange.server) == ("GET", "/pay", 200, True)
+    assert (exchange.trace_id, exchange.parent_span_id, exchange.pid) == (99, 5, 4711)
+    assert exchange.span_id
+    assert len(watched.exchanges) == 0
+
+
+def test_the_next_request_of_a_connection_ends_the_one_before(watched: Watched) -> None:
+    for number in range(3):
+        watched.request(number * 100 + 1)
+        watched.answer(number * 100 + 2, b"HTTP/1.1 50%d X\r\n" % number)
+    assert [(e.start_ns, e.end_ns, e.status) for e in watched.finished] == [(1, 2, 500), (101, 102, 501)]
+
+
+def test_pipelined_requests_end_together(watched: Watched) -> None:
+    watched.request(1)
+    watched.request(2)
+    watched.answer(5)
+    watched.answer(6)
+    watched.request(9)
+    assert [(e.start_ns, e.end_ns) for e in watched.finished] == [(1, 6), (2, 6)]
+    assert watched.finished[0].span_id != watched.finished[1].span_id
+
+
+def test_an_interim_answer_is_not_the_answer(watched: Watched) -> None:
+    watched.request(1)
+    watched.answer(2, b"HTTP/1.1 100 Continue\r\n\r\n")
+    watched.answer(3, b"HTTP/1.1 201 Created\r\n\r\n")
+    watched.exchanges.sweep(3 + SECOND)
+    assert [(e.status, e.end_ns) for e in watched.finished] == [(201, 3)]
+
+
+def test_a_connection_that_ends_first_is_an_end_of_its_own(watched: Watched) -> None:
+    watched.request(1)
+    watched.take(record(b"", time_ns=4, connection=7, event=Event.CLOSED))
+    watched.request(11, connection=8)
+    watched.answer(12, connection=8)
+    watched.take(record(b"", time_ns=14, connection=8, event=Event.CLOSED))
+    assert [(e.end, e.end_ns, e.status) for e in watched.finished] == [
+        ("connection_closed", 4, None),
+        ("answered", 12, 200),
+    ]
+
+
+def test_a_process_that_ends_ends_its_exchanges_and_no_others(watched: Watched) -> None:
+    watched.request(1)
+    watched.take(record(time_ns=2, connection=9), Peer(4712, 1, Labels("other")))
+    watched.exchanges.exited(4711, 5)
+    assert [(e.end, e.start_ns, e.end_ns) for e in watched.finished] == [("process_exited", 1, 5)]
+    assert len(watched.exchanges) == 1
+
+
+def test_a_request_that_nobody_answers_is_given_up(watched: Watched) -> None:
+    watched.request(1)
+    watched.exchanges.sweep(299 * SECOND)
+    assert not watched.finished
+    watched.exchanges.sweep(301 * SECOND)
+    assert [e.end for e in watched.finished] == ["no_answer_seen"]
+
+
+def test_answers_without_a_request_are_nothing(watched: Watched) -> None:
+    watched.answer(1)
+    watched.take(record(b"", connection=7, event=Event.CLOSED))
+    watched.exchanges.sweep(10 * SECOND)
+    assert not watched.finished
+
+
+@pytest.mark.parametrize(
+    ("protocol", "request_", "answer", "expected"),
+    [
+        (
+            Protocol.REDIS,
+            b"*2\r\n$3\r\nGET\r\n$1\r\nk\r\n",
+            b"-WRONGTYPE Operation",
+            ("redis", "GET", True, "WRONGTYPE"),
+        ),
+        (Protocol.REDIS, b"*1\r\n$4\r\nPING\r\n", b"+PONG\r\n", ("redis", "PING", False, "")),
+        (
+            Protocol.POSTGRES,
+            b"Q\0\0\0\x0dSELECT 1\0",
+            b"E\0\0\0\x11SERROR\0C42P01\0\0Z\0\0\0\x05I",
+            ("postgresql", "SELECT", True, "42P01"),
+        ),
+        (Protocol.MYSQL, b"\x03SELECT 1", b"\x09\0\0\1\xff\x7a\x04#42S02", ("mysql", "SELECT", True, "1146")),
+    ],
+)
+def test_a_databases_answer_says_whether_it_failed(
+    watched: Watched, protocol: Protocol, request_: bytes, answer: bytes, expected: tuple[str, str, bool, str]
+) -> None:
+    watched.statement(1, request_, protocol)
+    watched.answer(2, answer, protocol=protocol)
+    watched.exchanges.finish_all(3)
+    (exchange,) = watched.finished
+    assert (exchange.protocol, exchange.operation, exchange.error, exchange.error_code) == expected
+    assert not exchange.server
+
+
+def test_an_entry_without_trace_context_gets_an_id_that_decides_alike(watched: Watched) -> None:
+    watched.request(1, randomness=0x1234567890ABCD)
+    watched.exchanges.finish_all(2)
+    (exchange,) = watched.finished
+    assert exchange.trace_id & (1 << 56) - 1 == 0x1234567890ABCD
+    assert exchange.trace_id >> 56
+    assert exchange.parent_span_id == 0
+
+
+def test_there_is_an_end_to_what_is_kept(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges_module, "_OPEN_MAX", 3)
+    for connection in range(5):
+        watched.request(1, connection=connection + 1)
+    assert (len(watched.exchanges), watched.exchanges.lost) == (3, 2)
+    watched.exchanges.finish_all(2)
+    assert len(watched.finished) == 3
+
+
+_events = st.sampled_from([Event.ENTRY, Event.ANSWER, Event.CLOSED])
+
+
+@given(st.lists(st.tuples(_events, st.integers(1, 3), st.integers(0, 3 * SECOND)), max_size=60))
+def test_every_request_is_finished_once(events: list[tuple[Event, int, int]]) -> None:
+    watched, now, requests = Watched(), 0, 0
+    for event, connection, passed in events:
+        now += passed
+        watched.exchanges.sweep(now)
+        requests += event == Event.ENTRY
+        watched.take(record(b"GET / HTTP/1.1", time_ns=now, connection=connection, event=event))
+    watched.exchanges.finish_all(now)
+    assert len(watched.finished) == requests
+    assert len(watched.exchanges) == 0
+    assert all(exchange.end_ns >= exchange.start_ns for exchange in watched.finished)
