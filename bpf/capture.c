@@ -701,7 +701,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 /* sock_send_length, sock_recv_length (sk, ret, flags), Linux 6.3 (commit 6e6eda44b939): once for
  * every socket operation, after the data is in the user's buffer. As BTF-typed tracepoints, whose
  * arguments the verifier knows: a socket that may have storage (Linux 5.11, commit 8e4597c627fb). */
-static __always_inline int on_socket(u64 *ctx)
+int on_socket(u64 *ctx)
 {
 	s64 result = (s32)ctx[1];
 	const struct spandial_target *target;
@@ -721,15 +721,5 @@ static __always_inline int on_socket(u64 *ctx)
 	/* A pointer that the verifier knows and lets be read (Linux 5.15, commit dd6e10fbd9fb). */
 	return on_syscall((const struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), result, tgid, target,
 			  (struct sock *)ctx[0]);
-}
-
-int on_receive(u64 *ctx)
-{
-	return on_socket(ctx);
-}
-
-int on_send(u64 *ctx)
-{
-	return on_socket(ctx);
 }
 #endif

@@ -8,7 +8,7 @@
 
 #define REDIS_LINE_MAX 15 /* bytes looked at to find the end of a line: "*1048576" is shorter */
 
-#define REDIS_BURST 4 /* lines that one callback takes */
+#define REDIS_BURST 2 /* lines that one callback takes */
 
 enum redis_inside { REDIS_COMMAND = 1, REDIS_INLINE = 2 };
 

@@ -48,6 +48,7 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
 }
+_ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 
 
@@ -79,6 +80,7 @@ class LocalNode:
         self._lease_s = lease_s
         self._watchers = Watchers(targets.rewrite)
         self._spans = spans
+        self._ended: dict[int, Peer] = {}  # processes whose last records may still come
         targets.emit = self._wants_entries
         targets.answers = spans is not None
         if spans is not None:
@@ -87,6 +89,11 @@ class LocalNode:
             def on_removed(target: Target) -> None:
                 removed(target)
                 spans.exited(target.pid)
+                process = _peer(target)
+                if process is not None:
+                    self._ended[target.pid] = process
+                    if len(self._ended) > _ENDED:
+                        del self._ended[next(iter(self._ended))]
 
             targets.on_removed = on_removed
         self._revision = 0
@@ -230,9 +237,10 @@ class LocalNode:
                 continue
             target = self._targets.get(entry.tgid)
             call = self._conversations.read(entry)
-            if self._spans is not None and target is not None and target.why != REGISTERED:
-                process = Peer(target.pid, target.process.start_time, target.labels)
-                self._spans.take(entry, call, process)
+            if self._spans is not None:
+                process = _peer(target) if target is not None else self._ended.get(entry.tgid)
+                if process is not None:
+                    self._spans.take(entry, call, process)
             if call is None:
                 continue
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
@@ -253,6 +261,13 @@ class LocalNode:
                     lost=0,
                 )
             )
+
+
+def _peer(target: Target) -> Peer | None:
+    """The process whose spans the agent makes; None for one with a hook, which makes its own."""
+    if target.why == REGISTERED:
+        return None
+    return Peer(target.pid, target.process.start_time, target.labels)
 
 
 def _kind_stats(kind: EntryKind, kernel: Counts | None, base: Counts | None, hook: list[int]) -> KindStats:

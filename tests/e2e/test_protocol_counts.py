@@ -26,7 +26,7 @@ wide = pytest.mark.parametrize("connections", [1, 64])
 
 
 @pytest.fixture(params=["socket", "sys_exit"])
-def agent(request: pytest.FixtureRequest, make_agent: Callable[..., AgentProcess]) -> AgentProcess:
+def any_agent(request: pytest.FixtureRequest, make_agent: Callable[..., AgentProcess]) -> AgentProcess:
     """An agent on each of the two capture paths."""
     agent = make_agent(SPANDIAL_CAPTURE=request.param)
     assert agent.get("/healthz")["capture"] == request.param
@@ -56,30 +56,29 @@ def no_losses(agent: AgentProcess) -> bool:
     return not any(losses[reason] for reason in ("unreadable", "desync", "no_memory", "recursion"))
 
 
-@wide
-@pytest.mark.parametrize("pipeline", [1, 16])
-def test_redis_receives_a_hundred_thousand(agent: AgentProcess, connections: int, pipeline: int) -> None:
+@pytest.mark.parametrize(("connections", "pipeline"), [(1, 16), (64, 1)])
+def test_redis_receives_a_hundred_thousand(any_agent: AgentProcess, connections: int, pipeline: int) -> None:
     with redis_database(SERVER) as server:
-        found(agent, "store")
-        before = counted(agent, "store", "db")
+        found(any_agent, "store")
+        before = counted(any_agent, "store", "db")
         with redis_benchmark(server, 100_000, clients=connections, pipeline=pipeline) as tool:
             done = tool.run()
-        after = counted(agent, "store", "db")
+        after = counted(any_agent, "store", "db")
     assert after["reverse"] - before["reverse"] == done.total == 100_002
     assert after["seen"] == 0
-    assert no_losses(agent)
+    assert no_losses(any_agent)
 
 
-@wide
-def test_mariadb_receives_a_hundred_thousand(agent: AgentProcess, mariadb_template: Path, connections: int) -> None:
+@pytest.mark.parametrize("connections", [64])
+def test_mariadb_receives_a_hundred_thousand(any_agent: AgentProcess, mariadb_template: Path, connections: int) -> None:
     with mariadb(mariadb_template, SERVER) as server:
-        found(agent, "store")
-        before = counted(agent, "store", "db")
-        with mariadb_slap(server, 100_032 // connections * connections, clients=connections) as tool:
+        found(any_agent, "store")
+        before = counted(any_agent, "store", "db")
+        with mariadb_slap(server, 100_032, clients=connections) as tool:
             done = tool.run()
-        after = counted(agent, "store", "db")
+        after = counted(any_agent, "store", "db")
     assert after["reverse"] - before["reverse"] == operations(done) >= 100_000
-    assert no_losses(agent)
+    assert no_losses(any_agent)
 
 
 @wide
@@ -110,17 +109,17 @@ def test_psycopg_sends(agent: AgentProcess, postgres_server: PostgreSQL, connect
 
 
 def test_psycopg_sends_a_hundred_thousand_by_pipelines_and_copies(
-    agent: AgentProcess, postgres_server: PostgreSQL
+    any_agent: AgentProcess, postgres_server: PostgreSQL
 ) -> None:
     with Load("postgres", CLIENT) as load:
-        found(agent, "till")
+        found(any_agent, "till")
         address = postgres_server.address(unix=True)
         done = load.run("pipeline", address=address, count=100_000, connections=4, seconds=120).done
-        assert counted(agent, "till", "db")["seen"] == operations(done) == 100_000
+        assert counted(any_agent, "till", "db")["seen"] == operations(done) == 100_000
         for out in (False, True):
             load.run("copy", address=address, count=50, rows=5000, out=out)
-        assert counted(agent, "till", "db")["seen"] == 100_100
-    assert no_losses(agent)
+        assert counted(any_agent, "till", "db")["seen"] == 100_100
+    assert no_losses(any_agent)
 
 
 @wide
@@ -135,7 +134,7 @@ def test_pymysql_and_prepared_statements_are_sent(
     assert no_losses(agent)
 
 
-@pytest.mark.parametrize("rate", [1, 30])
+@pytest.mark.parametrize("rate", [30])
 def test_kept_counts_follow_the_rate(agent: AgentProcess, redis_server: Redis, rate: int) -> None:
     agent.set(rate, service="till", protocol="db")
     with Load("redis", CLIENT) as load:
@@ -167,7 +166,7 @@ def test_entries_show_statements_without_their_literals(
     assert all(entry["statement"] and entry["kind"] == "db" for entry in entries)
 
 
-@pytest.mark.parametrize(("channels", "concurrency"), [(1, 1), (1, 64), (8, 64)])
+@pytest.mark.parametrize(("channels", "concurrency"), [(1, 1), (8, 64)])
 def test_grpc_calls_on_both_sides(agent: AgentProcess, channels: int, concurrency: int) -> None:
     with grpc_echo(environment=SERVER) as server, Load("grpc", CLIENT) as load:
         found(agent, "store")
@@ -210,17 +209,17 @@ def test_grpc_calls_are_decided_by_their_trace_context(agent: AgentProcess, mode
 
 
 @pytest.mark.needs("node", "h2load")
-@pytest.mark.parametrize(("connections", "streams"), [(1, 1), (4, 16)])
-def test_node_receives_a_hundred_thousand_over_http2(agent: AgentProcess, connections: int, streams: int) -> None:
+@pytest.mark.parametrize(("connections", "streams"), [(4, 16)])
+def test_node_receives_a_hundred_thousand_over_http2(any_agent: AgentProcess, connections: int, streams: int) -> None:
     parent = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with node_h2c(environment=SERVER) as server:
-        found(agent, "store")
-        many = 100_000 if streams > 1 else 10_000
+        found(any_agent, "store")
+        many = 100_000
         with h2load(server, many, parent, connections=connections, streams=streams) as tool:
             assert tool.run().total == many
-        counts = counted(agent, "store", "http")
+        counts = counted(any_agent, "store", "http")
     assert counts["seen"] == counts["seen_traced"] == counts["kept_traced"] == many
-    assert no_losses(agent)
+    assert no_losses(any_agent)
 
 
 @pytest.mark.needs("h2load")

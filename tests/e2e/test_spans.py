@@ -13,6 +13,7 @@ import pytest
 from spandial_agent.spans.clock import Clock, read_clocks
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e.databases import MariaDB, PostgreSQL, Redis
+from tests.e2e.programs.generators import redis_benchmark
 from tests.e2e.programs.process import Load
 from tests.e2e.services import h2load, nginx, node
 from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan, receiver_command
@@ -138,3 +139,14 @@ def test_spans_without_a_collector_are_counted(make_agent: Callable[..., AgentPr
         load.run("commands", address=redis_server.address(), count=100)
         eventually(lambda: agent.get("/stats")["losses"]["spans_export_failed"] >= 100, "the loss is counted", 60)
         assert agent.get("/stats")["losses"]["spans_export_failed"] == 100
+
+
+def test_a_process_that_ends_at_once_has_all_its_spans(
+    agent: AgentProcess, receiver: OtlpReceiver, redis_server: Redis
+) -> None:
+    with redis_benchmark(redis_server, 500, environment=TILL) as tool:
+        found(agent, TILL_NAME)
+        done = tool.run()
+    spans = received(receiver, done.total, TILL_NAME)
+    assert Counter(span.name for span in spans) == {"GET": 500, "CONFIG GET": 2}
+    assert not [span for span in spans if "spandial.end" in span.attributes]

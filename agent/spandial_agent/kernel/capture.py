@@ -74,8 +74,8 @@ class Capture:
             module = Module("capture.c", defines)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
-                receive = module.load("on_receive", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
-                send = module.load("on_send", callbacks=_CALLBACKS, typed_tracepoint="sock_send_length")
+                receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
+                send = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_send_length")
                 module.attach(receive)
                 module.attach(send)
                 return "socket", module, [receive, send]

@@ -20,6 +20,7 @@ _QUEUE = 65_536  # records
 _LOOK_S = 0.05
 _SWEEP_S = 0.25
 _CLOCK_S = 1.0
+_LATE_NS = 500_000_000  # a process's records come no later than that after its end
 
 
 class SpanPipeline:
@@ -30,7 +31,8 @@ class SpanPipeline:
         self._resources = resources
         self._clock = Clock(read_clocks())
         self._exchanges = Exchanges(self._export)
-        self._queue: deque[tuple[Entry, Call | None, Peer] | int] = deque()
+        self._queue: deque[tuple[Entry, Call | None, Peer]] = deque()
+        self._exits: deque[tuple[int, int]] = deque()
         self._lost = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spandial-spans", daemon=True)
@@ -43,7 +45,8 @@ class SpanPipeline:
         self._queue.append((entry, call, process))
 
     def exited(self, pid: int) -> None:
-        self._queue.append(pid)
+        """A process has ended. Records of what it did before may still come."""
+        self._exits.append((pid, _boottime_ns()))
 
     def losses(self) -> dict[str, int]:
         """Spans that were lost, by reason."""
@@ -68,6 +71,7 @@ class SpanPipeline:
         next_sweep = next_clock = time.monotonic()
         while not self._stop.wait(_LOOK_S):
             self._drain()
+            self._end_exited(_boottime_ns() - _LATE_NS)
             now = time.monotonic()
             if now >= next_sweep:
                 next_sweep = now + _SWEEP_S
@@ -76,15 +80,16 @@ class SpanPipeline:
                 next_clock = now + _CLOCK_S
                 self._clock.update(read_clocks())
         self._drain()
+        self._end_exited(_boottime_ns())
         self._exchanges.finish_all(_boottime_ns())
 
     def _drain(self) -> None:
         while self._queue:
-            item = self._queue.popleft()
-            if isinstance(item, int):
-                self._exchanges.exited(item, _boottime_ns())
-            else:
-                self._exchanges.take(*item)
+            self._exchanges.take(*self._queue.popleft())
+
+    def _end_exited(self, until_ns: int) -> None:
+        while self._exits and self._exits[0][1] <= until_ns:
+            self._exchanges.exited(*self._exits.popleft())
 
     def _export(self, exchange: Exchange, process: Peer) -> None:
         start, end = self._clock.unix_ns(exchange.start_ns, exchange.end_ns)
