@@ -83,19 +83,7 @@ class LocalNode:
         self._ended: dict[int, Peer] = {}  # processes whose last records may still come
         targets.emit = self._wants_entries
         targets.answers = spans is not None
-        if spans is not None:
-            removed = targets.on_removed
-
-            def on_removed(target: Target) -> None:
-                removed(target)
-                spans.exited(target.pid)
-                process = _peer(target)
-                if process is not None:
-                    self._ended[target.pid] = process
-                    if len(self._ended) > _ENDED:
-                        del self._ended[next(iter(self._ended))]
-
-            targets.on_removed = on_removed
+        targets.on_ended = self._on_ended
         self._revision = 0
         # Each is written by one thread only: by the ring buffer's, by the loop's.
         self._handed_over = 0
@@ -214,6 +202,15 @@ class LocalNode:
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self._watchers.wants(labels) or (self._spans is not None and not hooked)
+
+    def _on_ended(self, target: Target) -> None:
+        process = _peer(target)
+        if self._spans is None or process is None:
+            return
+        self._spans.exited(target.pid)
+        self._ended[target.pid] = process
+        if len(self._ended) > _ENDED:
+            del self._ended[next(iter(self._ended))]
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""

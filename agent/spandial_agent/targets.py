@@ -68,6 +68,8 @@ class Targets:
         emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
             not: only while somebody reads them. Call `rewrite` when it answers differently.
         answers: whether it shall emit the answers to those of processes without a hook, too.
+        on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
+            their records.
 
     Args:
         table: where their rates are.
@@ -94,6 +96,7 @@ class Targets:
         self._resolved: dict[tuple[Labels, int, bool], _Resolved] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
         self.answers = False
+        self.on_ended: Callable[[Target], None] = lambda target: None
         self._write_default()
 
     def __iter__(self) -> Iterator[Target]:
@@ -175,6 +178,7 @@ class Targets:
         if target is None:
             return
         self.on_removed(target)
+        self.on_ended(target)
         if self._capture is not None:
             self._capture.remove_target(pid)  # the kernel first: it must not find the row of somebody new
         for page in target.pages:
