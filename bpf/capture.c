@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* Capture: thin probes over the protocols' headers.
  *
- * Cheapest first: is this process a target, what do the first eight bytes say. An HTTP/1 request needs
- * no memory of its connection; every other protocol does. Then count, find the trace context, decide;
- * and only for a kept entry whose word has EMIT: copy, submit.
+ * Cheapest first: is this process a target, is its connection followed, what do the first eight bytes
+ * say. An HTTP/1 request needs no memory of its connection; every other protocol does. Then count, find
+ * the trace context, decide; and only for a kept entry whose word has EMIT: copy, submit.
  */
 #include <uapi/linux/ptrace.h>
 #include <linux/socket.h>
@@ -624,7 +624,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		return 0;
 	connection = find_connection(key);
 	if (!connection || connection->protocol <= SPANDIAL_HTTP1) {
-		if (connection && connection->pending && !message.received) {
+		if (connection && connection->pending && target->answers && !message.received) {
 			walk = this_walk();
 			if (walk)
 				hand_over_answer(connection, &message, walk, tgid, target->row);
@@ -662,7 +662,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	}
 	if (connection->awaiting_reply)
 		hand_over_reply(connection, &message, walk, tgid, target->row);
-	if (connection->pending)
+	if (connection->pending && target->answers)
 		hand_over_answer(connection, &message, walk, tgid, target->row);
 	return 0;
 unreadable:
@@ -671,8 +671,8 @@ unreadable:
 }
 
 #ifdef SPANDIAL_SYS_EXIT
-/* sys_exit (regs, ret), Linux 4.17: for kernels without the tracepoints below. It cannot tell a socket
- * from a file. */
+/* sys_exit (regs, ret): for kernels without the tracepoints below, from Linux 5.17 on (bpf_loop). It
+ * cannot tell a socket from a file. */
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	s64 result = ctx->args[1];

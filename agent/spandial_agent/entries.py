@@ -132,6 +132,9 @@ class Watchers:
             self._watchers.discard(watcher)
             self._on_change()
 
+    def __len__(self) -> int:
+        return len(self._watchers)
+
     def wants(self, labels: Labels) -> bool:
         """Whether anybody watches a process with these labels."""
         return any(watcher.wants(labels.service, labels.env) for watcher in self._watchers)

@@ -238,7 +238,7 @@ class LocalNode:
                 process = _peer(target) if target is not None else self._ended.get(entry.tgid)
                 if process is not None:
                     self._spans.take(entry, call, process)
-            if call is None:
+            if call is None or not self._watchers:
                 continue
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
             self._watchers.offer(

@@ -78,3 +78,13 @@ def test_nobody_gets_answers_that_nobody_wants(watched: Watched) -> None:
         pair.answer(RESPONSE)
     pair.close()
     assert [entry.event for entry in watched.entries(2)] == [ENTRY, ENTRY]
+
+
+def test_answers_end_when_a_hook_comes(watched: Watched, pair: Pair) -> None:
+    pair.send(REQUEST)
+    watched.capture.want_answers(os.getpid(), watched.row, False)
+    pair.answer(RESPONSE)
+    pair.send(REQUEST)
+    pair.answer(RESPONSE)
+    pair.send(REQUEST)
+    assert [entry.event for entry in watched.entries(3)] == [ENTRY, ENTRY, ENTRY]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from spandial.abi import RANDOMNESS_MASK, Event, Protocol
 from spandial.labels import Labels
@@ -54,11 +54,6 @@ class _Open:
     answered_ns: int = 0  # when the last part of the answer came; 0: none has
 
 
-@dataclass
-class _Connection:
-    exchanges: list[_Open] = field(default_factory=list)
-
-
 class Exchanges:
     """One conversation is a connection's requests in their order. Requests that were pipelined end together, with the
     last answer before the next request: what belongs to which of them is not looked at.
@@ -75,7 +70,7 @@ class Exchanges:
         self.lost = 0
         self._finish_with = finish
         self._bits = bits or random.SystemRandom()
-        self._connections: dict[int, _Connection] = {}
+        self._connections: dict[int, list[_Open]] = {}
         self._open = 0
 
     def __len__(self) -> int:
@@ -93,7 +88,7 @@ class Exchanges:
     def sweep(self, now_ns: int) -> None:
         """Finish what is complete, and what has waited too long."""
         for connection, open_ in list(self._connections.items()):
-            last = open_.exchanges[-1]
+            last = open_[-1]
             if last.answered_ns:
                 if now_ns - last.answered_ns >= _IDLE_NS:
                     self._end(connection, "answered", now_ns)
@@ -103,7 +98,7 @@ class Exchanges:
     def exited(self, pid: int, now_ns: int) -> None:
         """A process ended, and all its connections with it."""
         for connection, open_ in list(self._connections.items()):
-            if open_.exchanges[0].process.pid == pid:
+            if open_[0].process.pid == pid:
                 self._end(connection, "process_exited", now_ns)
 
     def finish_all(self, now_ns: int) -> None:
@@ -114,16 +109,16 @@ class Exchanges:
         if entry.protocol not in _NAMES or not entry.connection:
             return
         known = self._connections.get(entry.connection)
-        if known is not None and known.exchanges[-1].answered_ns:
+        if known is not None and known[-1].answered_ns:
             self._end(entry.connection, "answered", entry.time_ns)
             known = None
         if self._open >= _OPEN_MAX:
             self.lost += 1
             return
         if known is None:
-            known = self._connections[entry.connection] = _Connection()
+            known = self._connections[entry.connection] = []
         trace_id = call.trace_id or self._bits.getrandbits(72) << 56 | entry.randomness & RANDOMNESS_MASK
-        known.exchanges.append(_Open(entry, call, process, trace_id or 1, self._bits.getrandbits(64) or 1))
+        known.append(_Open(entry, call, process, trace_id or 1, self._bits.getrandbits(64) or 1))
         self._open += 1
 
     def _answer(self, entry: Entry) -> None:
@@ -134,14 +129,14 @@ class Exchanges:
         last = entry.request if entry.size <= len(entry.request) else entry.request[_FIRST:]
         if entry.protocol == Protocol.HTTP1 and (parse_status(first) or 0) in _INTERIM:
             return
-        for exchange in known.exchanges:
+        for exchange in known:
             if not exchange.answered_ns:
                 exchange.first = first
             exchange.last = last
             exchange.answered_ns = entry.time_ns
 
     def _end(self, connection: int, end: End, now_ns: int) -> None:
-        for open_ in self._connections.pop(connection).exchanges if connection in self._connections else ():
+        for open_ in self._connections.pop(connection, ()):
             self._open -= 1
             exchange = _exchange(open_, "answered" if open_.answered_ns else end, open_.answered_ns or now_ns)
             self._finish_with(exchange, open_.process)

@@ -58,9 +58,6 @@ class SpanPipeline:
             "spans_export_failed": counts.export_failed,
         }
 
-    def exported(self) -> int:
-        return self._exporter.counts().exported
-
     def close(self) -> None:
         """Export what is there."""
         self._stop.set()
