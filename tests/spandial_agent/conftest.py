@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import structlog
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Targets
 from tests.spandial_agent.fake_capture import FakeCapture
+from tests.spandial_agent.running_discovery import Start, scan_only, starting
 from tests.spandial_agent.running_registrar import DEFAULT, Peer, RunningRegistrar
 
 
@@ -59,3 +61,22 @@ def peer(running: RunningRegistrar) -> Iterator[Peer]:
     peer = running.peer()
     yield peer
     peer.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with starting() as start:
+        yield start
+
+
+@pytest.fixture
+def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan_only(monkeypatch)
+
+
+@pytest.fixture
+def copy_of_sleep(tmp_path: Path) -> str:
+    """An executable of a name of its own; it sleeps."""
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    return str(shutil.copy(sleep, tmp_path / "edge-proxy"))

@@ -27,8 +27,6 @@ from tests.spandial_agent.running_discovery import (
     by_events,
     discovering,
     parent_of,
-    scan_only,
-    starting,
     within,
 )
 
@@ -49,17 +47,6 @@ class LostEvents:
         if self.reads > 1:
             threading.Event().wait(60)
         raise OSError(105, "No buffer space available")
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with starting() as start:
-        yield start
-
-
-@pytest.fixture
-def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
-    scan_only(monkeypatch)
 
 
 def pidfds() -> list[str]:

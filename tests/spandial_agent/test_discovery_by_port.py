@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,23 +22,10 @@ from tests.spandial_agent.running_discovery import (
     go_on,
     parent_of,
     runs,
-    scan_only,
-    starting,
     within,
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with starting() as start:
-        yield start
-
-
-@pytest.fixture
-def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
-    scan_only(monkeypatch)
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -24,31 +21,10 @@ from tests.spandial_agent.running_discovery import (
     go_on,
     parent_of,
     runs,
-    scan_only,
-    starting,
     within,
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with starting() as start:
-        yield start
-
-
-@pytest.fixture
-def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
-    scan_only(monkeypatch)
-
-
-@pytest.fixture
-def copy_of_sleep(tmp_path: Path) -> str:
-    """An executable of a name of its own; it sleeps."""
-    sleep = shutil.which("sleep")
-    assert sleep is not None
-    return str(shutil.copy(sleep, tmp_path / "edge-proxy"))
 
 
 async def test_a_rule_includes_a_process_by_its_executable(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import pytest
 
@@ -31,31 +29,10 @@ from tests.spandial_agent.running_discovery import (
     discovering,
     go_on,
     runs,
-    scan_only,
-    starting,
     within,
 )
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    with starting() as start:
-        yield start
-
-
-@pytest.fixture
-def scanning(monkeypatch: pytest.MonkeyPatch) -> None:
-    scan_only(monkeypatch)
-
-
-@pytest.fixture
-def copy_of_sleep(tmp_path: Path) -> str:
-    """An executable of a name of its own; it sleeps."""
-    sleep = shutil.which("sleep")
-    assert sleep is not None
-    return str(shutil.copy(sleep, tmp_path / "edge-proxy"))
 
 
 @pytest.fixture
