@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* Capture: thin probes over the protocols' headers.
  *
- * Cheapest first: is this process a target, is its connection followed, what do the first eight bytes
- * say. An HTTP/1 request needs no memory of its connection; every other protocol does. Then count, find
- * the trace context, decide; and only for a kept entry whose word has EMIT: copy, submit.
+ * Cheapest first: is this process a target, has it a connection that is followed, is this one, what do
+ * the first eight bytes say. An HTTP/1 request needs no memory of its connection; every other protocol
+ * does. Then count, find the trace context, decide; and only for a kept entry whose word has EMIT: copy,
+ * submit.
  */
 #include <uapi/linux/ptrace.h>
 #include <linux/socket.h>
@@ -196,7 +197,8 @@ static __always_inline struct connection *make_connection(connection_key key)
 #endif
 }
 
-static __always_inline struct connection *begin_connection(connection_key key, u32 protocol, int received, int fresh)
+static __always_inline struct connection *begin_connection(struct spandial_target *target, connection_key key,
+							   u32 protocol, int received, int fresh)
 {
 	struct connection *connection = make_connection(key);
 
@@ -204,6 +206,7 @@ static __always_inline struct connection *begin_connection(connection_key key, u
 		count_loss(SPANDIAL_LOSS_NO_MEMORY);
 		return 0;
 	}
+	target->follows = 1;
 	__builtin_memset(&connection->requests, 0, sizeof(connection->requests));
 	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	connection->protocol = protocol;
@@ -218,12 +221,12 @@ static __always_inline struct connection *begin_connection(connection_key key, u
 }
 
 /* A request of HTTP/1 was kept and handed over: what follows is its answer. */
-static __always_inline struct connection *want_answers(connection_key key)
+static __always_inline struct connection *want_answers(struct spandial_target *target, connection_key key)
 {
 	struct connection *connection = find_connection(key);
 
 	if (!connection || connection->protocol != SPANDIAL_HTTP1)
-		connection = begin_connection(key, SPANDIAL_HTTP1, 1, 0);
+		connection = begin_connection(target, key, SPANDIAL_HTTP1, 1, 0);
 	if (connection) {
 		connection->pending = 1;
 		connection->answered = 0;
@@ -278,8 +281,8 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 }
 
 /* Count and decide the request whose first bytes, and if it was received all of them, are in head. */
-static __always_inline void on_http1_request(u32 tgid, const struct spandial_target *target, struct head *head,
-					     u32 length, u32 bytes, connection_key key)
+static __always_inline void on_http1_request(u32 tgid, struct spandial_target *target, struct head *head, u32 length,
+					     u32 bytes, connection_key key)
 {
 	struct connection *connection;
 	u64 id = 0;
@@ -321,7 +324,7 @@ static __always_inline void on_http1_request(u32 tgid, const struct spandial_tar
 	if (!(word & SPANDIAL_EMIT))
 		return;
 	if (target->answers) {
-		connection = want_answers(key);
+		connection = want_answers(target, key);
 		id = connection ? connection->id : 0;
 	}
 	emit(head, &context, parent, word, tgid, row, id, bytes);
@@ -475,7 +478,7 @@ static __always_inline u32 identify(const struct head *head, u64 total)
 }
 
 static __always_inline void walk_requests(struct connection *connection, const struct message *message,
-					  struct walk *walk, u32 tgid, const struct spandial_target *target)
+					  struct walk *walk, u32 tgid, struct spandial_target *target)
 {
 	walk->buffer = message->buffer;
 	walk->left = message->length;
@@ -606,8 +609,8 @@ static __always_inline void on_end(connection_key key, u32 tgid, u32 row)
 }
 
 /* regs: readable as they are; result: what the system call returned. */
-static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u32 tgid,
-				      const struct spandial_target *target, connection_key key)
+static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u32 tgid, struct spandial_target *target,
+				      connection_key key)
 {
 	struct message message = {.length = result, .total = result};
 	u32 zero = 0, length, protocol;
@@ -622,7 +625,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		goto unreadable;
 	if (!known)
 		return 0;
-	connection = find_connection(key);
+	connection = target->follows ? find_connection(key) : 0;
 	if (!connection || connection->protocol <= SPANDIAL_HTTP1) {
 		if (connection && connection->pending && target->answers && !message.received) {
 			walk = this_walk();
@@ -636,12 +639,14 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
 		REMEMBER(head->received, message.received);
 		/* What a server receives mostly is a request, and is read at once; what it sends mostly is none. */
-		if (read_head(head, message.received || length < 16 ? length : 16, message.buffer))
+		if (read_head(head, message.received ? length : 8, message.buffer))
 			goto unreadable;
 		first = load8(head, 0);
+		if (is_http1_response(first))
+			return 0;
+		if (!RECALL(head->received) && read_head(head, length, message.buffer))
+			goto unreadable;
 		if (starts_with_method(first)) {
-			if (!RECALL(head->received) && read_head(head, length, message.buffer))
-				goto unreadable;
 			on_http1_request(tgid, target, head, length, message.total, key);
 			return 0;
 		}
@@ -649,7 +654,7 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		if (!protocol)
 			return 0;
 		answers = protocol == SPANDIAL_MYSQL && is_mysql_greeting(first, message.total);
-		connection = begin_connection(key, protocol, message.received != answers, first == PREFACE);
+		connection = begin_connection(target, key, protocol, message.received != answers, first == PREFACE);
 		if (!connection)
 			return 0;
 	}
@@ -676,7 +681,7 @@ unreadable:
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	s64 result = ctx->args[1];
-	const struct spandial_target *target;
+	struct spandial_target *target;
 	struct pt_regs regs;
 	u64 key;
 	u32 tgid;
@@ -686,6 +691,8 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	tgid = bpf_get_current_pid_tgid() >> 32;
 	target = targets.lookup(&tgid);
 	if (!target)
+		return 0;
+	if (result < 8 && result && !target->follows)
 		return 0;
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
 	key = (u64)tgid << 32 | (u32)SYSCALL_ARG0(&regs);
@@ -704,7 +711,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 int on_socket(u64 *ctx)
 {
 	s64 result = (s32)ctx[1];
-	const struct spandial_target *target;
+	struct spandial_target *target;
 	u32 tgid;
 
 	/* The cheapest test first: half the receives of a busy server find nothing (EAGAIN). */
@@ -718,6 +725,8 @@ int on_socket(u64 *ctx)
 		on_end((struct sock *)ctx[0], tgid, target->row);
 		return 0;
 	}
+	if (result < 8 && !target->follows)
+		return 0;
 	/* A pointer that the verifier knows and lets be read (Linux 5.15, commit dd6e10fbd9fb). */
 	return on_syscall((const struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf()), result, tgid, target,
 			  (struct sock *)ctx[0]);

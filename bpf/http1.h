@@ -102,6 +102,12 @@ static __always_inline int starts_with_method(__u64 first)
 	return 0;
 }
 
+/* Whether eight bytes begin a response: "HTTP/1." (RFC 9112, section 4). */
+static __always_inline int is_http1_response(__u64 first)
+{
+	return first << 8 == CHARS8(0, 'H', 'T', 'T', 'P', '/', '1', '.');
+}
+
 /* Skip the spaces and tabs before a header's value (at most 8; nobody sends more than one). */
 static __always_inline __u32 skip_blanks(const struct head *head, __u32 offset)
 {
@@ -191,7 +197,8 @@ static __always_inline int scan_head(struct head *head, __u32 length)
 	REMEMBER(head->tracestate, 0);
 	REMEMBER(head->refused, 0);
 	REMEMBER(head->at, 0);
-	bpf_loop(SCAN_STEPS / SCAN_BURST, CALLBACK(SCAN_HTTP1), 0, 0);
+	if (!scan_http1(head)) /* most heads are short, and do without a call */
+		bpf_loop(SCAN_STEPS / SCAN_BURST - 1, CALLBACK(SCAN_HTTP1), 0, 0);
 	return !RECALL(head->refused) && (RECALL(head->request_line) || length >= HEAD_MAX);
 }
 

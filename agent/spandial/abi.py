@@ -130,7 +130,7 @@ class RecordFlag(enum.IntFlag):
 
 
 # struct spandial_target: row, epoch, answers
-TARGET = struct.Struct("=III")
+TARGET = struct.Struct("=IIII")
 # struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse; each by entry kind
 COUNTS = struct.Struct("=20Q")
 REQUEST_MAX = 1024

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from spandial import abi
-from spandial.abi import Event, Protocol
+from spandial.abi import EntryKind, Event, Protocol
 from tests.kernel.conftest import Watched
 from tests.kernel.test_capture import REQUEST, RESPONSE, traced
 from tests.kernel.test_databases import Pair, pg_query, resp
@@ -88,3 +88,15 @@ def test_answers_end_when_a_hook_comes(watched: Watched, pair: Pair) -> None:
     pair.answer(RESPONSE)
     pair.send(REQUEST)
     assert [entry.event for entry in watched.entries(3)] == [ENTRY, ENTRY, ENTRY]
+
+
+def test_a_connection_is_followed_on_when_answers_end(watched: Watched, pair: Pair) -> None:
+    """Its next bytes look like an answer of HTTP/1, and are in the middle of a statement."""
+    query = pg_query(b"SELECT 'HTTP/1.1 200 OK'")
+    cut = query.index(b"HTTP")
+    desync = watched.capture.losses()["desync"]
+    pair.send(query, query[:cut])
+    watched.capture.want_answers(os.getpid(), watched.row, False)
+    pair.send(query[cut:], query)
+    assert watched.counts().seen[EntryKind.DB] == 3
+    assert watched.capture.losses()["desync"] == desync

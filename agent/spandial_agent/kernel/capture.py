@@ -100,11 +100,12 @@ class Capture:
         """
         if row.number != abi.DEFAULT_ROW:
             self._counts[row.number] = bytes(abi.COUNTS.size)
-        self.want_answers(tgid, row, answers)
+        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, False)
 
     def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
         """Whether to hand over the answers to a watched process's kept entries."""
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers)
+        follows = abi.TARGET.unpack(self._targets[tgid][0])[-1]
+        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows)
 
     def remove_target(self, tgid: int) -> None:
         self._targets.pop(tgid)
