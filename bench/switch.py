@@ -52,14 +52,14 @@ class Seen(NamedTuple):
     """What the kernel saw between on and off.
 
     Attributes:
-        entries: of the target, by kind.
+        requests: of the target by kind, entries and those that go the other way.
         ns, runs: of the programs, everybody's socket operations; zeros unless the kernel takes times.
         records: that were handed over.
         lost: events by reason.
         operations: of the target on sockets that moved data; None if they were not counted.
     """
 
-    entries: list[int]
+    requests: list[int]
     ns: int
     runs: int
     records: int
@@ -180,8 +180,9 @@ class _Capturing:
         self._rest()
         now, before = self._sums(), self._before
         ns, runs, records = (now[at] - before[at] for at in (1, 2, 3))
-        entries = list(self._capture.counts(self._row.number).seen)
-        return Seen(entries, ns, runs, records, dict(now[0] - before[0]), operations)
+        counts = self._capture.counts(self._row.number)
+        requests = [seen + reverse for seen, reverse in zip(counts.seen, counts.reverse)]
+        return Seen(requests, ns, runs, records, dict(now[0] - before[0]), operations)
 
     def _rest(self) -> None:
         """Wait for the reader, if anything was handed over."""
