@@ -1,7 +1,7 @@
 """Databases and their load generators: the client as target, as an application is one, or the server.
 
-The servers are those of the tests (tests/e2e/databases.py), which do not run as root, on TCP at 127.0.0.1. The target has
-the last core for itself, whatever it talks to the first.
+The servers are those of the tests (tests/e2e/databases.py), which do not run as root, on TCP at 127.0.0.1. The target
+has a core for itself, whatever it talks to another.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class Generator:
     def begin(self, operations: int) -> int:
         """The pid of what does so many operations at `finish`."""
         self._operations = operations
+        shell = ["taskset", "--cpu-list", str(self._core), "sh", "-c", 'echo ready && read -r go && exec "$@"', "sh"]
         self._process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(self._core), "sh", "-c", 'echo ready && read -r go && exec "$@"', "sh"]
-            + self._command(operations),
+            [*shell, *self._command(operations)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -81,7 +81,7 @@ class Generator:
         return self._process.pid
 
     def finish(self) -> Load:
-        """Processor time is from the shell's last moment to the process's end: it has the generator's own start in it."""
+        """Processor time is from the shell's last moment to the process's end, the generator's own start included."""
         process, self._process = self._process, None
         assert process is not None
         ended = _ended_children_ns()

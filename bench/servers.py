@@ -111,10 +111,16 @@ class Server:
             self.close()
             raise
 
-    def load(self, requests: int) -> Load:
-        """Send exactly so many requests, with a traceparent each, over connections that stay open."""
+    def load(self, requests: int, pace: float | None = None) -> Load:
+        """Send exactly so many requests, with a traceparent each, over connections that stay open.
+
+        Args:
+            pace: requests a second, instead of as many as can be.
+        """
         command = ["taskset", "--cpu-list", str(self._load_core), "h2load", *self._options()]
         command += [f"--clients={_CONNECTIONS}", f"--requests={requests}", f"--header={_TRACEPARENT}", self._url()]
+        if pace is not None:
+            command.append(f"--rps={pace / _CONNECTIONS}")
         before = schedule(self.pid)
         said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         ran, waited = (after - earlier for after, earlier in zip(schedule(self.pid), before))

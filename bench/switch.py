@@ -1,11 +1,12 @@
 """Capture that is switched on and off within a millisecond: `python -m bench.switch PATH`, a process of its own.
 
-It is made of the agent's own parts: the frozen rate table, the compiled and verified programs, the maps, the thread that
-reads the ring buffer. What is switched is the programs' attachment to their tracepoints. Off, they are loaded, and the
-kernel runs none of them: to a server that is as if there were no agent. On, the kernel does all that it does under an
-agent with the same rate word. The rest of an agent is not there: no discovery, no control plane, and the records that
-come are counted and dropped, where an agent makes entries and spans of them. What that takes is bench/spans's affair; an
-agent as it is, all of it, is measured in bench/cycles.py.
+It is made of the agent's own parts: the frozen rate table, the compiled and verified programs, the maps, the thread
+that reads the ring buffer. What is switched is the programs' attachment to their tracepoints. Off, they are loaded, and
+the kernel runs none of them: to a server that is as if there were no agent. On, the kernel does all that it does under
+an agent with the same rate word. The rest of an agent is not there: no discovery, no control plane, and the records
+that come are counted and dropped, where an agent makes entries and spans of them. The ring buffer is empty at the
+beginning of each time that capture is on: what a steady stream would lose, and what the agent's work takes, is for
+bench/spans to say. An agent as it is, all of it, is measured in bench/cycles.py.
 
 It ends with its standard input, and so with whoever started it; its programs end with it.
 """
@@ -119,6 +120,15 @@ class Switch:
         return json.loads(line)
 
 
+class _Sums(NamedTuple):
+    """What has been counted since the start."""
+
+    losses: Counter[str]
+    ns: int
+    runs: int
+    records: int
+
+
 class _Operations:
     """Counts a process's socket operations while it lives. Raises KernelUnavailable before Linux 6.3."""
 
@@ -149,7 +159,7 @@ class _Capturing:
         self._tracepoint = "sys_exit" if path == "sys_exit" else None
         self._pid, self._row = 0, Row(0, 0)
         self._records = 0
-        self._before = (Counter[str](), 0, 0, 0)
+        self._before = self._sums()
         self._counting: _Operations | None = None
         self._capture.start(self._take)
 
@@ -179,10 +189,11 @@ class _Capturing:
         self._counting = None
         self._rest()
         now, before = self._sums(), self._before
-        ns, runs, records = (now[at] - before[at] for at in (1, 2, 3))
         counts = self._capture.counts(self._row.number)
         requests = [seen + reverse for seen, reverse in zip(counts.seen, counts.reverse)]
-        return Seen(requests, ns, runs, records, dict(now[0] - before[0]), operations)
+        lost = dict(now.losses - before.losses)
+        ns, runs, records = now.ns - before.ns, now.runs - before.runs, now.records - before.records
+        return Seen(requests, ns, runs, records, lost, operations)
 
     def _rest(self) -> None:
         """Wait for the reader, if anything was handed over."""
@@ -193,11 +204,10 @@ class _Capturing:
             records = self._records
             time.sleep(_REST_S)
 
-    def _sums(self) -> tuple[Counter[str], int, int, int]:
-        """Losses, the programs' time and runs, records."""
+    def _sums(self) -> _Sums:
         programs = self._capture.programs
-        times = sum(program.run_time_ns for program in programs), sum(program.run_count for program in programs)
-        return Counter(self._capture.losses()), *times, self._records
+        ns, runs = sum(program.run_time_ns for program in programs), sum(program.run_count for program in programs)
+        return _Sums(Counter(self._capture.losses()), ns, runs, self._records)
 
     def close(self) -> None:
         self._capture.close()
