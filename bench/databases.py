@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 import psycopg
 from tests.e2e.databases import postgres, postgres_template, redis_database
 
-from bench.servers import Load, cpu_ns, schedule
+from bench.servers import Load, cpu_ns, ended_children_ns, schedule, target_environment
 from spandial.abi import EntryKind
 
 __all__ = ["DATABASES", "Generator", "ServedByGenerator", "missing_for"]
@@ -65,12 +64,18 @@ class Generator:
         self._process: subprocess.Popen[str] | None = None
         self._operations = 0
 
-    def begin(self, operations: int) -> int:
-        """The pid of what does so many operations at `finish`."""
+    def begin(self, operations: int, *options: str, service: str | None = None) -> int:
+        """The pid of what does so many operations at `finish`.
+
+        Args:
+            options: of the command, beside its own.
+            service: OTEL_SERVICE_NAME, to be a target of agents.
+        """
         self._operations = operations
         shell = ["taskset", "--cpu-list", str(self._core), "sh", "-c", 'echo ready && read -r go && exec "$@"', "sh"]
         self._process = subprocess.Popen(
-            [*shell, *self._command(operations)],
+            [*shell, *self._command(operations), *options],
+            env=target_environment(service),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -84,12 +89,12 @@ class Generator:
         """Processor time is from the shell's last moment to the process's end, the generator's own start included."""
         process, self._process = self._process, None
         assert process is not None
-        ended = _ended_children_ns()
+        ended = ended_children_ns()
         ran = cpu_ns(process.pid)
         began = time.monotonic_ns()
         said, _ = process.communicate("go\n")
         took = time.monotonic_ns() - began
-        ran = _ended_children_ns() - ended - ran
+        ran = ended_children_ns() - ended - ran
         rate = self._rate(said, self._operations) if process.returncode == 0 else None
         if rate is None:
             raise RuntimeError(f"not every operation was done:\n{said}")
@@ -99,11 +104,6 @@ class Generator:
         if self._process is not None:
             self._process.communicate()  # a shell whose input ends
             self._process = None
-
-
-def _ended_children_ns() -> int:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return round((used.ru_utime + used.ru_stime) * 1e9)
 
 
 class ServedByGenerator:

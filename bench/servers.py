@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -16,7 +17,17 @@ from typing import NamedTuple
 from bench.checkout import ROOT
 from spandial.abi import EntryKind
 
-__all__ = ["SERVERS", "GrpcServer", "Load", "Server", "cpu_ns", "free_port", "schedule"]
+__all__ = [
+    "SERVERS",
+    "GrpcServer",
+    "Load",
+    "Server",
+    "cpu_ns",
+    "ended_children_ns",
+    "free_port",
+    "schedule",
+    "target_environment",
+]
 
 _CONNECTIONS = 32
 _STREAMS = 4  # of each connection, for gRPC
@@ -44,6 +55,18 @@ http {{
 def cpu_ns(pid: int) -> int:
     """Processor time of a process and its threads: the clock that clock_getcpuclockid(3) gives (CPUCLOCK_SCHED)."""
     return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+def ended_children_ns() -> int:
+    """Processor time of this process's children that have ended and been waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round((used.ru_utime + used.ru_stime) * 1e9)
+
+
+def target_environment(service: str | None) -> dict[str, str]:
+    """The variables of a target that names a service, or of a process that is none."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPANDIAL_"))}
+    return environment if service is None else {**environment, "OTEL_SERVICE_NAME": service}
 
 
 def schedule(pid: int) -> tuple[int, int]:
@@ -93,13 +116,10 @@ class Server:
         self._folder = folder
         self._requests = 0
         folder.mkdir(parents=True)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "SPANDIAL_"))}
-        if service is not None:
-            environment["OTEL_SERVICE_NAME"] = service
         self._process = subprocess.Popen(
             ["taskset", "--cpu-list", str(core), *SERVERS[kind](folder, self._port)],
             cwd=ROOT,
-            env=environment,
+            env=target_environment(service),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
