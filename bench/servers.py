@@ -116,13 +116,16 @@ class Server:
         self._folder = folder
         self._requests = 0
         folder.mkdir(parents=True)
+        # A session of its own: Ctrl-C is for the benchmark, which then ends it. It ends with it in any case.
+        place = ["taskset", "--cpu-list", str(core), "setpriv", "--pdeathsig", "TERM"]
         self._process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *SERVERS[kind](folder, self._port)],
+            [*place, *SERVERS[kind](folder, self._port)],
             cwd=ROOT,
             env=target_environment(service),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self.pid = self._process.pid
         try:
