@@ -18,7 +18,7 @@ __all__ = ["DIALS", "EXPORTED", "OFF", "Pairs", "Times", "Workload"]
 OFF, EXPORTED = "off", "100 %, exported"
 DIALS = {"rate 0 %": Dial(0), "rate 1 %": Dial(1), "rate 100 %": Dial(100), EXPORTED: Dial(100, exported=True)}
 _NOBODY = 1 << 23  # above the greatest possible pid (PID_MAX_LIMIT, 2^22)
-_TIMED = 5  # slices with times, for each dial
+_TIMED = 7  # slices with times, for each dial
 _MULTIPLE = 16  # of which operations are: some generators divide them among their connections
 
 

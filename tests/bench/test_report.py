@@ -6,7 +6,6 @@ import math
 import random
 
 import pytest
-
 from bench.report import AT_LEAST, AT_MOST, Bar, Interval, median_interval
 
 
