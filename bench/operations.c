@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-/* How many socket operations a process makes: the number that a target's share of the capture programs' time is laid on. */
+/* How many socket operations a process makes: what a target's share of the capture programs' time is laid on. */
 #include <uapi/linux/bpf.h>
 
 #define MOVED_DATA 0
