@@ -14,12 +14,15 @@ It ends with its standard input, and so with whoever started it; its programs en
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from typing import Any, Literal, NamedTuple
+
+import structlog
 
 from bench.checkout import ROOT
 from spandial.abi import EntryKind, Flag, Mode, encode_word
@@ -223,6 +226,8 @@ def _operations(pid: int) -> _Operations | None:
 
 def _main(path: _CapturePath) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the benchmark ends it
+    # Standard output is for answers.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     try:
         capturing = _Capturing(path)
     except KernelUnavailable as error:
