@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 
 import httpx
 
-__all__ = ["AgentProcess", "eventually"]
+__all__ = ["COMPILED", "AgentProcess", "eventually"]
+
+# All agents of the tests and benchmarks, also of the next run: what was compiled from the same sources is the same.
+COMPILED = Path(os.environ.get("SPANDIAL_COMPILED_DIR") or f"{tempfile.gettempdir()}/spandial-compiled-{os.geteuid()}")
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
@@ -47,6 +51,7 @@ class AgentProcess:
         self.settings = {
             "SPANDIAL_RUN_DIR": str(self.run_dir),
             "SPANDIAL_STATE_DIR": str(self.state_dir),
+            "SPANDIAL_COMPILED_DIR": str(COMPILED),
             "SPANDIAL_PORT": "0",
             **settings,
         }

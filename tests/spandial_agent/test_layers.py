@@ -57,7 +57,7 @@ def test_the_hook_needs_nothing_of_the_nodes(package: str) -> None:
 
 
 def test_one_module_alone_imports_bcc() -> None:
-    assert importers_of("bcc", AGENT) == ["kernel/loader.py"]
+    assert importers_of("bcc", AGENT) == ["kernel/bcc_process.py"]
 
 
 def test_decoders_of_protocols_are_pure() -> None:

@@ -9,11 +9,14 @@ from typing import Literal, NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
-from spandial_agent.kernel.loader import Module, release_compiler_memory
+from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.rates import RATES
 from spandial_agent.table import Row
 
-__all__ = ["SCANS", "Capture", "Counts"]
+__all__ = ["SCANS", "Capture", "Counts", "is_compiled"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
@@ -33,6 +36,17 @@ _CALLBACKS = (
 
 CapturePath = Literal["socket", "sys_exit"]
 
+_DEFINES = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
+_BUILDS: dict[CapturePath, Build] = {
+    "socket": Build("capture.c", _DEFINES, ("rates",)),
+    "sys_exit": Build("capture.c", {**_DEFINES, "SPANDIAL_SYS_EXIT": 1}, ("rates",)),
+}
+
+
+def is_compiled(cache: CompileCache, path: CapturePath | None) -> bool:
+    """Whether the table and the capture by this path, or by the one that is tried first, need no compiler."""
+    return cache.holds(RATES) and cache.holds(_BUILDS[path or "socket"])
+
 
 class Counts(NamedTuple):
     """What the kernel counted for a row; each tuple is indexed by `EntryKind`."""
@@ -51,27 +65,29 @@ class Counts(NamedTuple):
 
 
 class Capture:
-    """The attached capture programs. The frozen table must exist already: the programs link it.
+    """The attached capture programs.
 
     Args:
+        rates: descriptor of the frozen table that they obey.
         force: a path to use without trying the others; None tries the socket tracepoints first.
+        cache: where compiled sources are kept.
 
     Raises KernelUnavailable.
     """
 
-    def __init__(self, force: CapturePath | None = None) -> None:
-        self.path, self._module, self._programs = self._attach(force)
+    def __init__(self, rates: int, force: CapturePath | None = None, *, cache: CompileCache | None = None) -> None:
+        self.path, self._module, self._programs = self._attach({"rates": rates}, force, cache)
         self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
         self._stop = threading.Event()
-        release_compiler_memory()
         self._reader: threading.Thread | None = None
 
-    def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
-        defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
+    def _attach(
+        self, shared: dict[str, int], force: CapturePath | None, cache: CompileCache | None
+    ) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
-            module = Module("capture.c", defines)
+            module = Module(_BUILDS["socket"], shared, cache=cache)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
                 receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
@@ -83,7 +99,7 @@ class Capture:
                 module.close()
                 if force == "socket":
                     raise
-        module = Module("capture.c", {**defines, "SPANDIAL_SYS_EXIT": 1})
+        module = Module(_BUILDS["sys_exit"], shared, cache=cache)
         try:
             program = module.load("on_sys_exit", callbacks=_CALLBACKS)
             module.attach(program, "sys_exit")
