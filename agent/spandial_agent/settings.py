@@ -44,6 +44,11 @@ class Settings(BaseSettings):
         self.compiled_dir = self.state_dir / self.compiled_dir
         return self
 
+    @property
+    def forced_path(self) -> Literal["socket", "sys_exit"] | None:
+        """The capture path to use without trying the others, if one is set."""
+        return self.capture if self.capture in ("socket", "sys_exit") else None
+
     @field_validator("default_rate", mode="before")
     @classmethod
     def _rate(cls, value: object) -> float:

@@ -54,6 +54,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     sys.path.append(request["bcc"])
     try:
         import bcc
+
+        # The PyPI project of the same name is something else.
+        if not hasattr(bcc, "BPF"):
+            raise ImportError(f"{bcc.__file__} is not the BPF Compiler Collection")
     except (ImportError, OSError, AttributeError) as error:
         return {"error": str(error), "imported": False}
     try:

@@ -113,7 +113,10 @@ def compile_build(build: Build) -> Compiled:
     }
     # Isolated (-I): neither the working directory nor the environment say what a process of root's imports.
     command = [sys.executable, "-I", str(Path(__file__).with_name("bcc_process.py"))]
-    ended = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True)
+    try:
+        ended = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True)
+    except OSError as error:
+        raise KernelUnavailable([f"the compiler cannot be started: {error}."]) from error
     said = ended.stderr.decode(errors="replace").strip()
     try:
         answer = json.loads(ended.stdout)
