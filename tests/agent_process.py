@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import httpx
 
 __all__ = ["COMPILED", "AgentProcess", "eventually"]
 
-# All agents of the tests and benchmarks, also of the next run: what was compiled from the same sources is the same.
-COMPILED = Path(os.environ.get("SPANDIAL_COMPILED_DIR") or f"{tempfile.gettempdir()}/spandial-compiled-{os.geteuid()}")
+# For all agents of the tests and benchmarks of this checkout, also of the next run.
+_CHECKOUT = zlib.crc32(os.fsencode(Path(__file__).resolve().parent))
+COMPILED = Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{_CHECKOUT:08x}"
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
