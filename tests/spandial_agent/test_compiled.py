@@ -95,7 +95,7 @@ def test_a_file_of_something_else_is_refused(file: bytes) -> None:
         decode(file)
 
 
-def test_a_file_of_another_format_is_refused() -> None:
-    text = b'{"format": 0}'
+@pytest.mark.parametrize("text", [b'{"format": 0}', b'{"format": 1}', b'{"format": 1, "functions": []}', b"{}", b"[]"])
+def test_a_file_of_another_format_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match="another format"):
         decode(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)

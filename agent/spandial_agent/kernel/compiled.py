@@ -99,11 +99,14 @@ def decode(file: bytes) -> Keeping:
     if digest.decode(errors="replace") != hashlib.sha256(text).hexdigest():
         raise ValueError("it is damaged")
     said: dict[str, Any] = json.loads(text)
-    if said.get("format") != FORMAT:
-        raise ValueError("it is of another format")
-    functions = {
-        name: Function(base64.b64decode(function["code"]), dict(function["maps"]))
-        for name, function in said["functions"].items()
-    }
-    maps = {name: MapDefinition(*values) for name, values in said["maps"].items()}
-    return Keeping(said["key"], said["toolchain"], Compiled(maps, functions))
+    try:
+        if said["format"] != FORMAT:
+            raise ValueError("it is of another format")
+        functions = {
+            name: Function(base64.b64decode(function["code"]), dict(function["maps"]))
+            for name, function in said["functions"].items()
+        }
+        maps = {name: MapDefinition(*values) for name, values in said["maps"].items()}
+        return Keeping(said["key"], said["toolchain"], Compiled(maps, functions))
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("it is of another format") from None
