@@ -143,6 +143,19 @@ def test_a_changed_source_or_define_is_compiled_anew(tmp_path: Path, monkeypatch
     assert answer(source, cache, WHAT=1) == 11
 
 
+def test_a_module_can_use_the_maps_of_another(tmp_path: Path) -> None:
+    source, cache = tmp_path / "answer.c", CompileCache(tmp_path / "compiled")
+    source.write_text(PROGRAM % "*value + 1")
+    with ExitStack() as stack:
+        first = stack.enter_context(closing(Module(Build(source), cache=cache)))
+        values = first.map_fd("values")
+        second = stack.enter_context(closing(Module(Build(source), {"values": values}, cache=cache)))
+        runs = [RawTracepointRun(module.load("answer")) for module in (first, second)]
+        assert [run(3) for run in (*runs, *runs)] == [1, 2, 3, 4]
+        second.close()
+        assert Map(values, 8)[3] == [(4).to_bytes(8, "little")]
+
+
 def test_without_a_cache_a_source_is_compiled_each_time(tmp_path: Path) -> None:
     source = tmp_path / "answer.c"
     for value in (1, 2):

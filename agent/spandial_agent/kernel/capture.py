@@ -85,10 +85,10 @@ class Capture:
         self._reader: threading.Thread | None = None
 
     def _attach(
-        self, shared: dict[str, int], force: CapturePath | None, cache: CompileCache | None
+        self, maps: dict[str, int], force: CapturePath | None, cache: CompileCache | None
     ) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
-            module = Module(_BUILDS["socket"], shared, cache=cache)
+            module = Module(_BUILDS["socket"], maps, cache=cache)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
                 receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
@@ -100,7 +100,7 @@ class Capture:
                 module.close()
                 if force == "socket":
                     raise
-        module = Module(_BUILDS["sys_exit"], shared, cache=cache)
+        module = Module(_BUILDS["sys_exit"], maps, cache=cache)
         try:
             program = module.load("on_sys_exit", callbacks=_CALLBACKS)
             module.attach(program, "sys_exit")

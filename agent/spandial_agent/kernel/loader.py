@@ -20,25 +20,27 @@ class Module:
 
     Args:
         build: the source, and how it is compiled.
-        shared: descriptors of the tables that `build.shared` names; they stay the caller's.
+        maps: descriptors, by name, of maps that the programs use instead of ones of the module's own: those that
+            `build.shared` names, and others as wanted. They stay the caller's.
         cache: where compiled sources are kept; without one it is compiled.
 
     Raises KernelUnavailable.
     """
 
     def __init__(
-        self, build: Build, shared: Mapping[str, int] | None = None, *, cache: CompileCache | None = None
+        self, build: Build, maps: Mapping[str, int] | None = None, *, cache: CompileCache | None = None
     ) -> None:
         compiled = (cache or CompileCache(None)).compiled(build)
         self._functions = compiled.functions
         self._maps: dict[str, int] = {}
-        self._shared = dict(shared or {})
+        self._others = dict(maps or {})
         self._programs: list[int] = []
         self._links: list[int] = []
         self._readers: list[RingBuffer] = []
         try:
             for name, definition in compiled.maps.items():
-                self._maps[name] = create_map(name, definition)
+                if name not in self._others:
+                    self._maps[name] = create_map(name, definition)
         except OSError as error:
             self.close()
             raise KernelUnavailable([f"the kernel refuses the maps of {build.source}: {error}."]) from error
@@ -65,7 +67,7 @@ class Module:
         return program
 
     def _code(self, function: str) -> bytes:
-        return self._functions[function].relocated({**self._maps, **self._shared})
+        return self._functions[function].relocated({**self._maps, **self._others})
 
     def attach(self, program: int, raw_tracepoint: str | None = None) -> None:
         """Attach a loaded program to a raw tracepoint, or to its own if it is a typed one. Raises KernelUnavailable."""
