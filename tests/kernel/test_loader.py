@@ -18,9 +18,11 @@ from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel import cache as cache_module
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.capture import Capture, CapturePath, is_compiled
+from spandial_agent.kernel.compiled import MapDefinition
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, RawTracepointRun
 from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.maps import create_map
 from spandial_agent.kernel.rates import RATES, FrozenTable
 from spandial_agent.table import RateTable
 from tests.agent_process import COMPILED
@@ -108,6 +110,12 @@ def test_a_closed_capture_leaves_no_descriptor_and_no_memory_of_ring_buffers(pat
             receive(1)
     assert set(os.listdir("/proc/self/fd")) == descriptors
     assert maps() == mapped
+
+
+@pytest.mark.parametrize("kind", [24, 29], ids=["of sockets", "of tasks"])
+def test_storage_of_kernel_objects_is_made_with_the_types_that_it_demands(kind: int) -> None:
+    # BPF_F_NO_PREALLOC, without which there is none.
+    os.close(create_map("storage", MapDefinition(kind, 4, 1224, 0, 1)))
 
 
 PROGRAM = """

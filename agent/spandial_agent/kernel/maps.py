@@ -13,8 +13,8 @@ from spandial_agent.kernel.linker import btf_of_bytes
 
 __all__ = ["RingBuffer", "create_map"]
 
-# enum bpf_map_type of include/uapi/linux/bpf.h.
-_SK_STORAGE = 24
+# enum bpf_map_type of include/uapi/linux/bpf.h: storage of sockets, inodes, tasks and cgroups.
+_LOCAL_STORAGE = (24, 28, 29, 32)
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN, with a zero at its end
 
 
@@ -41,7 +41,7 @@ def create_map(name: str, definition: MapDefinition) -> int:
     opts = _CreateOpts(sz=ctypes.sizeof(_CreateOpts), map_flags=definition.flags)
     btf_fd = -1
     try:
-        if definition.kind == _SK_STORAGE:
+        if definition.kind in _LOCAL_STORAGE:
             # The kernel demands types of key and value (bpf_local_storage_map_check_btf), and looks at sizes only.
             btf, opts.btf_key_type_id, opts.btf_value_type_id = btf_of_bytes(definition.value_size)
             btf_fd = lib.bpf_btf_load(btf, ctypes.c_size_t(len(btf)), None)
