@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Literal, NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
@@ -34,18 +36,29 @@ _CALLBACKS = (
     "scan_huffman_callback",
 )
 
+# What says whether a socket blocks (bpf/sock.h): from the socket to its file's flags.
+_OFFSETS = {
+    "SPANDIAL_SK_SOCKET": ("sock", "sk_socket"),
+    "SPANDIAL_SOCKET_FILE": ("socket", "file"),
+    "SPANDIAL_FILE_FLAGS": ("file", "f_flags"),
+}
+
 CapturePath = Literal["socket", "sys_exit"]
 
-_DEFINES = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
-_BUILDS: dict[CapturePath, Build] = {
-    "socket": Build("capture.c", _DEFINES, ("rates",)),
-    "sys_exit": Build("capture.c", {**_DEFINES, "SPANDIAL_SYS_EXIT": 1}, ("rates",)),
-}
+
+@functools.cache
+def _build(path: CapturePath) -> Build:
+    defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
+    if path == "socket":
+        defines |= zip(_OFFSETS, member_offsets(_OFFSETS.values()) or ())
+    else:
+        defines["SPANDIAL_SYS_EXIT"] = 1
+    return Build("capture.c", defines, ("rates",))
 
 
 def is_compiled(cache: CompileCache, path: CapturePath | None) -> bool:
     """Whether the table and the capture by this path, or by the one that is tried first, need no compiler."""
-    return cache.holds(RATES) and cache.holds(_BUILDS[path or "socket"])
+    return cache.holds(RATES) and cache.holds(_build(path or "socket"))
 
 
 class Counts(NamedTuple):
@@ -88,7 +101,7 @@ class Capture:
         self, maps: dict[str, int], force: CapturePath | None, cache: CompileCache | None
     ) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
-            module = Module(_BUILDS["socket"], maps, cache=cache)
+            module = Module(_build("socket"), maps, cache=cache)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
                 receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
@@ -100,7 +113,7 @@ class Capture:
                 module.close()
                 if force == "socket":
                     raise
-        module = Module(_BUILDS["sys_exit"], maps, cache=cache)
+        module = Module(_build("sys_exit"), maps, cache=cache)
         try:
             program = module.load("on_sys_exit", callbacks=_CALLBACKS)
             module.attach(program, "sys_exit")
