@@ -11,6 +11,7 @@ from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module, release_compiler_memory
+from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
 
 __all__ = ["SCANS", "Capture", "Counts"]
@@ -127,6 +128,11 @@ class Capture:
     def programs(self) -> list[ProgramInfo]:
         """What the kernel knows of the programs in use."""
         return [program_info(program) for program in self._programs]
+
+    def tls(self) -> TlsCapture:
+        """Programs for OpenSSL that count and decide as these do, in the same maps. Raises KernelUnavailable."""
+        maps = {name: self._module.map_fd(name) for name in ("targets", "counts", "losses", "entries")}
+        return TlsCapture({"SPANDIAL_CONNECTIONS": _CONNECTIONS}, _CALLBACKS, maps)
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""

@@ -17,6 +17,7 @@ __all__ = ["CALLBACK_MARK", "Linked", "btf_of_functions", "link"]
 CALLBACK_MARK = 0x5350414E
 _INSTRUCTION = struct.Struct("<BBhi")
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions, each with half of the value
+_PSEUDO_MAP_FD = 1
 _PSEUDO_FUNC = 4
 
 
@@ -27,8 +28,14 @@ class Linked(NamedTuple):
     functions: tuple[int, ...]
 
 
-def link(program: bytes, callbacks: Mapping[int, bytes]) -> Linked:
-    """The program with the callbacks that it, or one of them, refers to. Raises KeyError for an unknown number."""
+def link(program: bytes, callbacks: Mapping[int, bytes], maps: Mapping[int, int] | None = None) -> Linked:
+    """The program with the callbacks that it, or one of them, refers to. Raises KeyError for an unknown number.
+
+    Args:
+        program, callbacks: their instructions.
+        maps: descriptors of maps, and those of the maps that stand in for them.
+    """
+    maps = maps or {}
     code = bytearray(program)
     starts: dict[int, int] = {}
     at = 0
@@ -47,6 +54,8 @@ def link(program: bytes, callbacks: Mapping[int, bytes]) -> Linked:
             offset = starts[number] - at // _INSTRUCTION.size - 1
             _INSTRUCTION.pack_into(code, at, _LOAD_64, registers | _PSEUDO_FUNC << 4, 0, offset)
             _INSTRUCTION.pack_into(code, at + _INSTRUCTION.size, 0, 0, 0, 0)
+        elif registers >> 4 == _PSEUDO_MAP_FD and number in maps:
+            _INSTRUCTION.pack_into(code, at, _LOAD_64, registers, 0, maps[number])
         at += 2 * _INSTRUCTION.size
     return Linked(bytes(code), (0, *starts.values()))
 

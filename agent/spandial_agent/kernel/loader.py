@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +72,31 @@ class Module:
         self._descriptors: list[int] = []
         self._links: list[int] = []
 
-    def load(self, function: str, *, callbacks: Sequence[str] = (), typed_tracepoint: str | None = None) -> int:
+    def load(
+        self,
+        function: str,
+        *,
+        callbacks: Sequence[str] = (),
+        typed_tracepoint: str | None = None,
+        uprobe: bool = False,
+        maps: Mapping[str, int] | None = None,
+    ) -> int:
         """Load a program; its descriptor, which the module closes.
 
         Args:
             function: a raw tracepoint program.
             callbacks: the functions that it hands to bpf_loop by number, from 1 on.
             typed_tracepoint: the tracepoint, where the program's arguments are to have their types.
+            uprobe: it is for uprobes instead.
+            maps: descriptors of another module's maps, which it is to use instead of this one's.
 
         Raises KernelUnavailable with the verifier's last words.
         """
         numbered = {number: self._bpf.dump_func(name.encode()) for number, name in enumerate(callbacks, 1)}
-        code, functions = link(self._bpf.dump_func(function.encode()), numbered)
+        shared = {self.map_fd(name): descriptor for name, descriptor in (maps or {}).items()}
+        code, functions = link(self._bpf.dump_func(function.encode()), numbered, shared)
         try:
-            program = load_program(function, code, functions, typed_tracepoint)
+            program = load_program(function, code, functions, typed_tracepoint, uprobe)
         except OSError as error:
             raise KernelUnavailable(
                 [f"the kernel refuses the program {function}: {_last_lines(str(error.strerror))}"]
