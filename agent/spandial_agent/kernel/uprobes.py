@@ -38,9 +38,7 @@ def attach_uprobe(program: int, path: str, offset: int, *, at_return: bool = Fal
     bit = int((_PMU / "format/retprobe").read_text().strip().removeprefix("config:"))
     where = ctypes.create_string_buffer(os.fsencode(path))
     attributes = ctypes.create_string_buffer(
-        _ATTRIBUTES.pack(
-            kind, _ATTRIBUTES_SIZE, at_return << bit, 0, 0, 0, 0, 0, 0, ctypes.addressof(where), offset
-        ),
+        _ATTRIBUTES.pack(kind, _ATTRIBUTES_SIZE, at_return << bit, 0, 0, 0, 0, 0, 0, ctypes.addressof(where), offset),
         _ATTRIBUTES_SIZE,
     )
     libc = ctypes.CDLL(None, use_errno=True)
