@@ -7,7 +7,6 @@ import struct
 from collections.abc import Collection, Mapping
 from typing import BinaryIO, NamedTuple
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from spandial_agent.kernel.tls import FUNCTIONS, REQUIRED
@@ -18,6 +17,8 @@ _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym: name, info, other, section, val
 _FUNCTION = 2  # STT_FUNC
 _LOOKED_THROUGH = 512 << 20  # bytes of an executable
 _CHUNK = 1 << 20
+_SECTIONS_MAX = 1 << 16
+_TABLE_MAX = 128 << 20  # bytes of a symbol table, or of its names
 # What is left of a library in a stripped executable: names of functions in Go's line table, file names in messages.
 _GO = {b"crypto/tls.": "Go crypto/tls"}
 _OTHERS = {
@@ -49,6 +50,8 @@ def read_image(file: BinaryIO, executable: bool) -> Image:
     """
     try:
         elf = ELFFile(file)
+        if elf.num_sections() > _SECTIONS_MAX:
+            return Image({})
         # Arguments are in registers in 64-bit programs alone.
         if elf.elfclass != 64 or not elf.little_endian:
             return Image({}, "32-bit program" if executable else "")
@@ -56,7 +59,7 @@ def read_image(file: BinaryIO, executable: bool) -> Image:
         if all(name in offsets for name in REQUIRED):
             return Image(offsets)
         go = executable and elf.get_section_by_name(".go.buildinfo") is not None
-    except (ELFError, struct.error, ValueError, AttributeError):
+    except Exception:  # whoever mapped the file wrote it, and pyelftools has many exceptions for what is in one
         return Image({})
     return Image({}, _hidden(file, _GO if go else _OTHERS) if executable else "")
 
@@ -65,7 +68,10 @@ def _function_offsets(elf: ELFFile, names: Collection[str]) -> dict[str, int]:
     """Where in the file functions begin; those that it does not define are left out."""
     offsets: dict[str, int] = {}
     for table in filter(None, (elf.get_section_by_name(name) for name in (".dynsym", ".symtab"))):
-        strings = elf.get_section(table["sh_link"]).data()
+        names_of = elf.get_section(table["sh_link"])
+        if max(table["sh_size"], names_of["sh_size"]) > _TABLE_MAX:
+            continue
+        strings = names_of.data()
         # A name may be the end of another's. Most files have none of them, and are done with here.
         places = {
             match.start(): name for name in names for match in re.finditer(re.escape(name.encode()) + b"\0", strings)
