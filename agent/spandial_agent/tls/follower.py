@@ -55,13 +55,10 @@ class TlsFollower:
 
     Args:
         load: makes the programs; raises KernelUnavailable where the kernel does not take them.
-
-    Attributes:
-        reason: why no TLS is followed on this host, in one sentence; empty while nothing speaks against it.
     """
 
     def __init__(self, load: Callable[[], TlsCapture]) -> None:
-        self.reason = ""
+        self._refused: KernelUnavailable | None = None
         self._load = load
         self._capture: TlsCapture | None = None
         self._processes: dict[int, _Process] = {}
@@ -71,6 +68,11 @@ class TlsFollower:
         self._news: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="spandial-tls")
         self._thread.start()
+
+    @property
+    def reason(self) -> str:
+        """Why no TLS is followed on this host, in one sentence; empty while nothing speaks against it."""
+        return "TLS is not followed: " + " ".join(self._refused.missing) if self._refused is not None else ""
 
     def follow(self, pid: int) -> None:
         """A process became a target, or runs another program."""
@@ -171,13 +173,13 @@ class TlsFollower:
 
     def _programs(self) -> TlsCapture:
         """Raises KernelUnavailable, the first time and ever after."""
-        if self.reason:
-            raise KernelUnavailable([self.reason])
+        if self._refused is not None:
+            raise self._refused
         if self._capture is None:
             try:
                 self._capture = self._load()
             except KernelUnavailable as error:
-                self.reason = "TLS is not followed: " + " ".join(error.missing)
+                self._refused = error
                 _log.warning(self.reason)
                 raise
         return self._capture
