@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.libbpf import ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module, release_compiler_memory
 from spandial_agent.kernel.uprobes import attach_uprobe
@@ -35,18 +34,17 @@ class TlsCapture:
     """
 
     def __init__(self, defines: Mapping[str, int], callbacks: tuple[str, ...], maps: Mapping[str, int]) -> None:
-        # Its own ring buffer and tables stay empty: the maps stand in for them.
         module = Module("capture.c", {**defines, "SPANDIAL_RING_PAGES": 1, "SPANDIAL_TLS": 1})
-        self._module = module
         try:
-            self._programs = {
+            loaded = {
                 program: module.load(program, callbacks=callbacks, uprobe=True, maps=maps)
                 for program in (*_BEGIN.values(), "on_tls_return", "on_tls_end")
             }
-        except KernelUnavailable:
+            self._programs = {program: os.dup(descriptor) for program, descriptor in loaded.items()}
+        finally:
+            # A program keeps the maps that it uses. The module's other ones are empty: `maps` stand in for them.
             module.close()
-            raise
-        release_compiler_memory()
+            release_compiler_memory()
 
     @property
     def programs(self) -> dict[str, ProgramInfo]:
@@ -81,4 +79,6 @@ class TlsCapture:
         return events
 
     def close(self) -> None:
-        self._module.close()
+        for descriptor in self._programs.values():
+            os.close(descriptor)
+        self._programs.clear()
