@@ -36,17 +36,38 @@ struct tls_connection {
 
 enum tls_function { TLS_READ = 0, TLS_READ_EX = 1, TLS_WRITE = 2, TLS_WRITE_EX = 3 };
 
+/* A call of one of the functions, from its begin to its return. */
+struct tls_call {
+	__u64 ssl; /* 0: there is none */
+	__u64 buffer;
+	__u64 bytes; /* where SSL_read_ex and SSL_write_ex put their number */
+	__u64 stack; /* pointer, at the begin: the return is known by it */
+	__u32 function;
+};
+
 /* What a thread needs while it reads or writes. A program that a uprobe runs can be preempted by another
  * thread that runs it on the same CPU: bpf_prog_run_array_uprobe keeps off migration and nothing else
  * (Linux 6.0, commit 8c7dcb84e3b7). So this belongs to the thread and not to the CPU. */
 struct thread {
-	__u64 ssl; /* 0: in no call */
-	__u64 buffer;
-	__u64 bytes;	/* where SSL_read_ex and SSL_write_ex put the number of bytes */
-	__u64 stack;	/* pointer at the call's return: a call within the call is told apart */
-	__u32 function; /* enum tls_function */
+	struct tls_call call;
+	struct tls_call inner; /* within it: TLS through TLS, to a proxy */
 	struct head head;
 	struct walk walk;
 };
+
+/* Where to remember a call that begins. One that never returned is not waited for: no other is within it unless it
+ * is deeper on the stack, and then that has a place, too. */
+static __always_inline struct tls_call *beginning_call(struct thread *thread, __u64 stack)
+{
+	return thread->call.ssl && thread->call.stack > stack ? &thread->inner : &thread->call;
+}
+
+/* The call that returns here; 0 if its begin has not been seen. */
+static __always_inline struct tls_call *returning_call(struct thread *thread, __u64 stack)
+{
+	if (thread->inner.ssl && thread->inner.stack == stack)
+		return &thread->inner;
+	return thread->call.ssl && thread->call.stack == stack ? &thread->call : 0;
+}
 
 #endif
