@@ -61,7 +61,7 @@ def look_at(pid: int) -> Seen:
     for path, name in [(f"/proc/{pid}/exe", ""), *_mapped(pid)]:
         try:
             status = os.stat(path)
-        except OSError:  # unmapped meanwhile
+        except OSError:  # unmapped meanwhile, or deleted where it must be looked for by its name
             continue
         if (status.st_dev, status.st_ino) in seen:
             continue
@@ -82,6 +82,7 @@ def look_at(pid: int) -> Seen:
 def _mapped(pid: int) -> list[tuple[str, str]]:
     """Path and name of the mapped files whose names speak of TLS, with repetitions."""
     found = []
+    by_range = _may_follow_ranges(pid)
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             # address perms offset dev inode pathname, which may contain spaces
@@ -90,11 +91,25 @@ def _mapped(pid: int) -> list[tuple[str, str]]:
                 continue
             name = os.path.basename(fields[5]).removesuffix(" (deleted)")
             if "ssl" in name or name.startswith(tuple(_OTHERS)):
-                begin, end = (
-                    int(address, 16) for address in fields[0].split("-")
-                )  # maps pads them, map_files does not
-                found.append((f"/proc/{pid}/map_files/{begin:x}-{end:x}", name))
+                # maps pads addresses, map_files does not
+                begin, end = (int(address, 16) for address in fields[0].split("-"))
+                by_name = f"/proc/{pid}/root{fields[5]}"
+                found.append((f"/proc/{pid}/map_files/{begin:x}-{end:x}" if by_range else by_name, name))
     return found
+
+
+def _may_follow_ranges(pid: int) -> bool:
+    """Whether map_files leads to files, which takes CAP_CHECKPOINT_RESTORE (Linux 5.9, commit 12886f8ab10c)."""
+    folder = f"/proc/{pid}/map_files"
+    for name in os.listdir(folder):
+        try:
+            os.stat(f"{folder}/{name}")
+            return True
+        except PermissionError:
+            return False
+        except OSError:  # unmapped meanwhile
+            continue
+    return False
 
 
 def _image(path: str, identity: Identity, executable: bool) -> Image:
