@@ -32,6 +32,7 @@ from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.table import MemfdTable, RateTable, TableBackend
 from spandial_agent.targets import Targets
+from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import read_or_make_token
 from spandial_api.control import Control
@@ -80,7 +81,10 @@ async def run_agent(settings: Settings) -> None:
         spans = _spans() if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds, spans)
+        tls = TlsFollower(capture.tls) if capture is not None else None
+        if tls is not None:
+            stack.callback(tls.close)
+        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds, spans, tls)
         try:
             store = Store(settings.state_dir / "rules.sqlite")
             stack.callback(store.close)

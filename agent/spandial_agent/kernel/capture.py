@@ -16,6 +16,7 @@ from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.rates import RATES
+from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
 
 __all__ = ["SCANS", "Capture", "Counts", "is_compiled"]
@@ -90,18 +91,17 @@ class Capture:
     """
 
     def __init__(self, rates: int, force: CapturePath | None = None, *, cache: CompileCache | None = None) -> None:
-        self.path, self._module, self._programs = self._attach({"rates": rates}, force, cache)
+        self._tables, self._cache = {"rates": rates}, cache
+        self.path, self._module, self._programs = self._attach(force)
         self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
 
-    def _attach(
-        self, maps: dict[str, int], force: CapturePath | None, cache: CompileCache | None
-    ) -> tuple[CapturePath, Module, list[int]]:
+    def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
-            module = Module(_build("socket"), maps, cache=cache)
+            module = Module(_build("socket"), self._tables, cache=self._cache)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
                 receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
@@ -113,7 +113,7 @@ class Capture:
                 module.close()
                 if force == "socket":
                     raise
-        module = Module(_build("sys_exit"), maps, cache=cache)
+        module = Module(_build("sys_exit"), self._tables, cache=self._cache)
         try:
             program = module.load("on_sys_exit", callbacks=_CALLBACKS)
             module.attach(program, "sys_exit")
@@ -157,6 +157,11 @@ class Capture:
     def programs(self) -> list[ProgramInfo]:
         """What the kernel knows of the programs in use."""
         return [program_info(program) for program in self._programs]
+
+    def tls(self) -> TlsCapture:
+        """Programs for OpenSSL that count and decide as these do, in the same maps. Raises KernelUnavailable."""
+        maps = {name: self._module.map_fd(name) for name in ("targets", "counts", "losses", "entries", "serving")}
+        return TlsCapture({"SPANDIAL_CONNECTIONS": _CONNECTIONS}, _CALLBACKS, {**maps, **self._tables}, self._cache)
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""

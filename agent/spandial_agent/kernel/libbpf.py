@@ -94,13 +94,16 @@ class _LoadOpts(ctypes.Structure):
     ]
 
 
-_PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 17, 26
+_PROG_TYPE_KPROBE, _PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 2, 17, 26
 _ATTACH_TRACE_RAW_TP = 23
 _LOG_SIZE = 1 << 24
 
 
-def load_program(name: str, code: bytes, functions: tuple[int, ...], typed_tracepoint: str | None) -> int:
-    """Load a raw tracepoint program, or one with typed arguments if its tracepoint is given; its descriptor.
+def load_program(
+    name: str, code: bytes, functions: tuple[int, ...], typed_tracepoint: str | None, uprobe: bool = False
+) -> int:
+    """Load a raw tracepoint program, or one with typed arguments if its tracepoint is given, or one for uprobes; its
+    descriptor.
 
     Raises OSError, whose text is what the verifier said.
     """
@@ -117,7 +120,7 @@ def load_program(name: str, code: bytes, functions: tuple[int, ...], typed_trace
             func_info_cnt=len(functions),
             func_info_rec_size=8,
         )
-        kind = _PROG_TYPE_RAW_TRACEPOINT
+        kind = _PROG_TYPE_KPROBE if uprobe else _PROG_TYPE_RAW_TRACEPOINT
         if typed_tracepoint is not None:
             kind = _PROG_TYPE_TRACING
             opts.expected_attach_type = _ATTACH_TRACE_RAW_TP

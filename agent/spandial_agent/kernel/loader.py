@@ -45,20 +45,28 @@ class Module:
             self.close()
             raise KernelUnavailable([f"the kernel refuses the maps of {build.source}: {error}."]) from error
 
-    def load(self, function: str, *, callbacks: Sequence[str] = (), typed_tracepoint: str | None = None) -> int:
+    def load(
+        self,
+        function: str,
+        *,
+        callbacks: Sequence[str] = (),
+        typed_tracepoint: str | None = None,
+        uprobe: bool = False,
+    ) -> int:
         """Load a program; its descriptor, which the module closes.
 
         Args:
             function: a raw tracepoint program.
             callbacks: the functions that it hands to bpf_loop by number, from 1 on.
             typed_tracepoint: the tracepoint, where the program's arguments are to have their types.
+            uprobe: it is for uprobes instead.
 
         Raises KernelUnavailable with the verifier's last words.
         """
         numbered = {number: self._code(name) for number, name in enumerate(callbacks, 1)}
         code, functions = link(self._code(function), numbered)
         try:
-            program = load_program(function, code, functions, typed_tracepoint)
+            program = load_program(function, code, functions, typed_tracepoint, uprobe)
         except OSError as error:
             raise KernelUnavailable(
                 [f"the kernel refuses the program {function}: {last_lines(str(error.strerror))}"]
