@@ -16,22 +16,33 @@
 #include "mysql.h"
 #include "redis.h"
 #include "http2.h"
+#include "tls.h"
 
 BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
 BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
 BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
+#ifdef SPANDIAL_TLS
+BPF_TASK_STORAGE(threads, struct thread);
+#else
 /* One a CPU: nothing preempts a program that a tracepoint runs (include/linux/tracepoint.h). */
 BPF_PERCPU_ARRAY(heads, struct head, 1);
 BPF_PERCPU_ARRAY(walks, struct walk, 1);
+#endif
 
-/* What is known of a connection. The kernel forgets it with the socket; without sockets, with the descriptor. */
-#ifdef SPANDIAL_SYS_EXIT
+/* What is known of a connection. The kernel forgets it with the socket; without sockets, with the descriptor
+ * or the SSL object. */
+#if defined(SPANDIAL_SYS_EXIT) || defined(SPANDIAL_TLS)
+#ifdef SPANDIAL_TLS
+typedef struct tls_connection connection_key;
+#else
 typedef u64 connection_key; /* tgid << 32 | descriptor */
+#endif
 BPF_TABLE("lru_hash", connection_key, struct connection, connections, SPANDIAL_CONNECTIONS);
 BPF_PERCPU_ARRAY(new_connections, struct connection, 1); /* zeros */
 #else
+#define SPANDIAL_SOCKETS
 typedef struct sock *connection_key;
 BPF_SK_STORAGE(connections, struct connection);
 #endif
@@ -40,12 +51,19 @@ BPF_SK_STORAGE(connections, struct connection);
  * thread that waits on a socket for one request does nothing else meanwhile; of an event loop's thread nobody knows. */
 BPF_TABLE("lru_hash", u64, struct serving, serving, SPANDIAL_CONNECTIONS);
 
+/* Nothing comes between on this CPU, but where a uprobe runs the program: a tracepoint's, which counts the same. */
+#ifdef SPANDIAL_TLS
+#define COUNT(counter) __sync_fetch_and_add(&(counter), 1)
+#else
+#define COUNT(counter) ((counter)++)
+#endif
+
 static __always_inline void count_loss(u32 kind)
 {
 	u64 *loss = losses.lookup(&kind);
 
 	if (loss)
-		*loss += 1;
+		COUNT(*loss);
 }
 
 /* The word that the target obeys now; 0 if its row is somebody else's. */
@@ -67,9 +85,28 @@ static __always_inline u64 word_of(u32 tgid, u32 row_index, u32 epoch, u32 kind)
 
 static __always_inline struct walk *this_walk(void)
 {
+#ifdef SPANDIAL_TLS
+	struct thread *thread = threads.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+
+	return thread ? &thread->walk : 0;
+#else
 	u32 zero = 0;
 
 	return walks.lookup(&zero);
+#endif
+}
+
+static __always_inline struct head *this_head(void)
+{
+#ifdef SPANDIAL_TLS
+	struct thread *thread = threads.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+
+	return thread ? &thread->head : 0;
+#else
+	u32 zero = 0;
+
+	return heads.lookup(&zero);
+#endif
 }
 
 /* Hand over what is captured, as the record says. Returns -1 where there is no room. */
@@ -97,19 +134,19 @@ static __always_inline void count_entry(struct walk *walk, u32 kind, int kept, i
 	if (!count || kind >= SPANDIAL_ENTRY_KINDS)
 		return;
 	if (!walk->entries) {
-		count->reverse[kind]++;
+		COUNT(count->reverse[kind]);
 		if (kept)
-			count->reverse_kept[kind]++;
+			COUNT(count->reverse_kept[kind]);
 		return;
 	}
-	count->seen[kind]++;
+	COUNT(count->seen[kind]);
 	if (traced)
-		count->seen_traced[kind]++;
+		COUNT(count->seen_traced[kind]);
 	if (!kept)
 		return;
-	count->kept[kind]++;
+	COUNT(count->kept[kind]);
 	if (traced)
-		count->kept_traced[kind]++;
+		COUNT(count->kept_traced[kind]);
 }
 
 /* What a system call of the six read or wrote: its first buffer, and where the others are. */
@@ -183,16 +220,18 @@ static __always_inline int message_of(u64 number, u64 arg1, u64 arg2, u64 arg3, 
 
 static __always_inline struct connection *find_connection(connection_key key)
 {
-#ifdef SPANDIAL_SYS_EXIT
-	return connections.lookup(&key);
-#else
+#ifdef SPANDIAL_SOCKETS
 	return connections.sk_storage_get(key, 0, 0);
+#else
+	return connections.lookup(&key);
 #endif
 }
 
 static __always_inline struct connection *make_connection(connection_key key)
 {
-#ifdef SPANDIAL_SYS_EXIT
+#ifdef SPANDIAL_SOCKETS
+	return connections.sk_storage_get(key, 0, BPF_SK_STORAGE_GET_F_CREATE);
+#else
 	u32 zero = 0;
 	struct connection *new = new_connections.lookup(&zero);
 
@@ -200,8 +239,6 @@ static __always_inline struct connection *make_connection(connection_key key)
 		return 0;
 	connections.update(&key, new);
 	return connections.lookup(&key);
-#else
-	return connections.sk_storage_get(key, 0, BPF_SK_STORAGE_GET_F_CREATE);
 #endif
 }
 
@@ -227,7 +264,7 @@ static __always_inline void describe_answer(const struct connection *connection,
 /* A connection is followed from now on: tell whose it is, while it can be seen. */
 static __always_inline void emit_addresses(const struct connection *connection, connection_key key, u32 tgid, u32 row)
 {
-#ifndef SPANDIAL_SYS_EXIT
+#ifdef SPANDIAL_SOCKETS
 	struct sock_common_head sock;
 	struct spandial_addresses *addresses;
 	struct walk *walk = this_walk();
@@ -278,7 +315,7 @@ static __always_inline struct connection *begin_connection(struct spandial_targe
 	connection->in_step = fresh;
 	connection->awaiting_reply = connection->pending = connection->answered = 0;
 	connection->unnamed_known = connection->body = 0;
-	if (target->answers)
+	if (target->answers && protocol != ENCRYPTED)
 		emit_addresses(connection, key, tgid, target->row);
 	return connection;
 }
@@ -307,11 +344,22 @@ static __always_inline void end_answers(connection_key key)
 		connection->pending = 0;
 }
 
+static __always_inline void end_serving(void)
+{
+#ifndef SPANDIAL_SYS_EXIT
+	u64 thread = bpf_get_current_pid_tgid();
+
+	serving.delete(&thread);
+#endif
+}
+
 /* What a thread does from now on, it does for this request: until the first of the answer, or the thread's next one. */
 static __always_inline void begin_serving(const struct spandial_target *target, connection_key key,
 					  const struct trace_context *context, u64 connection, u32 kept)
 {
-#ifndef SPANDIAL_SYS_EXIT
+#if defined(SPANDIAL_TLS)
+	end_serving(); /* whether its socket blocks, the library's call does not tell */
+#elif defined(SPANDIAL_SOCKETS)
 	u64 thread = bpf_get_current_pid_tgid();
 	struct serving now = {.connection = connection, .epoch = target->epoch, .kept = kept};
 
@@ -322,15 +370,6 @@ static __always_inline void begin_serving(const struct spandial_target *target, 
 		serving.delete(&thread);
 	else
 		serving.update(&thread, &now);
-#endif
-}
-
-static __always_inline void end_serving(void)
-{
-#ifndef SPANDIAL_SYS_EXIT
-	u64 thread = bpf_get_current_pid_tgid();
-
-	serving.delete(&thread);
 #endif
 }
 
@@ -426,16 +465,16 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		return;
 	sent = !RECALL(head->received);
 	if (sent) {
-		count->reverse[kind]++;
+		COUNT(count->reverse[kind]);
 		if (!target->answers)
 			return;
 		request.flags = SPANDIAL_RECORD_SENT;
 	} else {
-		count->seen[kind]++;
+		COUNT(count->seen[kind]);
 	}
 	if (parse_traceparent(head, &context)) {
 		if (!sent)
-			count->seen_traced[kind]++;
+			COUNT(count->seen_traced[kind]);
 		parent = context.sampled ? SPANDIAL_REMOTE_KEPT : SPANDIAL_REMOTE_DROPPED;
 		parse_randomness(head, &context);
 	} else {
@@ -457,11 +496,11 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		return;
 	}
 	if (sent) {
-		count->reverse_kept[kind]++;
+		COUNT(count->reverse_kept[kind]);
 	} else {
-		count->kept[kind]++;
+		COUNT(count->kept[kind]);
 		if (parent)
-			count->kept_traced[kind]++;
+			COUNT(count->kept_traced[kind]);
 	}
 	if (!(request.word & SPANDIAL_EMIT))
 		return;
@@ -487,16 +526,14 @@ static __always_inline int read_head(struct head *head, u32 length, u64 buffer)
 /* What bpf_loop calls: here, because bcc knows no function of an included file. */
 int scan_head_callback(void *index)
 {
-	u32 zero = 0;
-	struct head *head = heads.lookup(&zero);
+	struct head *head = this_head();
 
 	return head ? scan_http1(head) : 1;
 }
 
 int scan_tracestate_callback(void *index)
 {
-	u32 zero = 0;
-	struct head *head = heads.lookup(&zero);
+	struct head *head = this_head();
 
 	return head ? scan_tracestate(head) : 1;
 }
@@ -530,9 +567,8 @@ int scan_field_callback(void *index)
 
 int scan_huffman_callback(void *index)
 {
-	u32 zero = 0;
 	struct walk *walk = this_walk();
-	struct head *head = heads.lookup(&zero);
+	struct head *head = this_head();
 
 	return walk && head ? scan_huffman(walk, head) : 1;
 }
@@ -540,8 +576,8 @@ int scan_huffman_callback(void *index)
 /* Count and decide the request whose header block is captured, unless it is the trailer of an earlier one. */
 static __always_inline void decide_block(struct walk *walk)
 {
-	u32 zero = 0, parent = SPANDIAL_NO_PARENT, kind, flags = 0;
-	struct head *head = heads.lookup(&zero);
+	u32 parent = SPANDIAL_NO_PARENT, kind, flags = 0;
+	struct head *head = this_head();
 	struct spandial_entry *record = &walk->record;
 	struct block *block = &walk->block;
 	struct trace_context context = {};
@@ -626,6 +662,8 @@ static __always_inline u32 identify(const struct head *head, u64 total)
 		return SPANDIAL_POSTGRES;
 	if (is_mysql(first, total) || is_mysql_greeting(first, total))
 		return SPANDIAL_MYSQL;
+	if (is_tls(first, total))
+		return ENCRYPTED;
 	return SPANDIAL_UNKNOWN;
 }
 
@@ -800,94 +838,198 @@ static __always_inline void on_end(connection_key key, u32 tgid, u32 row)
 		end_serving();
 }
 
-/* regs: readable as they are; result: what the system call returned. */
-static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u32 tgid, struct spandial_target *target,
+/* What a process received or sent on a connection, in clear text. */
+static __always_inline int on_message(struct message *message, u32 tgid, struct spandial_target *target,
 				      connection_key key)
 {
-	struct message message = {.length = result, .total = result};
-	u32 zero = 0, length, protocol;
+	u32 length, protocol;
 	struct connection *connection;
 	struct head *head;
 	struct walk *walk;
 	u64 first;
-	int answers, known = message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs),
-					SYSCALL_ARG3(regs), &message);
+	int answers;
 
-	if (known < 0)
-		goto unreadable;
-	if (!known)
-		return 0;
 	connection = target->follows ? find_connection(key) : 0;
 	if (!connection || connection->protocol <= SPANDIAL_HTTP1) {
-		/* message.received and connection->server are 0 or 1 */
-		if (connection && connection->pending && target->answers && message.received != connection->server) {
+		/* message->received and connection->server are 0 or 1 */
+		if (connection && connection->pending && target->answers && message->received != connection->server) {
 			walk = this_walk();
 			if (walk)
-				hand_over_answer(connection, &message, walk, tgid, target->row);
+				hand_over_answer(connection, message, walk, tgid, target->row);
 			return 0;
 		}
-		head = heads.lookup(&zero);
-		if (message.length < 8) {
+		head = this_head();
+		if (message->length < 8) {
 			if (connection && connection->pending)
-				connection->body += message.total;
+				connection->body += message->total;
 			return 0;
 		}
 		if (!head)
 			return 0;
-		length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
-		REMEMBER(head->received, message.received);
+		length = message->length < HEAD_MAX ? message->length : HEAD_MAX;
+		REMEMBER(head->received, message->received);
 		/* What a server receives mostly is a request, and is read at once; what it sends mostly is none. */
-		if (read_head(head, message.received ? length : 8, message.buffer))
+		if (read_head(head, message->received ? length : 8, message->buffer))
 			goto unreadable;
 		first = load8(head, 0);
 		if (is_http1_response(first)) {
 			if (target->answers && !RECALL(head->received) && length >= 16 &&
-			    !read_head(head, 16, message.buffer) && !is_interim(head->bytes))
+			    !read_head(head, 16, message->buffer) && !is_interim(head->bytes))
 				end_serving();
 			return 0;
 		}
-		if (!RECALL(head->received) && read_head(head, length, message.buffer))
+		if (!RECALL(head->received) && read_head(head, length, message->buffer))
 			goto unreadable;
 		if (starts_with_method(first)) {
-			on_http1_request(tgid, target, head, length, message.total, key);
+			on_http1_request(tgid, target, head, length, message->total, key);
 			return 0;
 		}
 		if (connection && connection->pending) { /* HTTP/1: a request's body */
-			connection->body += message.total;
+			connection->body += message->total;
 			return 0;
 		}
-		protocol = identify(head, message.total);
+		protocol = identify(head, message->total);
 		if (!protocol)
 			return 0;
-		answers = protocol == SPANDIAL_MYSQL && is_mysql_greeting(first, message.total);
+		answers = protocol == SPANDIAL_MYSQL && is_mysql_greeting(first, message->total);
 		connection =
-		    begin_connection(target, key, tgid, protocol, message.received != answers, first == PREFACE);
+		    begin_connection(target, key, tgid, protocol, message->received != answers, first == PREFACE);
 		if (!connection)
 			return 0;
 	}
+	if (connection->protocol == ENCRYPTED)
+		return 0;
 	walk = this_walk();
 	if (!walk)
 		return 0;
-	if (!!message.received == !!connection->server) {
-		walk_stream(connection, &message, walk, tgid, target, 0);
+	if (!!message->received == !!connection->server) {
+		walk_stream(connection, message, walk, tgid, target, 0);
 		return 0;
 	}
 	if (connection->protocol == SPANDIAL_HTTP2) {
-		if (target->answers && (connection->in_step || find_step(connection, &message)))
-			walk_stream(connection, &message, walk, tgid, target, 1);
+		if (target->answers && (connection->in_step || find_step(connection, message)))
+			walk_stream(connection, message, walk, tgid, target, 1);
 		return 0;
 	}
 	if (connection->awaiting_reply)
-		hand_over_reply(connection, &message, walk, tgid, target->row);
+		hand_over_reply(connection, message, walk, tgid, target->row);
 	if (connection->pending && target->answers)
-		hand_over_answer(connection, &message, walk, tgid, target->row);
+		hand_over_answer(connection, message, walk, tgid, target->row);
 	return 0;
 unreadable:
 	count_loss(SPANDIAL_LOSS_UNREADABLE);
 	return 0;
 }
 
-#ifdef SPANDIAL_SYS_EXIT
+#ifndef SPANDIAL_TLS
+/* regs: readable as they are; result: what the system call returned. */
+static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u32 tgid, struct spandial_target *target,
+				      connection_key key)
+{
+	struct message message = {.length = result, .total = result};
+	int known =
+	    message_of(SYSCALL_NUMBER(regs), SYSCALL_ARG1(regs), SYSCALL_ARG2(regs), SYSCALL_ARG3(regs), &message);
+
+	if (known < 0)
+		count_loss(SPANDIAL_LOSS_UNREADABLE);
+	return known > 0 ? on_message(&message, tgid, target, key) : 0;
+}
+#endif
+
+#if defined(SPANDIAL_TLS)
+/* SSL_read, SSL_write (ssl, buffer, length), SSL_read_ex and SSL_write_ex (ssl, buffer, length, where to
+ * put the number of bytes) begin: what they are about is in registers, and no longer there at their end. */
+static __always_inline int on_tls_begin(struct pt_regs *ctx, u32 function)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct thread *thread;
+	struct tls_call *call;
+
+	if (!targets.lookup(&tgid))
+		return 0;
+	thread = threads.task_storage_get(bpf_get_current_task_btf(), 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!thread) {
+		count_loss(SPANDIAL_LOSS_NO_MEMORY);
+		return 0;
+	}
+	call = beginning_call(thread, CALL_STACK(ctx));
+	call->ssl = CALL_ARG0(ctx);
+	call->buffer = CALL_ARG1(ctx);
+	call->bytes = CALL_ARG3(ctx);
+	call->stack = CALL_STACK(ctx);
+	call->function = function;
+	return 0;
+}
+
+int on_tls_read(struct pt_regs *ctx)
+{
+	return on_tls_begin(ctx, TLS_READ);
+}
+
+int on_tls_read_ex(struct pt_regs *ctx)
+{
+	return on_tls_begin(ctx, TLS_READ_EX);
+}
+
+int on_tls_write(struct pt_regs *ctx)
+{
+	return on_tls_begin(ctx, TLS_WRITE);
+}
+
+int on_tls_write_ex(struct pt_regs *ctx)
+{
+	return on_tls_begin(ctx, TLS_WRITE_EX);
+}
+
+/* One of the four returns: a number of bytes, or 1. */
+int on_tls_return(struct pt_regs *ctx)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct spandial_target *target = targets.lookup(&tgid);
+	struct message message = {};
+	connection_key key = {.tgid = tgid};
+	struct thread *thread;
+	struct tls_call *call;
+	s32 result = CALL_RESULT(ctx);
+
+	if (!target)
+		return 0;
+	thread = threads.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+	call = thread ? returning_call(thread, CALL_STACK(ctx) - CALL_RETURN_POPS) : 0;
+	if (!call)
+		return 0;
+	key.ssl = call->ssl;
+	call->ssl = 0;
+	if (result <= 0)
+		return 0;
+	message.total = result;
+	if ((call->function == TLS_READ_EX || call->function == TLS_WRITE_EX) &&
+	    bpf_probe_read_user(&message.total, sizeof(message.total), (void *)call->bytes)) {
+		count_loss(SPANDIAL_LOSS_UNREADABLE);
+		return 0;
+	}
+	message.buffer = call->buffer;
+	message.length = message.total;
+	message.received = call->function <= TLS_READ_EX;
+	if (!message.total || (message.total < 8 && !target->follows))
+		return 0;
+	return on_message(&message, tgid, target, key);
+}
+
+/* SSL_free, SSL_clear (ssl): an SSL object of the same address may be another connection's. */
+int on_tls_end(struct pt_regs *ctx)
+{
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct spandial_target *target = targets.lookup(&tgid);
+	connection_key key = {.tgid = tgid, .ssl = CALL_ARG0(ctx)};
+
+	if (!target || !target->follows)
+		return 0;
+	on_end(key, tgid, target->row);
+	connections.delete(&key);
+	return 0;
+}
+#elif defined(SPANDIAL_SYS_EXIT)
 /* sys_exit (regs, ret): for kernels without the tracepoints below, from Linux 5.17 on (bpf_loop). It
  * cannot tell a socket from a file. */
 int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)

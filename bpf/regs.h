@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* System call numbers and arguments in the registers of a task, per architecture. */
+/* System call numbers, and the arguments of system calls and functions in registers, per architecture. */
 #ifndef SPANDIAL_REGS_H
 #define SPANDIAL_REGS_H
 
@@ -9,6 +9,13 @@
 #define SYSCALL_ARG1(regs) ((regs)->si)
 #define SYSCALL_ARG2(regs) ((regs)->dx)
 #define SYSCALL_ARG3(regs) ((regs)->r10)
+/* A function's arguments when it begins, its result and the stack pointer when it returns. */
+#define CALL_ARG0(regs) ((regs)->di)
+#define CALL_ARG1(regs) ((regs)->si)
+#define CALL_ARG3(regs) ((regs)->cx)
+#define CALL_RESULT(regs) ((regs)->ax)
+#define CALL_STACK(regs) ((regs)->sp)
+#define CALL_RETURN_POPS 8 /* the return address */
 #define NR_READ 0
 #define NR_WRITE 1
 #define NR_CLOSE 3
@@ -26,6 +33,12 @@
 #define SYSCALL_ARG1(regs) ((regs)->regs[1])
 #define SYSCALL_ARG2(regs) ((regs)->regs[2])
 #define SYSCALL_ARG3(regs) ((regs)->regs[3])
+#define CALL_ARG0(regs) ((regs)->regs[0])
+#define CALL_ARG1(regs) ((regs)->regs[1])
+#define CALL_ARG3(regs) ((regs)->regs[3])
+#define CALL_RESULT(regs) ((regs)->regs[0])
+#define CALL_STACK(regs) ((regs)->sp)
+#define CALL_RETURN_POPS 0
 #define NR_READ 63
 #define NR_WRITE 64
 #define NR_CLOSE 57

@@ -18,7 +18,8 @@ from spandial.abi import encode_word
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
-from spandial_agent.kernel.capture import Capture
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.capture import Capture, is_compiled
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
@@ -31,6 +32,7 @@ from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.table import MemfdTable, RateTable, TableBackend
 from spandial_agent.targets import Targets
+from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import read_or_make_token
 from spandial_api.control import Control
@@ -79,7 +81,10 @@ async def run_agent(settings: Settings) -> None:
         spans = _spans() if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds, spans)
+        tls = TlsFollower(capture.tls) if capture is not None else None
+        if tls is not None:
+            stack.callback(tls.close)
+        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds, spans, tls)
         try:
             store = Store(settings.state_dir / "rules.sqlite")
             stack.callback(store.close)
@@ -125,14 +130,15 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
     """The table's backend, the capture if there can be one, and what is missing for it."""
     if settings.table == "memfd":
         return MemfdTable(), None, ["the kernel side is off: SPANDIAL_TABLE=memfd."]
-    missing = missing_for_kernel()
+    cache = CompileCache(settings.compiled_dir)
+    missing = missing_for_kernel(compiled=is_compiled(cache, settings.forced_path))
     backend: TableBackend | None = None
     if not missing:
         try:
-            backend = FrozenTable()
+            backend = FrozenTable(cache)
             if settings.capture == "off":
                 return backend, None, ["capture is off: SPANDIAL_CAPTURE=off."]
-            return backend, Capture(None if settings.capture == "auto" else settings.capture), []
+            return backend, Capture(backend.descriptor, settings.forced_path, cache=cache), []
         except KernelUnavailable as error:
             missing = error.missing
     if settings.require_kernel or (backend is None and settings.table == "bpf"):

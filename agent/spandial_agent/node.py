@@ -21,6 +21,7 @@ from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
+from spandial_agent.tls.follower import TlsFollower
 from spandial_api.control import selector_text
 from spandial_api.node import (
     EntryEvent,
@@ -58,6 +59,7 @@ class LocalNode:
     Args:
         missing: one sentence for each thing that the kernel side lacks here.
         spans: what makes spans of the entries of processes without a hook, if they are exported.
+        tls: what follows the TLS of targets, where there is capture.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class LocalNode:
         missing: list[str],
         lease_s: float,
         spans: SpanPipeline | None = None,
+        tls: TlsFollower | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -80,10 +83,13 @@ class LocalNode:
         self._lease_s = lease_s
         self._watchers = Watchers(targets.rewrite)
         self._spans = spans
+        self._tls = tls
         self._ended: dict[int, Peer] = {}  # processes whose last records may still come
         targets.emit = self._wants_entries
         targets.answers = spans is not None
         targets.on_ended = self._on_ended
+        if tls is not None:
+            targets.on_program = lambda target: tls.follow(target.pid)
         self._revision = 0
         # Each is written by one thread only: by the ring buffer's, by the loop's.
         self._handed_over = 0
@@ -144,6 +150,8 @@ class LocalNode:
         missing = [*self._missing]
         if self._discovery.reason:
             missing.append(self._discovery.reason)
+        if self._tls is not None and self._tls.reason:
+            missing.append(self._tls.reason)
         if self._table.refused:
             missing.append(
                 f"the rate table is full: {self._table.refused} processes share the node's default rate "
@@ -184,6 +192,7 @@ class LocalNode:
                 "row": target.row.number,
                 "rates": rates,
                 "why": target.why,
+                "tls": self._tls.words(target.pid) if self._tls is not None else "not seen: kernel capture is off",
             }
         )
 
@@ -204,6 +213,8 @@ class LocalNode:
         return self._watchers.wants(labels) or (self._spans is not None and not hooked)
 
     def _on_ended(self, target: Target) -> None:
+        if self._tls is not None:
+            self._tls.forget(target.pid)
         process = _peer(target)
         if self._spans is None or process is None:
             return

@@ -68,6 +68,7 @@ class Targets:
         emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
             not: only while somebody reads them. Call `rewrite` when it answers differently.
         answers: whether it shall emit the answers to those of processes without a hook, too.
+        on_program: called with each target that comes, and when it runs another program.
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
             their records.
 
@@ -96,6 +97,7 @@ class Targets:
         self._resolved: dict[tuple[Labels, int, bool], _Resolved] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
         self.answers = False
+        self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
         self._write_default()
 
@@ -135,6 +137,8 @@ class Targets:
     def _see_again(self, known: Target, process: Process, labels: Labels, why: str, by_rule: bool) -> Target | None:
         same_program = known.process.image == process.image
         known.process = process
+        if not same_program:
+            self.on_program(known)
         if known.hooked or (known.by_rule and same_program and not by_rule):
             return known
         if labels.service:
@@ -226,6 +230,7 @@ class Targets:
             except OSError as error:  # its map is full: the hooks of further processes obey all the same
                 _log.warning("the kernel does not watch a process", pid=process.pid, error=str(error))
         self.on_added(target)
+        self.on_program(target)
         return target
 
     def _write(self, target: Target) -> None:

@@ -38,7 +38,7 @@ def rules_table(answer: dict[str, Any]) -> RenderableType:
 
 def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
     """GET /targets. One rate where all kinds of entry have the same."""
-    table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule", "why")
+    table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule", "tls", "why")
     for target in answer:
         rates = {kind: f"{state['rate']:g}" for kind, state in target["rates"].items()}
         same = len(set(rates.values())) == 1
@@ -54,6 +54,7 @@ def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
             target["kind"],
             rate,
             "; ".join(rules),
+            target["tls"],
             target["why"],
         )
     nobody = "no targets: no process names a service (OTEL_SERVICE_NAME), or is included by a rule (SPANDIAL_DISCOVER)"

@@ -55,6 +55,11 @@ class TargetState(BaseModel):
         description="why it is a target",
         examples=["environment names a service", "rule: include exe=nginx", "registered by its hook"],
     )
+    tls: str = Field(
+        default="",
+        description="whether the kernel sees what the process sends and receives by TLS",
+        examples=["OpenSSL (libssl.so.3)", "not seen: statically linked (Go crypto/tls)", "none found"],
+    )
 
 
 class RuleFinding(BaseModel):

@@ -48,8 +48,8 @@ def _started(start: Callable[[Path], _Server], template: Path | None = None) -> 
 
 
 @contextmanager
-def postgres(template: Path, environment: dict[str, str] | None = None) -> Iterator[PostgreSQL]:
-    with _started(lambda folder: PostgreSQL(folder, environment), template) as server:
+def postgres(template: Path, environment: dict[str, str] | None = None, tls: bool = False) -> Iterator[PostgreSQL]:
+    with _started(lambda folder: PostgreSQL(folder, environment, tls), template) as server:
         yield server
 
 

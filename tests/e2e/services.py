@@ -17,7 +17,7 @@ import httpx
 
 from tests.agent_process import AgentProcess, eventually
 
-__all__ = ["Server", "free_port", "gunicorn", "h2load", "nginx", "node", "uvicorn"]
+__all__ = ["Server", "free_port", "gunicorn", "h2load", "labels", "nginx", "node", "running", "uvicorn"]
 
 _HERE = Path(__file__).parent
 _DEMO = _HERE.parent.parent / "deploy" / "demo"
@@ -55,7 +55,7 @@ class Server:
 
     def answers(self) -> bool:
         """Whether it accepts connections; no request is sent, for requests are counted."""
-        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        host, _, port = self.url.rpartition("//")[2].rpartition(":")
         address: object = self.socket_path or (host.strip("[]"), int(port))
         family = socket.AF_UNIX if self.socket_path else socket.AF_INET6 if "[" in host else socket.AF_INET
         with socket.socket(family) as probe:
@@ -76,7 +76,7 @@ class Server:
             time.sleep(0.1)
 
 
-def _labels(service: str, version: str, env: str) -> dict[str, str]:
+def labels(service: str, version: str, env: str) -> dict[str, str]:
     return {
         "OTEL_SERVICE_NAME": service,
         "OTEL_RESOURCE_ATTRIBUTES": f"service.version={version},deployment.environment.name={env}",
@@ -85,7 +85,7 @@ def _labels(service: str, version: str, env: str) -> dict[str, str]:
 
 def _hooked(agent: AgentProcess, service: str, version: str, env: str, kept: Path | None) -> dict[str, str]:
     environment = {
-        **_labels(service, version, env),
+        **labels(service, version, env),
         "OTEL_TRACES_SAMPLER": "spandial",
         "OTEL_TRACES_EXPORTER": "none",
         "OTEL_METRICS_EXPORTER": "none",
@@ -99,12 +99,12 @@ def _hooked(agent: AgentProcess, service: str, version: str, env: str, kept: Pat
 
 
 @contextmanager
-def _running(server: Callable[[], Server]) -> Iterator[Server]:
-    running = server()
+def running(server: Callable[[], Server]) -> Iterator[Server]:
+    started = server()
     try:
-        yield running
+        yield started
     finally:
-        running.stop()
+        started.stop()
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def uvicorn(
     command = [str(_BIN / "opentelemetry-instrument"), str(_BIN / "uvicorn"), *where, "--no-access-log", "service:app"]
     environment = _hooked(agent, service, version, env, folder / "kept")
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    with _running(
+    with running(
         lambda: Server(command, environment, folder / f"{service}-{env}.log", url, path if unix else "")
     ) as server:
         eventually(lambda: (agent.target(server.pid) or {}).get("kind") == "hooked", "uvicorn is hooked")
@@ -139,7 +139,7 @@ def gunicorn(agent: AgentProcess, folder: Path, *, service: str = "shop", worker
     command += ["-b", f"127.0.0.1:{port}", "service:app"]
     environment = _hooked(agent, service, "1", "stable", folder / "kept")
     url = f"http://127.0.0.1:{port}"
-    with _running(lambda: Server(command, environment, folder / "gunicorn.log", url)) as server:
+    with running(lambda: Server(command, environment, folder / "gunicorn.log", url)) as server:
         agent.hooked(service, workers + 1)
         yield server
 
@@ -158,8 +158,8 @@ def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterato
     # nginx overwrites its environment with its title. The shell's is read meanwhile, and the labels stay.
     command = ["sh", "-c", f"sleep 1; exec nginx -p {folder} -c {config}"]
     url = f"http://127.0.0.1:{port}"
-    with _running(
-        lambda: Server(command, _labels(service, "1", "stable"), folder / "nginx.log", url, path if unix else "")
+    with running(
+        lambda: Server(command, labels(service, "1", "stable"), folder / "nginx.log", url, path if unix else "")
     ) as server:
         yield server
 
@@ -167,10 +167,10 @@ def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterato
 @contextmanager
 def node(folder: Path, *, service: str = "front", unix: bool = False) -> Iterator[Server]:
     port, path = free_port(), str(folder / "node.sock")
-    environment = {**_labels(service, "1", "stable"), "PORT": path if unix else str(port)}
+    environment = {**labels(service, "1", "stable"), "PORT": path if unix else str(port)}
     command = ["node", str(_DEMO / "service.js")]
     url = f"http://127.0.0.1:{port}"
-    with _running(lambda: Server(command, environment, folder / "node.log", url, path if unix else "")) as server:
+    with running(lambda: Server(command, environment, folder / "node.log", url, path if unix else "")) as server:
         yield server
 
 

@@ -122,7 +122,7 @@ def test_targets_lists_processes_with_their_rates(agent: FakeAgent) -> None:
     assert checkout.split()[:6] == ["1000", "python", "checkout", "v1", "gray", "hooked"]
     assert "internal=30 http=30 grpc=30 db=1" in checkout
     assert "env=gray; env=gray protocol=db" in checkout
-    assert cart.split() == ["1001", "python", "[b]cart[/b]", "-", "-", "hooked", "100", "default", "-"]
+    assert cart.split() == ["1001", "python", "[b]cart[/b]", "-", "-", "hooked", "100", "default", "-", "-"]
 
 
 def test_nothing_is_cut_off_where_nobody_looks_at_a_terminal(agent: FakeAgent) -> None:

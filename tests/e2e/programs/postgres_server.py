@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import psycopg
 
 from tests.agent_process import eventually
+from tests.certificates import self_signed
 from tests.e2e.programs.database import Database
 from tests.e2e.programs.process import Done, executable
 from tests.e2e.services import free_port
@@ -27,7 +29,7 @@ class PostgreSQL(Database):
     It counts from its log: a line for each statement before it is executed (`log_statement`), and one for each error.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, tls: bool = False) -> None:
         port = free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
@@ -47,6 +49,12 @@ class PostgreSQL(Database):
             "log_statement": "all",
             "log_min_messages": "error",
         }
+        if tls:
+            made = self_signed(folder)
+            # Of the user that it runs as, and nobody else's to read.
+            os.chown(made.key, folder.stat().st_uid, folder.stat().st_gid)
+            made.key.chmod(0o600)
+            settings |= {"ssl": "on", "ssl_cert_file": made.certificate, "ssl_key_file": made.key}
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         command = [executable("postgres"), "-D", str(folder / "data"), *options]
         self._done: dict[str, Counter[str]] = {"operations": Counter(), "errors": Counter()}

@@ -1,0 +1,94 @@
+"""The programs that read and write of OpenSSL run into: the clear text of connections that sockets see encrypted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiler import Build
+from spandial_agent.kernel.libbpf import ProgramInfo, program_info
+from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.uprobes import attach_uprobe
+
+__all__ = ["FUNCTIONS", "REQUIRED", "TlsCapture"]
+
+_BEGIN = {
+    "SSL_read": "on_tls_read",
+    "SSL_read_ex": "on_tls_read_ex",
+    "SSL_write": "on_tls_write",
+    "SSL_write_ex": "on_tls_write_ex",
+}
+_END = ("SSL_free", "SSL_clear")
+REQUIRED = ("SSL_read", "SSL_write")
+FUNCTIONS = (*_BEGIN, *_END)
+
+
+class TlsCapture:
+    """The loaded programs, attached to nothing yet. To make one takes a compiler some seconds, once.
+
+    Args:
+        defines: macros of `capture.c`.
+        callbacks: the functions that its programs hand to bpf_loop.
+        maps: descriptors of the rate table and of the maps of the capture for sockets, which counts and decides for
+            both.
+        cache: where compiled sources are kept.
+
+    Raises KernelUnavailable.
+    """
+
+    def __init__(
+        self,
+        defines: Mapping[str, int],
+        callbacks: tuple[str, ...],
+        maps: Mapping[str, int],
+        cache: CompileCache | None = None,
+    ) -> None:
+        build = Build("capture.c", {**defines, "SPANDIAL_RING_PAGES": 1, "SPANDIAL_TLS": 1}, ("rates",))
+        module = Module(build, maps, cache=cache)
+        try:
+            loaded = {
+                program: module.load(program, callbacks=callbacks, uprobe=True)
+                for program in (*_BEGIN.values(), "on_tls_return", "on_tls_end")
+            }
+            self._programs = {program: os.dup(descriptor) for program, descriptor in loaded.items()}
+        finally:
+            # A program keeps the maps that it uses.
+            module.close()
+
+    @property
+    def programs(self) -> dict[str, ProgramInfo]:
+        """What the kernel knows of the programs in use."""
+        return {name: program_info(descriptor) for name, descriptor in self._programs.items()}
+
+    def attach(self, path: str, offsets: Mapping[str, int]) -> list[int]:
+        """Follow the connections of all targets that map this file; descriptors, which detach when closed.
+
+        Args:
+            path: a shared library, or an executable with OpenSSL in it.
+            offsets: where in the file those of FUNCTIONS begin that it has.
+
+        Raises OSError.
+        """
+        events: list[int] = []
+        try:
+            # Ends first: no call is ever seen to begin whose end, or whose connection's end, is not.
+            for function in (*_END, *_BEGIN):
+                if function not in offsets:
+                    continue
+                if function in _END:
+                    events.append(attach_uprobe(self._programs["on_tls_end"], path, offsets[function]))
+                    continue
+                end, begin = self._programs["on_tls_return"], self._programs[_BEGIN[function]]
+                events.append(attach_uprobe(end, path, offsets[function], at_return=True))
+                events.append(attach_uprobe(begin, path, offsets[function]))
+        except OSError:
+            for event in events:
+                os.close(event)
+            raise
+        return events
+
+    def close(self) -> None:
+        for descriptor in self._programs.values():
+            os.close(descriptor)
+        self._programs.clear()
