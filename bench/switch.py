@@ -28,6 +28,7 @@ from bench.checkout import ROOT
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.capture import Capture
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.rates import FrozenTable
@@ -136,7 +137,7 @@ class _Operations:
     """Counts a process's socket operations while it lives. Raises KernelUnavailable before Linux 6.3."""
 
     def __init__(self, pid: int) -> None:
-        self._module = Module(ROOT / "bench" / "operations.c")
+        self._module = Module(Build(ROOT / "bench" / "operations.c"))
         Map(self._module.map_fd("operating_tgid"), 4)[0] = pid.to_bytes(4, sys.byteorder)
         program = self._module.load("count_operation")
         for tracepoint in ("sock_send_length", "sock_recv_length"):
@@ -153,9 +154,10 @@ class _Capturing:
     """The parts of the agent, in this process."""
 
     def __init__(self, path: _CapturePath) -> None:
-        self._table = RateTable(FrozenTable())
+        table = FrozenTable()
+        self._table = RateTable(table)
         self._table.renew_lease(_LEASE_S)
-        self._capture = Capture(path)
+        self._capture = Capture(table.descriptor, path)
         # What Capture attaches once and for all is here attached again and again.
         self._module, self._programs = self._capture._module, self._capture._programs
         self._module.detach()
