@@ -164,7 +164,7 @@ class EntryEvent(BaseModel):
     method: str = Field(description="HTTP and gRPC; empty where it is not known")
     path: str = Field(description="HTTP and gRPC, without the query; empty where it is not known")
     operation: str = Field(default="", description="databases: SELECT, GET")
-    statement: str = Field(default="", description="databases: the statement with ? for literals and arguments")
+    statement: str = Field(default="", description="databases: the statement with ? for literals and arguments, always")
     trace_id: str = Field(description="32 hexadecimal digits; empty without a trace context")
     parent_span_id: str
     kept_by: Literal["rate", "parent"]

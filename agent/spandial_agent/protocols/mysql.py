@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.protocols.operation import Operation, Outcome
 from spandial_agent.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
@@ -68,7 +68,7 @@ class Statements:
                 return read_statement(payload[start:], "mysql", not cut)
         elif command in (_EXECUTE, _BULK) and payload[1:5] in self._known:
             return self._known[payload[1:5]]
-        return Operation(raw=raw_text(payload))
+        return Operation()
 
 
 def parse_reply(first: bytes, last: bytes) -> Outcome:

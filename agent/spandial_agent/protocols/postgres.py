@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.protocols.operation import Operation, Outcome
 from spandial_agent.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
@@ -57,7 +57,7 @@ class Statements:
             case _:
                 name, ended = b"", b""
         known = self._known.get(name) if ended else None
-        return known or Operation(raw=raw_text(message))
+        return known or Operation()
 
 
 def parse_reply(first: bytes, last: bytes) -> Outcome:

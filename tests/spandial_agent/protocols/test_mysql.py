@@ -85,7 +85,7 @@ def test_attributes_before_a_query_are_passed_over(attributes: bytes) -> None:
 
 def test_an_attribute_of_an_unknown_type_hides_the_query() -> None:
     payload = b"\x03\x01\x01\0\x01\x99\0\x01asecret SELECT 1"
-    assert Statements().operation(payload) == Operation(raw=payload.decode("utf-8", "backslashreplace"))
+    assert Statements().operation(payload) == Operation()
 
 
 def test_an_execute_asks_for_the_statement_whose_number_it_gives() -> None:
@@ -96,7 +96,7 @@ def test_an_execute_asks_for_the_statement_whose_number_it_gives() -> None:
     assert operation.complete
     assert statements.operation(EXECUTE[:5], cut=True) == operation
     assert statements.operation(b"\xfa" + EXECUTE[1:]) == operation
-    assert statements.operation(execute(2)) == Operation(raw="\x17\x02\0\0\0\0\x01\0\0\0")
+    assert statements.operation(execute(2)) == Operation()
     assert statements.operation(EXECUTE[:4]).text == ""
 
 
