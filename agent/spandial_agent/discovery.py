@@ -14,10 +14,10 @@ from typing import Any, Literal
 import structlog
 
 from spandial_agent.discovery_rules import NAMED, DiscoveryRule, Verdict, judge, wanted_traits
-from spandial_agent.listening import began_to_listen, listening_ports
+from spandial_agent.listening import began_to_listen, connected, listening_ports, open_connections
 from spandial_agent.processes import Process, Traits, all_pids, ancestors, read_process, read_traits, thread_group
 from spandial_agent.targets import Target, Targets
-from spandial_api.node import RuleFinding, TargetExplanation
+from spandial_api.node import Connections, RuleFinding, TargetExplanation
 
 __all__ = ["Discovery"]
 
@@ -25,6 +25,7 @@ _log = structlog.get_logger("spandial.discovery")
 
 _RESCAN_S = 30.0  # in case an event was lost
 _SCAN_ONLY_S = 2.0  # where there are no events
+_SHOWN_MAX = 100  # groups of connections
 _PORTS_S = 2.0  # the kernel tells nobody that a process begins to listen
 
 
@@ -104,7 +105,7 @@ class Discovery:
         leader = thread_group(pid)
         if leader not in (None, pid):
             return _no_target(pid, f"is a thread of process {leader}")
-        ports = await asyncio.to_thread(listening_ports, pid) if self._ranges else frozenset()
+        ports = listening = await asyncio.to_thread(listening_ports, pid)
         process = self._look_at(pid, ports=ports)
         if process is None:
             return _no_target(pid, "no such process" if leader is None else "has ended, and nobody has waited for it")
@@ -122,7 +123,19 @@ class Discovery:
         findings.append(RuleFinding(rule=NAMED, matched=bool(named), why=finding))
         target = self._targets.get(pid)
         why = target.why if target is not None else self._why_not(process, traits)
-        return TargetExplanation(pid=pid, name=process.name, target=target is not None, why=why, rules=findings)
+        connections = connected(await asyncio.to_thread(open_connections, pid), listening)[:_SHOWN_MAX]
+        return TargetExplanation(
+            pid=pid,
+            name=process.name,
+            target=target is not None,
+            why=why,
+            rules=findings,
+            listens=sorted(listening),
+            connections=[
+                Connections(incoming=incoming, address=address, port=port, count=count)
+                for incoming, address, port, count in connections
+            ],
+        )
 
     def _why_not(self, process: Process, traits: Traits) -> str:
         if process.pid == self._agent_pid:
