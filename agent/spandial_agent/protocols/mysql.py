@@ -72,7 +72,7 @@ class Statements:
 
 
 def parse_reply(first: bytes, last: bytes) -> Outcome:
-    """What the beginning and the end of a reply say; the two may overlap. What is returned has no count of its rows.
+    """What the beginning and the end of a reply say; the two may overlap.
 
     An error behind the first rows is told if all of its packet is in the end.
     """
@@ -84,8 +84,7 @@ def parse_reply(first: bytes, last: bytes) -> Outcome:
     if kind == _ERROR:
         return Outcome(error=True, code=_number(payload))
     if kind == _OK:
-        rows, at = _integer(payload, 1)
-        return Outcome(rows=rows if at <= len(payload) else None)
+        return Outcome()
     last = last[-_END_MAX:]
     for start in range(len(last)):
         payload = last[start + _HEADER :]

@@ -26,8 +26,6 @@ class Outcome(NamedTuple):
 
     error: bool = False
     code: str = ""  # SQLSTATE, MySQL's error number, Redis's error prefix; "" if none
-    tag: str = ""  # PostgreSQL's command tag: "SELECT 5"; "" if unknown
-    rows: int | None = None  # returned or affected; None if unknown
 
 
 def raw_text(data: bytes) -> str:
