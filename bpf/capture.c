@@ -9,6 +9,7 @@
 #include <uapi/linux/ptrace.h>
 #include <linux/socket.h>
 #include "regs.h"
+#include "sock.h"
 #include "tracecontext.h"
 #include "postgres.h"
 #include "mysql.h"
@@ -92,6 +93,8 @@ static __always_inline void count_entry(struct walk *walk, u32 kind, int kept, i
 		return;
 	if (!walk->entries) {
 		count->reverse[kind]++;
+		if (kept)
+			count->reverse_kept[kind]++;
 		return;
 	}
 	count->seen[kind]++;
@@ -197,7 +200,55 @@ static __always_inline struct connection *make_connection(connection_key key)
 #endif
 }
 
-static __always_inline struct connection *begin_connection(struct spandial_target *target, connection_key key,
+/* What the record of an answer, or of a connection's end, has in common. */
+static __always_inline void describe_answer(const struct connection *connection, struct walk *walk, u32 tgid, u32 row)
+{
+	struct spandial_entry *record = &walk->record;
+
+	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
+	record->tgid = tgid;
+	record->row = row;
+	record->connection = connection->id;
+	record->protocol = connection->protocol;
+	record->kind = connection->protocol == SPANDIAL_HTTP1 ? SPANDIAL_HTTP : SPANDIAL_DB;
+	record->parent = SPANDIAL_NO_PARENT;
+	record->stream = record->flags = record->bytes = record->body = 0;
+	walk->word = 0;
+	walk->at.start_ns = bpf_ktime_get_boot_ns();
+	walk->at.captured = 0;
+}
+
+/* A connection is followed from now on: tell whose it is, while it can be seen. */
+static __always_inline void emit_addresses(const struct connection *connection, connection_key key, u32 tgid, u32 row)
+{
+#ifndef SPANDIAL_SYS_EXIT
+	struct sock_common_head sock;
+	struct spandial_addresses *addresses;
+	struct walk *walk = this_walk();
+
+	if (!walk || bpf_probe_read_kernel(&sock, sizeof(sock), key))
+		return;
+	if (sock.family != AF_INET && sock.family != AF_INET6)
+		return;
+	addresses = (struct spandial_addresses *)walk->record.request;
+	__builtin_memset(addresses, 0, sizeof(*addresses));
+	addresses->family = sock.family;
+	addresses->local_port = sock.local_port;
+	addresses->peer_port = __builtin_bswap16(sock.peer_port);
+	if (sock.family == AF_INET) {
+		__builtin_memcpy(addresses->local, &sock.local, 4);
+		__builtin_memcpy(addresses->peer, &sock.peer, 4);
+	} else {
+		__builtin_memcpy(addresses->local, sock.local6, 16);
+		__builtin_memcpy(addresses->peer, sock.peer6, 16);
+	}
+	describe_answer(connection, walk, tgid, row);
+	walk->at.captured = sizeof(*addresses);
+	emit_record(walk, SPANDIAL_EVENT_CONNECTION);
+#endif
+}
+
+static __always_inline struct connection *begin_connection(struct spandial_target *target, connection_key key, u32 tgid,
 							   u32 protocol, int received, int fresh)
 {
 	struct connection *connection = make_connection(key);
@@ -208,28 +259,35 @@ static __always_inline struct connection *begin_connection(struct spandial_targe
 	}
 	target->follows = 1;
 	__builtin_memset(&connection->requests, 0, sizeof(connection->requests));
+	__builtin_memset(&connection->responses, 0, sizeof(connection->responses));
+	__builtin_memset(&connection->kept, 0, sizeof(connection->kept));
+	__builtin_memset(&connection->ended, 0, sizeof(connection->ended));
 	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
 	connection->protocol = protocol;
 	connection->server = received;
 	if (protocol == SPANDIAL_HTTP2 && fresh) {
 		connection->requests.skip = PREFACE_LENGTH;
-		connection->requests.fresh = 1;
+		connection->requests.fresh = connection->responses.fresh = 1;
 	}
+	connection->in_step = fresh;
 	connection->awaiting_reply = connection->pending = connection->answered = 0;
-	connection->unnamed_known = 0;
+	connection->unnamed_known = connection->body = 0;
+	if (target->answers)
+		emit_addresses(connection, key, tgid, target->row);
 	return connection;
 }
 
-/* A request of HTTP/1 was kept and handed over: what follows is its answer. */
-static __always_inline struct connection *want_answers(struct spandial_target *target, connection_key key)
+/* A request of HTTP/1 was kept and handed over: what goes the other way is its answer. */
+static __always_inline struct connection *want_answers(struct spandial_target *target, connection_key key, u32 tgid,
+						       int received)
 {
 	struct connection *connection = find_connection(key);
 
-	if (!connection || connection->protocol != SPANDIAL_HTTP1)
-		connection = begin_connection(target, key, SPANDIAL_HTTP1, 1, 0);
+	if (!connection || connection->protocol != SPANDIAL_HTTP1 || connection->server != received)
+		connection = begin_connection(target, key, tgid, SPANDIAL_HTTP1, received, 0);
 	if (connection) {
 		connection->pending = 1;
-		connection->answered = 0;
+		connection->answered = connection->body = 0;
 	}
 	return connection;
 }
@@ -249,7 +307,7 @@ static __always_inline void end_answers(connection_key key)
 #define HTTP1_RECORD (offsetof(struct spandial_entry, request) + HTTP1_LINE_MAX)
 
 static __always_inline void emit(const struct head *head, const struct trace_context *context, u32 parent, u64 word,
-				 u32 tgid, u32 row, u64 connection, u32 bytes)
+				 u32 tgid, u32 row, u64 connection, u32 bytes, u32 flags)
 {
 	struct spandial_entry *entry = entries.ringbuf_reserve(HTTP1_RECORD);
 	u32 length = head->request_line ? head->request_line : head->length;
@@ -271,7 +329,8 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->parent = parent;
 	entry->protocol = SPANDIAL_HTTP1;
 	entry->event = SPANDIAL_EVENT_ENTRY;
-	entry->stream = entry->flags = 0;
+	entry->stream = entry->body = 0;
+	entry->flags = flags;
 	entry->bytes = bytes;
 	entry->length = length < HTTP1_LINE_MAX ? length : HTTP1_LINE_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
@@ -288,7 +347,7 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 	u64 id = 0;
 	struct trace_context context = {};
 	struct spandial_counts *count;
-	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP;
+	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP, sent;
 	struct spandial_row *rates_row = rates.lookup(&row);
 	u64 word;
 
@@ -299,13 +358,17 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 	count = counts.lookup(&row);
 	if (!count)
 		return;
-	if (!RECALL(head->received)) {
+	sent = !RECALL(head->received);
+	if (sent) {
 		count->reverse[kind]++;
-		return;
+		if (!target->answers)
+			return;
+	} else {
+		count->seen[kind]++;
 	}
-	count->seen[kind]++;
 	if (parse_traceparent(head, &context)) {
-		count->seen_traced[kind]++;
+		if (!sent)
+			count->seen_traced[kind]++;
 		parent = context.sampled ? SPANDIAL_REMOTE_KEPT : SPANDIAL_REMOTE_DROPPED;
 		parse_randomness(head, &context);
 	} else {
@@ -318,16 +381,20 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 			end_answers(key);
 		return;
 	}
-	count->kept[kind]++;
-	if (parent)
-		count->kept_traced[kind]++;
+	if (sent) {
+		count->reverse_kept[kind]++;
+	} else {
+		count->kept[kind]++;
+		if (parent)
+			count->kept_traced[kind]++;
+	}
 	if (!(word & SPANDIAL_EMIT))
 		return;
 	if (target->answers) {
-		connection = want_answers(target, key);
+		connection = want_answers(target, key, tgid, !sent);
 		id = connection ? connection->id : 0;
 	}
-	emit(head, &context, parent, word, tgid, row, id, bytes);
+	emit(head, &context, parent, word, tgid, row, id, bytes, sent ? SPANDIAL_RECORD_SENT : 0);
 }
 
 /* Read the first bytes of a message, at most HEAD_MAX, into head. Returns 0 if they could be read. */
@@ -424,7 +491,8 @@ static __always_inline void decide_block(struct walk *walk)
 		if (!traced && (block->cut || (block->indexed && walk->at.traceparent_inserted)))
 			block->undecided = 1;
 		if (!block->undecided)
-			kept = walk->entries && spandial_decide(walk->word, context.randomness, parent);
+			kept =
+			    (walk->entries || walk->answers) && spandial_decide(walk->word, context.randomness, parent);
 		count_entry(walk, kind, kept, traced);
 	}
 	walk->at.traceparent_inserted |= block->traceparent_inserted;
@@ -446,11 +514,16 @@ static __always_inline void decide_block(struct walk *walk)
 			flags |= SPANDIAL_RECORD_GAP;
 		if (request && block->undecided)
 			flags |= SPANDIAL_RECORD_UNDECIDED;
+		if (!walk->entries)
+			flags |= SPANDIAL_RECORD_SENT;
 		record->flags = flags;
-		if (kept || (flags & SPANDIAL_RECORD_UNDECIDED))
+		if (kept || (flags & SPANDIAL_RECORD_UNDECIDED)) {
 			walk->at.gap = emit_record(walk, SPANDIAL_EVENT_ENTRY) != 0;
-		else
+			if (walk->answers)
+				want_answer(walk);
+		} else {
 			walk->at.gap = emit_record(walk, SPANDIAL_EVENT_BLOCK) != 0;
+		}
 	} else {
 		if (block->changed || block->cut)
 			walk->at.gap = 1;
@@ -477,9 +550,12 @@ static __always_inline u32 identify(const struct head *head, u64 total)
 	return SPANDIAL_UNKNOWN;
 }
 
-static __always_inline void walk_requests(struct connection *connection, const struct message *message,
-					  struct walk *walk, u32 tgid, struct spandial_target *target)
+/* Walk through a message of a connection's requests, or of its responses (HTTP/2). */
+static __always_inline void walk_stream(struct connection *connection, const struct message *message, struct walk *walk,
+					u32 tgid, struct spandial_target *target, int responses)
 {
+	u8 *captured = responses ? connection->response_capture : connection->capture;
+
 	walk->buffer = message->buffer;
 	walk->left = message->length;
 	walk->total = message->total - message->length;
@@ -490,18 +566,34 @@ static __always_inline void walk_requests(struct connection *connection, const s
 	walk->prepared = walk->pending = 0;
 	walk->record.bytes = message->total;
 	walk->unnamed_known = connection->unnamed_known;
-	walk->entries = connection->protocol == SPANDIAL_HTTP2 ? connection->server : !connection->server;
+	walk->responses = responses;
 	walk->epoch = target->epoch;
-	walk->word = word_of(tgid, target->row, target->epoch, SPANDIAL_DB);
+	if (connection->protocol == SPANDIAL_HTTP2) {
+		walk->entries = connection->server;
+		walk->answers = target->answers;
+		walk->word = 0; /* which one, its content type says */
+		if (target->answers) {
+			walk->kept = connection->kept;
+			walk->ended = connection->ended;
+		}
+	} else {
+		walk->entries = !connection->server;
+		walk->answers = 0;
+		walk->word = word_of(tgid, target->row, target->epoch, SPANDIAL_DB);
+	}
 	walk->record.stream = 0;
 	walk->record.flags = 0;
+	walk->record.body = 0;
 	walk->record.tgid = tgid;
 	walk->record.row = target->row;
 	walk->record.connection = connection->id;
 	walk->record.protocol = connection->protocol;
-	walk->at = connection->requests;
+	if (responses)
+		walk->at = connection->responses;
+	else
+		walk->at = connection->requests;
 	if (walk->at.captured)
-		bpf_probe_read_kernel(walk->record.request, SPANDIAL_REQUEST_MAX, connection->capture);
+		bpf_probe_read_kernel(walk->record.request, SPANDIAL_REQUEST_MAX, captured);
 	switch (connection->protocol) {
 	case SPANDIAL_POSTGRES:
 		bpf_loop(WALK_STEPS, CALLBACK(STEP_POSTGRES), 0, 0);
@@ -516,10 +608,23 @@ static __always_inline void walk_requests(struct connection *connection, const s
 		bpf_loop(WALK_STEPS, CALLBACK(STEP_HTTP2), 0, 0);
 		break;
 	}
+	if (walk->answers && responses)
+		connection->ended = walk->ended;
+	else if (walk->answers)
+		connection->kept = walk->kept;
 	if (walk->broken || walk->left || walk->at.encrypted) {
 		if (!walk->at.encrypted)
 			count_loss(SPANDIAL_LOSS_DESYNC);
-		connection->protocol = SPANDIAL_UNKNOWN;
+		if (responses)
+			connection->in_step = 0;
+		else
+			connection->protocol = SPANDIAL_UNKNOWN;
+		return;
+	}
+	if (walk->at.captured)
+		bpf_probe_read_kernel(captured, SPANDIAL_REQUEST_MAX, walk->record.request);
+	if (responses) {
+		connection->responses = walk->at;
 		return;
 	}
 	connection->requests = walk->at;
@@ -531,8 +636,20 @@ static __always_inline void walk_requests(struct connection *connection, const s
 	}
 	connection->unnamed_known = walk->unnamed_known;
 	connection->awaiting_reply |= walk->prepared;
-	if (walk->at.captured)
-		bpf_probe_read_kernel(connection->capture, SPANDIAL_REQUEST_MAX, walk->record.request);
+}
+
+/* A connection's responses that could not be followed can be from a frame's beginning on. */
+static __always_inline int find_step(struct connection *connection, const struct message *message)
+{
+	u8 header[FRAME_HEADER];
+
+	if (message->length < FRAME_HEADER || bpf_probe_read_user(header, sizeof(header), (void *)message->buffer) ||
+	    !begins_frame(connection, header))
+		return 0;
+	__builtin_memset(&connection->responses, 0, sizeof(connection->responses));
+	connection->responses.gap = 1;
+	connection->in_step = 1;
+	return 1;
 }
 
 /* The answer to a PREPARE (MySQL): its first bytes name the statement. */
@@ -549,30 +666,12 @@ static __always_inline void hand_over_reply(struct connection *connection, const
 	record->row = row;
 	record->connection = connection->id;
 	record->protocol = connection->protocol;
-	record->stream = record->flags = record->bytes = 0;
+	record->stream = record->flags = record->bytes = record->body = 0;
 	walk->word = 0;
 	walk->at.start_ns = bpf_ktime_get_boot_ns();
 	walk->at.captured = MYSQL_REPLY_MAX;
 	walk->at.cut = 0;
 	emit_operation(walk, SPANDIAL_EVENT_REPLY);
-}
-
-/* What the record of an answer, or of a connection's end, has in common. */
-static __always_inline void describe_answer(const struct connection *connection, struct walk *walk, u32 tgid, u32 row)
-{
-	struct spandial_entry *record = &walk->record;
-
-	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
-	record->tgid = tgid;
-	record->row = row;
-	record->connection = connection->id;
-	record->protocol = connection->protocol;
-	record->kind = connection->protocol == SPANDIAL_HTTP1 ? SPANDIAL_HTTP : SPANDIAL_DB;
-	record->parent = SPANDIAL_NO_PARENT;
-	record->stream = record->flags = record->bytes = 0;
-	walk->word = 0;
-	walk->at.start_ns = bpf_ktime_get_boot_ns();
-	walk->at.captured = 0;
 }
 
 /* A part of the answer to a kept entry: its first bytes, and its last. */
@@ -583,6 +682,8 @@ static __always_inline void hand_over_answer(struct connection *connection, cons
 
 	describe_answer(connection, walk, tgid, row);
 	walk->record.bytes = message->total;
+	walk->record.body = connection->body;
+	connection->body = 0;
 	connection->answered = 1;
 	first = length < ANSWER_FIRST ? length : ANSWER_FIRST;
 	last = length - first < ANSWER_LAST ? length - first : ANSWER_LAST;
@@ -601,7 +702,7 @@ static __always_inline void on_end(connection_key key, u32 tgid, u32 row)
 	struct connection *connection = find_connection(key);
 	struct walk *walk = this_walk();
 
-	if (!connection || !connection->pending || !walk)
+	if (!walk || !connection || !connection->pending)
 		return;
 	connection->pending = 0;
 	describe_answer(connection, walk, tgid, row);
@@ -627,14 +728,20 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		return 0;
 	connection = target->follows ? find_connection(key) : 0;
 	if (!connection || connection->protocol <= SPANDIAL_HTTP1) {
-		if (connection && connection->pending && target->answers && !message.received) {
+		/* message.received and connection->server are 0 or 1 */
+		if (connection && connection->pending && target->answers && message.received != connection->server) {
 			walk = this_walk();
 			if (walk)
 				hand_over_answer(connection, &message, walk, tgid, target->row);
 			return 0;
 		}
 		head = heads.lookup(&zero);
-		if (!head || message.length < 8)
+		if (message.length < 8) {
+			if (connection && connection->pending)
+				connection->body += message.total;
+			return 0;
+		}
+		if (!head)
 			return 0;
 		length = message.length < HEAD_MAX ? message.length : HEAD_MAX;
 		REMEMBER(head->received, message.received);
@@ -650,11 +757,16 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 			on_http1_request(tgid, target, head, length, message.total, key);
 			return 0;
 		}
+		if (connection && connection->pending) { /* HTTP/1: a request's body */
+			connection->body += message.total;
+			return 0;
+		}
 		protocol = identify(head, message.total);
 		if (!protocol)
 			return 0;
 		answers = protocol == SPANDIAL_MYSQL && is_mysql_greeting(first, message.total);
-		connection = begin_connection(target, key, protocol, message.received != answers, first == PREFACE);
+		connection =
+		    begin_connection(target, key, tgid, protocol, message.received != answers, first == PREFACE);
 		if (!connection)
 			return 0;
 	}
@@ -662,7 +774,12 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 	if (!walk)
 		return 0;
 	if (!!message.received == !!connection->server) {
-		walk_requests(connection, &message, walk, tgid, target);
+		walk_stream(connection, &message, walk, tgid, target, 0);
+		return 0;
+	}
+	if (connection->protocol == SPANDIAL_HTTP2) {
+		if (target->answers && (connection->in_step || find_step(connection, &message)))
+			walk_stream(connection, &message, walk, tgid, target, 1);
 		return 0;
 	}
 	if (connection->awaiting_reply)

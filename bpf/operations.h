@@ -14,7 +14,7 @@ static __always_inline u64 draw_randomness(void)
 /* Whether user space is to hear of what this walk finds. */
 static __always_inline int emitting(const struct walk *walk)
 {
-	return walk->entries && (walk->word & SPANDIAL_EMIT);
+	return (walk->entries || walk->answers) && (walk->word & SPANDIAL_EMIT);
 }
 
 /* The current operation begins, unless an earlier message began it. */
@@ -48,7 +48,7 @@ static __always_inline void emit_operation(struct walk *walk, u32 event)
 	record->randomness = walk->at.randomness;
 	record->kind = SPANDIAL_DB;
 	record->parent = SPANDIAL_NO_PARENT;
-	record->flags = walk->at.cut ? SPANDIAL_RECORD_CUT : 0;
+	record->flags = SPANDIAL_RECORD_SENT | (walk->at.cut ? SPANDIAL_RECORD_CUT : 0);
 	emit_record(walk, event);
 }
 

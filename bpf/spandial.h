@@ -74,6 +74,7 @@ struct spandial_counts {
 	__u64 kept_traced[SPANDIAL_ENTRY_KINDS];
 	/* Requests that go the other way, never entries: HTTP and gRPC calls sent, statements received. */
 	__u64 reverse[SPANDIAL_ENTRY_KINDS];
+	__u64 reverse_kept[SPANDIAL_ENTRY_KINDS]; /* of the calls sent: their spans are exported */
 };
 
 /* Index into the kernel's losses map, per CPU. */
@@ -98,13 +99,17 @@ enum spandial_protocol {
 
 /* What a record of the ring buffer is about. */
 enum spandial_event {
-	SPANDIAL_EVENT_ENTRY = 0,   /* a kept entry */
+	SPANDIAL_EVENT_ENTRY = 0,   /* a kept entry, or a kept call that the process sent */
 	SPANDIAL_EVENT_PREPARE = 1, /* a statement was prepared: what later entries of the connection name */
 	SPANDIAL_EVENT_REPLY = 2,   /* the first bytes of the answer to the last PREPARE */
 	SPANDIAL_EVENT_FORGET = 3,  /* a prepared statement was closed */
 	SPANDIAL_EVENT_BLOCK = 4,   /* a header block of no kept entry that changed the dynamic table */
-	SPANDIAL_EVENT_ANSWER = 5,  /* a part of the answer to the last entry: its first and last 128 bytes */
-	SPANDIAL_EVENT_CLOSED = 6,  /* the other side ended the connection */
+	/* A part of the answer to the last entry: its first and last 128 bytes. HTTP/2: a header block of a stream's
+	 * answer, which may be none that is wanted, but changed the dynamic table; or, without bytes, an answer's end.
+	 */
+	SPANDIAL_EVENT_ANSWER = 5,
+	SPANDIAL_EVENT_CLOSED = 6,     /* the other side ended the connection */
+	SPANDIAL_EVENT_CONNECTION = 7, /* followed from now on: struct spandial_addresses */
 };
 
 enum spandial_record_flag {
@@ -112,6 +117,19 @@ enum spandial_record_flag {
 	SPANDIAL_RECORD_FRESH = 2,     /* the connection's first block: its dynamic table was empty */
 	SPANDIAL_RECORD_GAP = 4,       /* changes of the dynamic table before this block are missing */
 	SPANDIAL_RECORD_UNDECIDED = 8, /* user space decides: the trace context is known to it alone */
+	SPANDIAL_RECORD_SENT = 16,     /* the process sent the request */
+	SPANDIAL_RECORD_END = 32,      /* the stream's answer ends (HTTP/2) */
+	SPANDIAL_RECORD_RESET = 64,    /* by RST_STREAM, whose error code is in the bytes */
+};
+
+/* Both ends of a connection of TCP or UDP; IPv4 addresses in the first four bytes, ports in host order. */
+struct spandial_addresses {
+	__u16 family; /* AF_INET or AF_INET6; 0: not known */
+	__u16 local_port;
+	__u16 peer_port;
+	__u16 padding;
+	__u8 local[16];
+	__u8 peer[16];
 };
 
 #define SPANDIAL_REQUEST_MAX 1024 /* bytes of the request that a record carries at most */
@@ -134,6 +152,8 @@ struct spandial_entry {
 	__u16 length;  /* bytes of request that are valid */
 	__u16 flags;   /* enum spandial_record_flag */
 	__u32 bytes;   /* of the whole message */
+	__u32 body;    /* an answer's: bytes of the request that came behind the entry's message (HTTP/1) */
+	__u32 padding;
 	__u8 request[SPANDIAL_REQUEST_MAX];
 };
 

@@ -13,6 +13,7 @@
 
 #define WALK_STEPS (1 << 16) /* more than one system call's messages, but for an attack */
 #define HEADER_MAX 16
+#define KEPT_STREAMS 64			       /* a power of two */
 #define WINDOW_MAX 256			       /* bytes read at once by who looks at many small pieces */
 #define CAPTURE_MAX (SPANDIAL_REQUEST_MAX - 1) /* bytes of a message, so that a mask bounds them */
 
@@ -33,6 +34,7 @@ struct requests {
 	__u32 stream;
 	__u32 last_stream;	    /* of the last request */
 	__u32 padding;		    /* bytes behind the current fragment */
+	__u32 ends;		    /* the stream ends with the current block */
 	__u32 block_length;	    /* of the current header block, captured or not */
 	__u32 fresh;		    /* the connection begins: its dynamic table is empty */
 	__u32 gap;		    /* changes of the dynamic table were not handed over */
@@ -49,6 +51,16 @@ struct requests {
 enum grpc { GRPC_UNKNOWN = 0, GRPC = 1, NOT_GRPC = 2 };
 enum decided { UNDECIDED = 0, KEPT = 1, DROPPED = 2 };
 
+/* The streams (HTTP/2) whose answers are wanted, each in its place. Requests and responses may be walked through at the
+ * same time, on two CPUs: each of the two has one writer. */
+struct kept { /* by the requests */
+	__u32 streams[KEPT_STREAMS];
+	__u32 crowded; /* two had the same place: every answer is handed over from now on */
+};
+struct ended { /* by the responses */
+	__u32 streams[KEPT_STREAMS];
+};
+
 /* A connection that is followed. */
 struct connection {
 	__u64 id;
@@ -58,8 +70,14 @@ struct connection {
 	__u32 pending;	      /* a kept entry was handed over, and its answer is wanted */
 	__u32 answered;	      /* some of that has been there */
 	__u32 unnamed_known;  /* the unnamed statement was handed over (PostgreSQL) */
+	__u32 body;	      /* bytes of the request behind its first message (HTTP/1) */
 	struct requests requests;
+	struct requests responses; /* HTTP/2's, where answers are wanted */
+	__u32 in_step;		   /* responses are followed */
+	struct kept kept;
+	struct ended ended;
 	__u8 capture[SPANDIAL_REQUEST_MAX];
+	__u8 response_capture[SPANDIAL_REQUEST_MAX];
 };
 
 /* A header block under examination (HTTP/2). Offsets are of values; 0: there is none. */
@@ -88,13 +106,17 @@ struct walk {
 	__u32 left;  /* bytes of the current chunk */
 	__u32 total; /* bytes behind it */
 	__u32 iovecs;
-	__u32 entries; /* the requests are entries, as opposed to going the other way */
+	__u32 entries;	 /* the requests are entries, as opposed to going the other way */
+	__u32 answers;	 /* are wanted, and so are calls that the process sent (HTTP/2) */
+	__u32 responses; /* what is walked through are responses (HTTP/2) */
 	__u32 broken;
 	__u32 prepared;
 	__u32 pending;
 	__u32 unnamed_known;
 	__u32 epoch;
 	struct block block;
+	struct kept kept;
+	struct ended ended;
 	struct requests at;
 	struct spandial_entry record;
 	__u8 slack[SPANDIAL_REQUEST_MAX]; /* a bounded offset and a bounded length never leave the walk */

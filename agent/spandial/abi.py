@@ -118,6 +118,7 @@ class Event(enum.IntEnum):
     BLOCK = 4
     ANSWER = 5
     CLOSED = 6
+    CONNECTION = 7
 
 
 class RecordFlag(enum.IntFlag):
@@ -127,16 +128,21 @@ class RecordFlag(enum.IntFlag):
     FRESH = 2
     GAP = 4
     UNDECIDED = 8
+    SENT = 16
+    END = 32
+    RESET = 64
 
 
-# struct spandial_target: row, epoch, answers
+# struct spandial_target: row, epoch, answers, follows
 TARGET = struct.Struct("=IIII")
-# struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse; each by entry kind
-COUNTS = struct.Struct("=20Q")
+# struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse, reverse_kept; each by entry kind
+COUNTS = struct.Struct("=24Q")
+# struct spandial_addresses: family, local port, peer port, padding, local address, peer address
+ADDRESSES = struct.Struct("=HHHH16s16s")
 REQUEST_MAX = 1024
 # struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, connection,
-# tgid, row, kind, parent, protocol, event, stream, length, flags, bytes
-ENTRY = struct.Struct("=7QIIBBBBIHHI")
+# tgid, row, kind, parent, protocol, event, stream, length, flags, bytes, body, padding
+ENTRY = struct.Struct("=7QIIBBBBIHHII4x")
 
 # The counter page of a hooked process, in u64 words; the counts are indexed by
 # kind * PAGE_KIND_STRIDE + (no parent 0, PAGE_REMOTE, PAGE_LOCAL) + (kept 1).

@@ -15,7 +15,7 @@ from spandial.decision import decide, parse_randomness
 from spandial_agent.entries import Entry
 from spandial_agent.protocols import mysql, postgres, redis
 from spandial_agent.protocols.http1 import parse_request_line
-from spandial_agent.protocols.http2 import HeaderBlocks, Request, read_request
+from spandial_agent.protocols.http2 import HeaderBlocks, Request, Response, read_request, read_response
 from spandial_agent.protocols.operation import Operation
 
 __all__ = ["Call", "Conversations", "kept_by"]
@@ -26,12 +26,16 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class Call(NamedTuple):
-    """What a kept entry asked for."""
+    """What a kept entry, or a kept call that the process sent, asked for."""
 
     protocol: Protocol
     method: str = ""  # HTTP's
     path: str = ""
     path_known: bool = True  # an empty path means that there is none
+    authority: str = ""  # HTTP/2's
+    scheme: str = ""
+    service: str = ""  # gRPC's, with its package
+    rpc_method: str = ""
     operation: Operation = Operation()  # a database's
     trace_id: int = 0  # 0: no trace context
     span_id: int = 0  # of the remote parent
@@ -79,22 +83,32 @@ class _MySQL:
         self.prepare: Entry | None = None
 
 
+class _HTTP2:
+    def __init__(self) -> None:
+        self.requests: HeaderBlocks | None = None
+        self.responses: HeaderBlocks | None = None
+
+
 class Conversations:
     """Reads records in the order in which the kernel emitted them. Never raises, whatever they hold."""
 
     def __init__(self) -> None:
         self._postgres = _Memories[postgres.Statements](_DATABASE_CONNECTIONS)
         self._mysql = _Memories[_MySQL](_DATABASE_CONNECTIONS)
-        self._http2 = _Memories[HeaderBlocks](_HTTP2_CONNECTIONS)
+        self._http2 = _Memories[_HTTP2](_HTTP2_CONNECTIONS)
 
     def forget(self) -> None:
         """Records were lost: what they would have changed is not known."""
         for memories in (self._postgres, self._mysql, self._http2):
             memories.clear()
 
-    def read(self, entry: Entry) -> Call | None:
-        """What a kept entry asked for; None for a record of something else, or of an entry that is dropped now."""
-        if entry.event in (Event.ANSWER, Event.CLOSED):
+    def read(self, entry: Entry) -> Call | Response | None:
+        """What a kept entry asked for, or what a header block of an answer says; None for a record of something else,
+        or of an entry that is dropped now.
+        """
+        if entry.event == Event.ANSWER and entry.protocol == Protocol.HTTP2:
+            return self._read_response(entry)
+        if entry.event in (Event.ANSWER, Event.CLOSED, Event.CONNECTION):
             return None
         if entry.protocol == Protocol.HTTP1:
             method, path = parse_request_line(entry.request)
@@ -105,20 +119,31 @@ class Conversations:
         return _call(entry)._replace(operation=operation) if operation is not None else None
 
     def _read_http2(self, entry: Entry) -> Call | None:
-        blocks = self._http2.get(entry.connection)
-        if blocks is None or entry.flags & RecordFlag.FRESH:
-            fresh = bool(entry.flags & RecordFlag.FRESH)
-            blocks = self._http2.put(entry.connection, HeaderBlocks(fresh=fresh))
-        elif entry.flags & RecordFlag.GAP:
-            blocks.skip(None)
-        headers = blocks.decode(entry.request, cut=bool(entry.flags & RecordFlag.CUT))
+        memory = self._http2.get(entry.connection) or self._http2.put(entry.connection, _HTTP2())
+        memory.requests = _in_step(memory.requests, entry)
+        headers = memory.requests.decode(entry.request, cut=bool(entry.flags & RecordFlag.CUT))
         if entry.event != Event.ENTRY:
             return None
         request = read_request(headers)
         call = _decided(entry, request) if entry.flags & RecordFlag.UNDECIDED else _call(entry)
         if call is None:
             return None
-        return call._replace(method=request.method, path=request.path, path_known=request.path_known)
+        return call._replace(
+            method=request.method,
+            path=request.path,
+            path_known=request.path_known,
+            authority=request.authority,
+            scheme=request.scheme,
+            service=request.service,
+            rpc_method=request.rpc_method,
+        )
+
+    def _read_response(self, entry: Entry) -> Response | None:
+        if entry.flags & RecordFlag.RESET or not entry.request:
+            return None
+        memory = self._http2.get(entry.connection) or self._http2.put(entry.connection, _HTTP2())
+        memory.responses = _in_step(memory.responses, entry)
+        return read_response(memory.responses.decode(entry.request, cut=bool(entry.flags & RecordFlag.CUT)))
 
     def _read_operation(self, entry: Entry) -> Operation | None:
         cut = bool(entry.flags & RecordFlag.CUT)
@@ -142,6 +167,15 @@ class Conversations:
         elif entry.event == Event.FORGET:
             memory.statements.forget(entry.request)
         return memory.statements.operation(entry.request, cut) if entry.event == Event.ENTRY else None
+
+
+def _in_step(blocks: HeaderBlocks | None, entry: Entry) -> HeaderBlocks:
+    """One direction's header blocks, as they are known before the record's."""
+    if blocks is None or entry.flags & RecordFlag.FRESH:
+        return HeaderBlocks(fresh=bool(entry.flags & RecordFlag.FRESH))
+    if entry.flags & RecordFlag.GAP:
+        blocks.skip(None)
+    return blocks
 
 
 def _call(entry: Entry) -> Call:

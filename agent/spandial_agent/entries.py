@@ -32,6 +32,7 @@ class Entry(NamedTuple):
     stream: int  # of the connection (HTTP/2)
     flags: RecordFlag
     size: int  # bytes of the whole message
+    body: int  # an answer's: bytes of the request that came behind the entry's message (HTTP/1)
     request: bytes  # its beginning
     trace_id: int  # 0: no trace context
     span_id: int
@@ -39,13 +40,18 @@ class Entry(NamedTuple):
     parent: Parent
     word: int  # the rate word that was obeyed
 
+    @property
+    def entered(self) -> bool:
+        """Whether this is an entry: a request received, or a statement sent to a database; not a call sent."""
+        return self.kind == EntryKind.DB or not self.flags & RecordFlag.SENT
+
 
 def decode_entry(record: bytes) -> Entry:
     """A record of the ring buffer (struct spandial_entry). Raises ValueError for one that is too short."""
     if len(record) < abi.ENTRY.size:
         raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
     time_ns, high, low, span_id, randomness, word, connection, tgid, row, *rest = abi.ENTRY.unpack_from(record)
-    kind, parent, protocol, event, stream, length, flags, size = rest
+    kind, parent, protocol, event, stream, length, flags, size, body = rest
     return Entry(
         time_ns=time_ns,
         tgid=tgid,
@@ -57,6 +63,7 @@ def decode_entry(record: bytes) -> Entry:
         stream=stream,
         flags=RecordFlag(flags),
         size=size,
+        body=body,
         request=record[abi.ENTRY.size : abi.ENTRY.size + length],
         trace_id=high << 64 | low,
         span_id=span_id,

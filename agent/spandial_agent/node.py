@@ -12,7 +12,7 @@ from importlib.metadata import version
 from spandial import abi
 from spandial.abi import EntryKind, Mode, Protocol, word_rate
 from spandial.labels import Labels
-from spandial_agent.conversations import Conversations
+from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
@@ -239,14 +239,14 @@ class LocalNode:
                 self._bad_records += 1
                 continue
             target = self._targets.get(entry.tgid)
-            call = self._conversations.read(entry)
+            said = self._conversations.read(entry)
             if self._spans is not None:
                 process = _peer(target) if target is not None else self._ended.get(entry.tgid)
                 if process is not None:
-                    self._spans.take(entry, call, process)
+                    self._spans.take(entry, said, process)
                 elif target is None and entry.tgid not in self._ended:
                     self._nobodys += 1
-            if call is None or not self._watchers:
+            if not isinstance(said, Call) or not entry.entered or not self._watchers:
                 continue
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
             self._watchers.offer(
@@ -255,14 +255,14 @@ class LocalNode:
                     pid=entry.tgid,
                     **labels,
                     kind=_KIND_NAMES[entry.kind],
-                    protocol=_PROTOCOL_NAMES[call.protocol],
-                    method=call.method,
-                    path=call.path,
-                    operation=call.operation.name,
-                    statement=call.operation.text,
-                    trace_id=f"{call.trace_id:032x}" if call.trace_id else "",
-                    parent_span_id=f"{call.span_id:016x}" if call.span_id else "",
-                    kept_by=call.kept_by,
+                    protocol=_PROTOCOL_NAMES[said.protocol],
+                    method=said.method,
+                    path=said.path,
+                    operation=said.operation.name,
+                    statement=said.operation.text,
+                    trace_id=f"{said.trace_id:032x}" if said.trace_id else "",
+                    parent_span_id=f"{said.span_id:016x}" if said.span_id else "",
+                    kept_by=said.kept_by,
                     lost=0,
                 )
             )

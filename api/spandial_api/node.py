@@ -98,6 +98,7 @@ class KernelCounts(BaseModel):
         default=0,
         description="requests that go the other way, never entries: HTTP and gRPC calls sent, statements received",
     )
+    reverse_kept: int = Field(default=0, description="of the calls sent: kept, because their spans are exported")
 
 
 class HookCounts(BaseModel):

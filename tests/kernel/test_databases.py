@@ -215,7 +215,7 @@ def test_an_entry_carries_its_request(watched: Watched, pair: Pair) -> None:
     )
     assert first.request == messages[0]
     assert second.request[:1000] == messages[1][:1000]
-    assert (first.flags, second.flags) == (0, RecordFlag.CUT)
+    assert (first.flags, second.flags) == (RecordFlag.SENT, RecordFlag.SENT | RecordFlag.CUT)
     assert first.connection == second.connection != 0
     assert first.time_ns <= second.time_ns
 

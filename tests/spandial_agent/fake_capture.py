@@ -12,7 +12,7 @@ __all__ = ["FakeCapture", "counts_of"]
 
 def counts_of(seen: int = 0, kept: int = 0, seen_traced: int = 0, kept_traced: int = 0, reverse: int = 0) -> Counts:
     """Counts of HTTP entries."""
-    return Counts(*((0, count, 0, 0) for count in (seen, kept, seen_traced, kept_traced, reverse)))
+    return Counts(*((0, count, 0, 0) for count in (seen, kept, seen_traced, kept_traced, reverse, 0)))
 
 
 class FakeCapture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Parent, Protocol, encode_word
+from spandial.abi import EntryKind, Event, Parent, Protocol, RecordFlag, encode_word
 
 __all__ = ["record"]
 
@@ -25,10 +25,15 @@ def record(
     stream: int = 0,
     flags: int = 0,
     size: int = 0,
+    body: int = 0,
 ) -> bytes:
     """One struct spandial_entry, with more behind the request."""
+    if kind == EntryKind.DB and event == Event.ENTRY:
+        flags |= RecordFlag.SENT
     high, low = trace_id >> 64, trace_id & (1 << 64) - 1
     ids = (time_ns, high, low, span_id, randomness, word, connection, tgid, 2)
     return (
-        abi.ENTRY.pack(*ids, kind, parent, protocol, event, stream, len(request), flags, size) + request + b"\xee" * 100
+        abi.ENTRY.pack(*ids, kind, parent, protocol, event, stream, len(request), flags, size, body)
+        + request
+        + b"\xee" * 100
     )

@@ -36,7 +36,7 @@ def test_any_bytes_are_an_entry_or_a_value_error(data: bytes) -> None:
         decode_entry(data)
 
 
-@given(st.tuples(*[_u64] * 7, _u32, _u32, _u8, _u8, _u8, _u8, _u32, _u16, _u16, _u32), st.binary(max_size=300))
+@given(st.tuples(*[_u64] * 7, _u32, _u32, _u8, _u8, _u8, _u8, _u32, _u16, _u16, _u32, _u32), st.binary(max_size=300))
 def test_any_fields_are_an_entry_or_a_value_error(fields: tuple[int, ...], request: bytes) -> None:
     kind, parent, protocol, event = fields[9:13]
     try:
@@ -45,7 +45,7 @@ def test_any_fields_are_an_entry_or_a_value_error(fields: tuple[int, ...], reque
         assert kind >= len(EntryKind) or parent >= len(Parent) or protocol >= len(Protocol) or event >= len(Event)
     else:
         assert (entry.kind, entry.parent) == (kind, parent)
-        assert entry.request == request[: fields[-3]]
+        assert entry.request == request[: fields[-4]]
 
 
 @pytest.mark.parametrize("size", [0, 1, abi.ENTRY.size - 1])
@@ -56,7 +56,7 @@ def test_a_record_that_is_too_short_says_so(size: int) -> None:
 
 def test_bytes_past_the_length_are_not_the_requests() -> None:
     data = record(b"GET /a HTTP/1.1\r\n")
-    cut = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-3], 6, 0, 0) + data[abi.ENTRY.size :]
+    cut = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-4], 6, 0, 0, 0) + data[abi.ENTRY.size :]
     assert decode_entry(cut).request == b"GET /a"
-    shorter = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-3], 5, 0, 0) + data[abi.ENTRY.size :]
+    shorter = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-4], 5, 0, 0, 0) + data[abi.ENTRY.size :]
     assert decode_entry(shorter).request == b"GET /"

@@ -42,6 +42,7 @@ class Counts(NamedTuple):
     seen_traced: tuple[int, ...]
     kept_traced: tuple[int, ...]
     reverse: tuple[int, ...]
+    reverse_kept: tuple[int, ...]
 
     @classmethod
     def summed(cls, per_cpu: list[bytes]) -> Counts:

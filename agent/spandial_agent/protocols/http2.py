@@ -10,7 +10,40 @@ from hpack.hpack import decode_integer
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable, table_entry_size
 
-__all__ = ["HeaderBlocks", "Headers", "Request", "Response", "read_request", "read_response"]
+__all__ = [
+    "RESET_CODES",
+    "HeaderBlocks",
+    "Headers",
+    "Request",
+    "Response",
+    "grpc_status_of_reset",
+    "read_request",
+    "read_response",
+]
+
+# RFC 9113, section 7.
+RESET_CODES = dict(
+    enumerate(
+        (
+            "NO_ERROR",
+            "PROTOCOL_ERROR",
+            "INTERNAL_ERROR",
+            "FLOW_CONTROL_ERROR",
+            "SETTINGS_TIMEOUT",
+            "STREAM_CLOSED",
+            "FRAME_SIZE_ERROR",
+            "REFUSED_STREAM",
+            "CANCEL",
+            "COMPRESSION_ERROR",
+            "CONNECT_ERROR",
+            "ENHANCE_YOUR_CALM",
+            "INADEQUATE_SECURITY",
+            "HTTP_1_1_REQUIRED",
+        )
+    )
+)
+# gRPC over HTTP2, Errors: CANCELLED, RESOURCE_EXHAUSTED, PERMISSION_DENIED, UNAVAILABLE; mostly INTERNAL; else UNKNOWN.
+_GRPC_STATUSES = {7: 14, 8: 1, 11: 8, 12: 7} | dict.fromkeys((0, 1, 2, 3, 4, 6, 9, 10), 13)
 
 _TABLE_MAX = 2**16  # bytes of a dynamic table, counted as in RFC 7541, section 4.1, whatever its encoder may use
 _LIST_MAX = 2**16  # bytes of one block's fields, counted likewise: a byte of a block can refer to a whole entry
@@ -207,6 +240,11 @@ def read_response(headers: Headers) -> Response:
         status=int(status) if re.fullmatch("[1-9][0-9]{2}", status) else None,
         grpc_status=int(grpc_status) if re.fullmatch("[0-9]|1[0-6]", grpc_status) else None,
     )
+
+
+def grpc_status_of_reset(code: int) -> int:
+    """The status of a call whose stream was reset with this error code."""
+    return _GRPC_STATUSES.get(code, 2)
 
 
 def _first_of_each(headers: Headers) -> dict[str, str]:

@@ -1,17 +1,22 @@
-"""Pair kept entries with the parts of their answers. Pure: time comes with the records."""
+"""Pair kept entries and calls with their answers. Pure: time comes with the records."""
 
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from socket import AF_INET, AF_INET6
+from typing import NamedTuple
 
-from spandial.abi import RANDOMNESS_MASK, Event, Protocol
+from spandial.abi import ADDRESSES, RANDOMNESS_MASK, EntryKind, Event, Protocol, RecordFlag
 from spandial.labels import Labels
 from spandial_agent.conversations import Call
 from spandial_agent.entries import Entry
 from spandial_agent.protocols import mysql, postgres, redis
 from spandial_agent.protocols.http1 import parse_status
+from spandial_agent.protocols.http2 import RESET_CODES, Response, grpc_status_of_reset
 from spandial_agent.protocols.operation import Outcome
 from spandial_agent.spans.record import End, Exchange
 from spandial_agent.spans.record import Protocol as ProtocolName
@@ -19,14 +24,17 @@ from spandial_agent.spans.record import Protocol as ProtocolName
 __all__ = ["Exchanges", "Peer"]
 
 _OPEN_MAX = 20_000  # exchanges that wait for their answers
+_ADDRESSES_MAX = 16_384  # connections whose ends are known
 _IDLE_NS = 1_000_000_000  # an answer of which no more has come for so long is complete
 _UNANSWERED_NS = 300_000_000_000
+_STREAM_NS = 3_600_000_000_000  # an HTTP/2 stream that has been answered may go on for so long
 _FIRST = 128  # bytes of a record of a part of an answer that are its beginning; the rest is its end
 
 _INTERIM = {100, 102, 103}  # RFC 9110, section 15.2: not the answer yet; 101 is
 
 _NAMES: dict[Protocol, ProtocolName] = {
     Protocol.HTTP1: "http",
+    Protocol.HTTP2: "http",
     Protocol.POSTGRES: "postgresql",
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
@@ -42,6 +50,13 @@ class Peer:
     labels: Labels
 
 
+class _Addresses(NamedTuple):
+    local_address: str = ""
+    local_port: int = 0
+    peer_address: str = ""
+    peer_port: int = 0
+
+
 @dataclass
 class _Open:
     entry: Entry
@@ -52,11 +67,16 @@ class _Open:
     first: bytes = b""
     last: bytes = b""
     answered_ns: int = 0  # when the last part of the answer came; 0: none has
+    answer_bytes: int = 0
+    body: int = 0  # bytes of the request behind the entry's message
+    status: int | None = None  # HTTP/2's
+    grpc_status: int | None = None
+    reset: int | None = None  # the error code of RST_STREAM
 
 
 class Exchanges:
-    """One conversation is a connection's requests in their order. Requests that were pipelined end together, with the
-    last answer before the next request: what belongs to which of them is not looked at.
+    """One conversation is a connection's requests in their order, or a stream of HTTP/2. Requests that were pipelined
+    end together, with the last answer before the next request: what belongs to which of them is not looked at.
 
     Args:
         finish: takes each exchange, its times those of CLOCK_BOOTTIME, and its process.
@@ -71,19 +91,28 @@ class Exchanges:
         self._finish_with = finish
         self._bits = bits or random.SystemRandom()
         self._connections: dict[int, list[_Open]] = {}
+        self._streams: dict[int, dict[int, _Open]] = {}
+        self._addresses: OrderedDict[int, _Addresses] = OrderedDict()
         self._open = 0
 
     def __len__(self) -> int:
         return self._open
 
-    def take(self, entry: Entry, call: Call | None, process: Peer) -> None:
-        """A record of a process without a hook: a kept entry with what it asked for, or a part of an answer."""
-        if entry.event == Event.ENTRY and call is not None:
-            self._begin(entry, call, process)
+    def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
+        """A record of a process without a hook, and what it says: a kept entry or call, or a part of an answer."""
+        if entry.event == Event.ENTRY and isinstance(said, Call):
+            self._begin(entry, said, process)
         elif entry.event == Event.ANSWER:
-            self._answer(entry)
+            if entry.protocol == Protocol.HTTP2:
+                self._answer_stream(entry, said if isinstance(said, Response) else None)
+            else:
+                self._answer(entry)
         elif entry.event == Event.CLOSED:
-            self._end(entry.connection, "connection_closed", entry.time_ns)
+            self._close(entry.connection, "connection_closed", entry.time_ns)
+        elif entry.event == Event.CONNECTION:
+            self._addresses[entry.connection] = _addresses(entry.request)
+            if len(self._addresses) > _ADDRESSES_MAX:
+                self._addresses.popitem(last=False)
 
     def sweep(self, now_ns: int) -> None:
         """Finish what is complete, and what has waited too long."""
@@ -94,16 +123,24 @@ class Exchanges:
                     self._end(connection, "answered", now_ns)
             elif now_ns - last.entry.time_ns >= _UNANSWERED_NS:
                 self._end(connection, "no_answer_seen", now_ns)
+        for connection, streams in list(self._streams.items()):
+            for stream, exchange in list(streams.items()):
+                longest = _STREAM_NS if exchange.answered_ns else _UNANSWERED_NS
+                if now_ns - exchange.entry.time_ns >= longest:
+                    self._end_stream(connection, stream, "no_answer_seen", now_ns)
 
     def exited(self, pid: int, now_ns: int) -> None:
         """A process ended, and all its connections with it."""
         for connection, open_ in list(self._connections.items()):
             if open_[0].process.pid == pid:
-                self._end(connection, "process_exited", now_ns)
+                self._close(connection, "process_exited", now_ns)
+        for connection, streams in list(self._streams.items()):
+            if next(iter(streams.values())).process.pid == pid:
+                self._close(connection, "process_exited", now_ns)
 
     def finish_all(self, now_ns: int) -> None:
-        for connection in list(self._connections):
-            self._end(connection, "no_answer_seen", now_ns)
+        for connection in [*self._connections, *self._streams]:
+            self._close(connection, "no_answer_seen", now_ns)
 
     def _begin(self, entry: Entry, call: Call, process: Peer) -> None:
         if entry.protocol not in _NAMES or not entry.connection:
@@ -111,20 +148,24 @@ class Exchanges:
         known = self._connections.get(entry.connection)
         if known is not None and known[-1].answered_ns:
             self._end(entry.connection, "answered", entry.time_ns)
-            known = None
+        if entry.protocol == Protocol.HTTP2 and entry.stream in self._streams.get(entry.connection, ()):
+            self._end_stream(entry.connection, entry.stream, "no_answer_seen", entry.time_ns)
         if self._open >= _OPEN_MAX:
             self.lost += 1
             return
-        if known is None:
-            known = self._connections[entry.connection] = []
         trace_id = call.trace_id or self._bits.getrandbits(72) << 56 | entry.randomness & RANDOMNESS_MASK
-        known.append(_Open(entry, call, process, trace_id or 1, self._bits.getrandbits(64) or 1))
+        exchange = _Open(entry, call, process, trace_id or 1, self._bits.getrandbits(64) or 1)
         self._open += 1
+        if entry.protocol == Protocol.HTTP2:
+            self._streams.setdefault(entry.connection, {})[entry.stream] = exchange
+        else:
+            self._connections.setdefault(entry.connection, []).append(exchange)
 
     def _answer(self, entry: Entry) -> None:
         known = self._connections.get(entry.connection)
         if known is None:
             return
+        known[-1].body += entry.body
         first = entry.request[:_FIRST]
         last = entry.request if entry.size <= len(entry.request) else entry.request[_FIRST:]
         if entry.protocol == Protocol.HTTP1 and (parse_status(first) or 0) in _INTERIM:
@@ -134,19 +175,54 @@ class Exchanges:
                 exchange.first = first
             exchange.last = last
             exchange.answered_ns = entry.time_ns
+            exchange.answer_bytes += entry.size
+
+    def _answer_stream(self, entry: Entry, response: Response | None) -> None:
+        exchange = self._streams.get(entry.connection, {}).get(entry.stream)
+        if exchange is None:
+            return
+        if entry.flags & RecordFlag.RESET:
+            exchange.reset = int.from_bytes(entry.request[:4], "big")
+        if response is not None:
+            if response.status not in _INTERIM and exchange.status is None:
+                exchange.status = response.status
+            if response.grpc_status is not None:
+                exchange.grpc_status = response.grpc_status
+        exchange.answered_ns = entry.time_ns
+        if entry.flags & RecordFlag.END:
+            self._end_stream(entry.connection, entry.stream, "answered", entry.time_ns)
+
+    def _close(self, connection: int, end: End, now_ns: int) -> None:
+        self._end(connection, end, now_ns)
+        for stream in list(self._streams.get(connection, ())):
+            self._end_stream(connection, stream, end, now_ns)
+        if end != "no_answer_seen":
+            self._addresses.pop(connection, None)
 
     def _end(self, connection: int, end: End, now_ns: int) -> None:
-        for open_ in self._connections.pop(connection, ()):
-            self._open -= 1
-            exchange = _exchange(open_, "answered" if open_.answered_ns else end, open_.answered_ns or now_ns)
-            self._finish_with(exchange, open_.process)
+        pipelined = self._connections.pop(connection, ())
+        for open_ in pipelined:
+            end_ns = open_.answered_ns or now_ns
+            self._finish(open_, "answered" if open_.answered_ns else end, end_ns, alone=len(pipelined) == 1)
+
+    def _end_stream(self, connection: int, stream: int, end: End, now_ns: int) -> None:
+        streams = self._streams[connection]
+        open_ = streams.pop(stream)
+        if not streams:
+            del self._streams[connection]
+        self._finish(open_, end, now_ns, alone=True)
+
+    def _finish(self, open_: _Open, end: End, end_ns: int, *, alone: bool) -> None:
+        self._open -= 1
+        addresses = self._addresses.get(open_.entry.connection, _Addresses())
+        self._finish_with(_exchange(open_, addresses, end, end_ns, alone), open_.process)
 
 
-def _exchange(open_: _Open, end: End, end_ns: int) -> Exchange:
+def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone: bool) -> Exchange:
     entry, call = open_.entry, open_.call
     exchange = Exchange(
         _NAMES[entry.protocol],
-        server=entry.protocol == Protocol.HTTP1,
+        server=not entry.flags & RecordFlag.SENT,
         trace_id=open_.trace_id,
         span_id=open_.span_id,
         start_ns=entry.time_ns,
@@ -159,11 +235,30 @@ def _exchange(open_: _Open, end: End, end_ns: int) -> Exchange:
         operation=call.operation.name,
         collection=call.operation.collection,
         query_text=call.operation.text,
+        **addresses._asdict(),
     )
+    if entry.protocol == Protocol.HTTP2:
+        return _http2_exchange(open_, exchange)
     if entry.protocol == Protocol.HTTP1:
+        if alone and end == "answered":
+            exchange = exchange._replace(request_bytes=entry.size + open_.body, response_bytes=open_.answer_bytes)
         return exchange._replace(status=parse_status(open_.first) if open_.first else None, version="1.1")
     outcome = _outcome(entry.protocol, open_.first, open_.last)
     return exchange._replace(error=outcome.error, error_code=outcome.code)
+
+
+def _http2_exchange(open_: _Open, exchange: Exchange) -> Exchange:
+    call, reset = open_.call, open_.reset
+    exchange = exchange._replace(authority=call.authority, scheme=call.scheme or "http", version="2")
+    status = open_.grpc_status
+    if open_.entry.kind == EntryKind.GRPC or status is not None:
+        if status is None and reset is not None:
+            status = grpc_status_of_reset(reset)
+        return exchange._replace(protocol="grpc", status=status, rpc_service=call.service, rpc_method=call.rpc_method)
+    if reset:
+        code = RESET_CODES.get(reset, str(reset))
+        exchange = exchange._replace(error=True, error_code=code)
+    return exchange._replace(status=open_.status)
 
 
 def _outcome(protocol: Protocol, first: bytes, last: bytes) -> Outcome:
@@ -172,3 +267,19 @@ def _outcome(protocol: Protocol, first: bytes, last: bytes) -> Outcome:
     if protocol == Protocol.MYSQL:
         return mysql.parse_reply(first, last)
     return redis.parse_reply(first)
+
+
+def _addresses(record: bytes) -> _Addresses:
+    """Both ends as the kernel told them (struct spandial_addresses)."""
+    if len(record) < ADDRESSES.size:
+        return _Addresses()
+    family, local_port, peer_port, _, local, peer = ADDRESSES.unpack_from(record)
+    if family == AF_INET:
+        return _Addresses(str(IPv4Address(local[:4])), local_port, str(IPv4Address(peer[:4])), peer_port)
+    if family == AF_INET6:
+        return _Addresses(_text(IPv6Address(local)), local_port, _text(IPv6Address(peer)), peer_port)
+    return _Addresses()
+
+
+def _text(address: IPv6Address) -> str:
+    return str(address.ipv4_mapped or address)

@@ -8,6 +8,7 @@ from collections import deque
 
 from spandial_agent.conversations import Call
 from spandial_agent.entries import Entry
+from spandial_agent.protocols.http2 import Response
 from spandial_agent.spans.clock import Clock, read_clocks
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.export import Exporter
@@ -36,18 +37,18 @@ class SpanPipeline:
         self._raw_statements = raw_statements
         self._clock = Clock(read_clocks())
         self._exchanges = Exchanges(self._export)
-        self._queue: deque[tuple[Entry, Call | None, Peer]] = deque()
+        self._queue: deque[tuple[Entry, Call | Response | None, Peer]] = deque()
         self._exits: deque[tuple[int, int]] = deque()
         self._lost = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spandial-spans", daemon=True)
         self._thread.start()
 
-    def take(self, entry: Entry, call: Call | None, process: Peer) -> None:
+    def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
         if len(self._queue) >= _QUEUE:
             self._lost += 1
             return
-        self._queue.append((entry, call, process))
+        self._queue.append((entry, said, process))
 
     def exited(self, pid: int) -> None:
         """A process has ended. Records of what it did before may still come."""

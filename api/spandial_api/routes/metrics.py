@@ -35,6 +35,9 @@ class _Snapshot:
             "Requests that go the other way: HTTP and gRPC calls sent, statements received.",
             labels=_LABELS,
         )
+        calls_kept = CounterMetricFamily(
+            "spandial_kernel_reverse_kept", "Calls sent whose spans are exported.", labels=_LABELS
+        )
         for target in self._stats.targets:
             for kind, counts in target.kinds.items():
                 labels = [target.service, target.version, target.env, str(target.pid), kind]
@@ -47,11 +50,12 @@ class _Snapshot:
                     kernel.add_metric([*labels, "untraced", "kept"], untraced_kept)
                     kernel.add_metric([*labels, "untraced", "dropped"], untraced - untraced_kept)
                     reverse.add_metric(labels, c.reverse)
+                    calls_kept.add_metric(labels, c.reverse_kept)
                 if counts.hook:
                     for parent in ("root", "remote", "local"):
                         for outcome in ("kept", "dropped"):
                             hook.add_metric([*labels, parent, outcome], getattr(counts.hook, f"{parent}_{outcome}"))
-        yield from (kernel, reverse, hook)
+        yield from (kernel, reverse, calls_kept, hook)
 
         losses = CounterMetricFamily("spandial_losses", "Entries or events lost.", labels=["reason"])
         for reason, count in self._stats.losses.items():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from socket import AF_INET, AF_INET6, AF_UNIX, inet_pton
 
 import pytest
+from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial.abi import EntryKind, Event, Parent, Protocol
+from spandial.abi import ADDRESSES, EntryKind, Event, Parent, Protocol, RecordFlag
 from spandial.labels import Labels
 from spandial_agent.conversations import Conversations
 from spandial_agent.entries import decode_entry
@@ -170,6 +172,123 @@ def test_there_is_an_end_to_what_is_kept(watched: Watched, monkeypatch: pytest.M
     assert (len(watched.exchanges), watched.exchanges.lost) == (3, 2)
     watched.exchanges.finish_all(2)
     assert len(watched.finished) == 3
+
+
+class _Calls:
+    """Streams of one HTTP/2 connection."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self._client, self._server = Encoder(), Encoder()
+        self._fresh = self._fresh_answers = RecordFlag.FRESH
+
+    def request(self, at: int, stream: int, *, grpc: bool = True, sent: bool = False) -> None:
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", "/shop.Orders/Get"), (":authority", "shop:81")]
+        fields.append(("content-type", "application/grpc" if grpc else "text/plain"))
+        flags = self._fresh | (RecordFlag.SENT if sent else 0)
+        kind = EntryKind.GRPC if grpc else EntryKind.HTTP
+        self._take(self._client.encode(fields), Event.ENTRY, at, stream, flags, kind)
+        self._fresh = RecordFlag(0)
+
+    def answer(self, at: int, stream: int, *fields: tuple[str, str], end: bool = False) -> None:
+        block = self._server.encode(fields) if fields else b""
+        self._take(block, Event.ANSWER, at, stream, self._fresh_answers | (RecordFlag.END if end else 0))
+        self._fresh_answers = RecordFlag(0)
+
+    def reset(self, at: int, stream: int, code: int) -> None:
+        self._take(code.to_bytes(4, "big"), Event.ANSWER, at, stream, RecordFlag.END | RecordFlag.RESET)
+
+    def _take(self, data: bytes, event: Event, at: int, stream: int, flags: int, kind: int = EntryKind.HTTP) -> None:
+        protocol = Protocol.HTTP2
+        self._watched.take(
+            record(
+                data, time_ns=at, connection=7, stream=stream, flags=flags, event=event, protocol=protocol, kind=kind
+            )
+        )
+
+
+@pytest.fixture
+def calls(watched: Watched) -> _Calls:
+    return _Calls(watched)
+
+
+def test_a_stream_lasts_until_its_answer_ends(watched: Watched, calls: _Calls) -> None:
+    calls.request(1, 1)
+    calls.request(2, 3, sent=True)
+    calls.answer(5, 3, (":status", "200"), ("content-type", "application/grpc"))
+    calls.answer(6, 3, ("grpc-status", "5"), end=True)
+    calls.answer(9, 1, (":status", "200"), ("grpc-status", "0"), end=True)
+    found = [(e.protocol, e.start_ns, e.end_ns, e.status, e.server, e.end) for e in watched.finished]
+    assert found == [("grpc", 2, 6, 5, False, "answered"), ("grpc", 1, 9, 0, True, "answered")]
+    exchange = watched.finished[0]
+    assert (exchange.rpc_service, exchange.rpc_method, exchange.authority) == ("shop.Orders", "Get", "shop:81")
+    assert len(watched.exchanges) == 0
+
+
+def test_a_stream_that_goes_on_is_waited_for_but_not_for_ever(watched: Watched, calls: _Calls) -> None:
+    calls.request(1, 1)
+    calls.answer(2, 1, (":status", "200"))
+    calls.request(3, 3)
+    watched.exchanges.sweep(400 * SECOND)
+    assert [(e.start_ns, e.end) for e in watched.finished] == [(3, "no_answer_seen")]
+    watched.exchanges.sweep(3601 * SECOND)
+    assert [(e.start_ns, e.end) for e in watched.finished[1:]] == [(1, "no_answer_seen")]
+
+
+def test_a_reset_is_a_status_of_grpc_or_an_error_of_http(watched: Watched, calls: _Calls) -> None:
+    calls.request(1, 1)
+    calls.reset(2, 1, 8)
+    calls.request(3, 3, grpc=False)
+    calls.answer(4, 3, (":status", "100"))
+    calls.answer(5, 3, (":status", "200"))
+    calls.reset(6, 3, 2)
+    calls.request(7, 5)
+    calls.reset(8, 5, 99)
+    found = [(e.protocol, e.status, e.error, e.error_code) for e in watched.finished]
+    assert found == [("grpc", 1, False, ""), ("http", 200, True, "INTERNAL_ERROR"), ("grpc", 2, False, "")]
+
+
+def test_a_connection_or_a_process_that_ends_ends_its_streams(watched: Watched, calls: _Calls) -> None:
+    calls.request(1, 1)
+    calls.request(2, 3)
+    watched.take(record(b"", time_ns=4, connection=7, event=Event.CLOSED, protocol=Protocol.HTTP2))
+    calls.request(5, 5)
+    watched.exchanges.exited(4711, 6)
+    assert [(e.end, e.end_ns) for e in watched.finished] == [("connection_closed", 4)] * 2 + [("process_exited", 6)]
+    assert len(watched.exchanges) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "local", "peer", "expected"),
+    [
+        (AF_INET, "127.0.0.1", "10.1.2.3", ("127.0.0.1", "10.1.2.3")),
+        (AF_INET6, "::1", "fe80::1", ("::1", "fe80::1")),
+        (AF_INET6, "::ffff:10.0.0.1", "::ffff:10.0.0.2", ("10.0.0.1", "10.0.0.2")),
+        (AF_UNIX, "", "", ("", "")),
+    ],
+)
+def test_both_ends_of_the_connection_are_told(
+    watched: Watched, family: int, local: str, peer: str, expected: tuple[str, str]
+) -> None:
+    ends = [inet_pton(family, end).ljust(16, b"\0") if end else bytes(16) for end in (local, peer)]
+    watched.take(record(ADDRESSES.pack(family, 80, 5000, 0, *ends), connection=7, event=Event.CONNECTION))
+    watched.request(1)
+    watched.answer(2)
+    watched.exchanges.finish_all(3)
+    (exchange,) = watched.finished
+    assert (exchange.local_address, exchange.peer_address) == expected
+    assert (exchange.local_port, exchange.peer_port) == ((80, 5000) if expected[0] else (0, 0))
+
+
+def test_sizes_are_said_of_a_request_that_is_alone(watched: Watched) -> None:
+    watched.request(1, size=100)
+    watched.take(record(OK, time_ns=2, connection=7, event=Event.ANSWER, size=300, body=1000))
+    watched.take(record(b"more", time_ns=3, connection=7, event=Event.ANSWER, size=4))
+    watched.request(4, size=10)
+    watched.request(5, size=10)
+    watched.answer(6)
+    watched.exchanges.finish_all(9)
+    assert [(e.request_bytes, e.response_bytes) for e in watched.finished] == [(1100, 304), (None, None), (None, None)]
 
 
 _events = st.sampled_from([Event.ENTRY, Event.ANSWER, Event.CLOSED])
