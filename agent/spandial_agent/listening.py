@@ -94,7 +94,8 @@ def open_connections(pid: int) -> list[TcpSocket]:
     """The TCP connections that a process has, established or closed by one side only. Empty if it may not be seen."""
     inodes = socket_inodes(pid)
     sockets: Iterable[TcpSocket] = (_in_own_namespace(pid) and _diagnosed(_OPEN)) or _shown(pid)
-    return [found for found in sockets if found.state in _OPEN and found.inode in inodes]
+    # While others come and go, what is read in pieces may show a socket twice.
+    return list({found.inode: found for found in sockets if found.state in _OPEN and found.inode in inodes}.values())
 
 
 def connected(connections: Iterable[TcpSocket], ports: Collection[int]) -> list[Connected]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spandial_agent import listening as listening_module
 from spandial_agent.listening import Connected, Endpoint, TcpSocket, connected
 
 ESTABLISHED = 1
@@ -34,6 +36,14 @@ def test_clients_are_told_from_servers_by_the_ports_that_the_process_listens_on(
         Connected(True, "10.0.0.2", 8080, 1),
     ]
     assert connected([], {8080}) == []
+
+
+def test_a_socket_that_is_shown_twice_is_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [connection(8080, "10.0.0.1", 50001), connection(8080, "10.0.0.1", 50002)._replace(inode=2)]
+    monkeypatch.setattr(listening_module, "_in_own_namespace", lambda pid: False)
+    monkeypatch.setattr(listening_module, "_shown", lambda pid: iter([*shown, shown[0]]))
+    monkeypatch.setattr(listening_module, "socket_inodes", lambda pid: {1, 2})
+    assert listening_module.open_connections(1) == shown
 
 
 @given(st.lists(_sockets), st.frozensets(st.integers(80, 84)))
