@@ -24,6 +24,7 @@ __all__ = ["Discovery"]
 _log = structlog.get_logger("spandial.discovery")
 
 _RESCAN_S = 30.0  # in case an event was lost
+_LOST_S = 0.5  # from a loss of events to the scan that makes it good
 _SCAN_ONLY_S = 2.0  # where there are no events
 _SHOWN_MAX = 100  # groups of connections
 _PORTS_S = 2.0  # the kernel tells nobody that a process begins to listen
@@ -55,7 +56,7 @@ class Discovery:
 
     Attributes:
         how: "events", or "scan" where the kernel hands out none (that takes CAP_NET_ADMIN in the first namespaces).
-        lost: how often the kernel dropped events because they were not read in time; each is followed by a scan.
+        lost: how often the kernel dropped events because they were not read in time; a scan follows.
     """
 
     def __init__(self, targets: Targets, rules: Sequence[DiscoveryRule] = (), agent_pid: int | None = None) -> None:
@@ -67,6 +68,8 @@ class Discovery:
         self._rules = rules
         self._wanted = wanted_traits(rules)
         self._ranges = [condition.ports for rule in rules for condition in rule.conditions if condition.ports]
+        self._lost_by = ""
+        self._making_good: asyncio.TimerHandle | None = None
         self._ports: dict[int, _Ports] = {}  # stays empty unless a rule names a port
         self._agent_pid = os.getpid() if agent_pid is None else agent_pid
 
@@ -97,6 +100,8 @@ class Discovery:
         """Watch nothing any more. The targets keep their rows: whoever reads them does so until the lease ends."""
         for task in self._tasks:
             task.cancel()
+        if self._making_good is not None:
+            self._making_good.cancel()
         for target in self._targets:
             self._unwatch(target)
 
@@ -249,8 +254,7 @@ class Discovery:
             try:
                 came = [(pid, parent) for message in events.get() for pid, parent in _new_processes(message)]
             except Exception as error:  # ENOBUFS: the kernel dropped events
-                _log.warning("process events were lost", error=str(error))
-                came = None
+                came, self._lost_by = None, str(error)
                 time.sleep(0.1)
             try:
                 if came is None or came:
@@ -261,13 +265,24 @@ class Discovery:
     def _handle(self, came: list[tuple[int, int]] | None) -> None:
         if came is None:
             self.lost += 1
-            self.scan()
+            # Where the processor is short, a scan takes longer than events take to be lost again: scanning for each
+            # loss, the loop would do nothing else.
+            if self._making_good is None:
+                self._making_good = self._loop.call_later(_LOST_S, self._make_good)
             return
         for pid, parent in came:
             # A fork matters if it is a target's: its labels go on to the child. An exec shows new ones. The child of a
             # process that waits for a port may be the one to listen on it.
             if not parent or self._targets.get(parent) is not None or self._waits(parent):
                 self._look_at(pid, parent)
+
+    def _make_good(self) -> None:
+        self._making_good = None
+        _log.warning("process events were lost", error=self._lost_by, losses=self.lost)
+        try:
+            self.scan()
+        except OSError as error:  # out of descriptors
+            _log.warning("processes could not be scanned", error=str(error))
 
     def _waits(self, pid: int) -> bool:
         return pid in self._ports and self._ports[pid].waits

@@ -12,7 +12,7 @@ import pytest
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e.namespaces import CONTAINER_ID, Container, container
 from tests.e2e.services import h2load, node, uvicorn
-from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, receiver_command
+from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan, receiver_command
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("h2load", "ip", "unshare")]
 
@@ -103,13 +103,18 @@ def test_spans_say_which_container(
     make_agent: Callable[..., AgentProcess], receiver: OtlpReceiver, isolated: Container, tmp_path: Path
 ) -> None:
     agent = make_agent(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint("http"))
-    with node(tmp_path, host=isolated.address, within=isolated.server) as server:
+    service = f"contained-{os.getpid()}"
+    with node(tmp_path, service=service, host=isolated.address, within=isolated.server) as server:
         eventually(lambda: agent.target(server.pid), "it is found")
         h2load(server, 50, PARENT)
-        spans = eventually(lambda: found if len(found := receiver.spans()) >= 50 else None, "the spans arrive", 30)
+
+        def received() -> list[ReceivedSpan]:
+            return [span for span in receiver.spans() if span.resource["service.name"] == service]
+
+        spans = eventually(lambda: found if len(found := received()) >= 50 else None, "the spans arrive", 30)
         assert len(spans) == 50
         known = {
-            "service.name": "front",
+            "service.name": service,
             "service.version": "1",
             "deployment.environment.name": "stable",
             "process.pid": server.pid,
