@@ -7,6 +7,7 @@
  * submit.
  */
 #include <uapi/linux/ptrace.h>
+#include <linux/fcntl.h>
 #include <linux/socket.h>
 #include "regs.h"
 #include "sock.h"
@@ -34,6 +35,10 @@ BPF_PERCPU_ARRAY(new_connections, struct connection, 1); /* zeros */
 typedef struct sock *connection_key;
 BPF_SK_STORAGE(connections, struct connection);
 #endif
+
+/* The requests that threads are serving, by pid_tgid: of processes whose answers are wanted, on sockets that block. A
+ * thread that waits on a socket for one request does nothing else meanwhile; of an event loop's thread nobody knows. */
+BPF_TABLE("lru_hash", u64, struct serving, serving, SPANDIAL_CONNECTIONS);
 
 static __always_inline void count_loss(u32 kind)
 {
@@ -206,6 +211,7 @@ static __always_inline void describe_answer(const struct connection *connection,
 	struct spandial_entry *record = &walk->record;
 
 	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
+	record->serving = 0;
 	record->tgid = tgid;
 	record->row = row;
 	record->connection = connection->id;
@@ -301,13 +307,72 @@ static __always_inline void end_answers(connection_key key)
 		connection->pending = 0;
 }
 
+/* What a thread does from now on, it does for this request: until the first of the answer, or the thread's next one. */
+static __always_inline void begin_serving(const struct spandial_target *target, connection_key key,
+					  const struct trace_context *context, u64 connection, u32 kept)
+{
+#ifndef SPANDIAL_SYS_EXIT
+	u64 thread = bpf_get_current_pid_tgid();
+	struct serving now = {.connection = connection, .epoch = target->epoch, .kept = kept};
+
+	now.randomness = context->randomness;
+	now.trace_id[0] = context->trace_id[0];
+	now.trace_id[1] = context->trace_id[1];
+	if (never_blocks(key))
+		serving.delete(&thread);
+	else
+		serving.update(&thread, &now);
+#endif
+}
+
+static __always_inline void end_serving(void)
+{
+#ifndef SPANDIAL_SYS_EXIT
+	u64 thread = bpf_get_current_pid_tgid();
+
+	serving.delete(&thread);
+#endif
+}
+
+/* The request that this thread is serving. Returns whether one is known. */
+static __always_inline int served_request(const struct spandial_target *target, struct serving *served)
+{
+#ifndef SPANDIAL_SYS_EXIT
+	u64 thread = bpf_get_current_pid_tgid();
+	struct serving *known = serving.lookup(&thread);
+
+	if (!known || known->epoch != target->epoch)
+		return 0;
+	*served = *known;
+	return 1;
+#else
+	return 0;
+#endif
+}
+
+/* A call that carries a trace context of its own belongs to that trace. */
+static __always_inline int same_trace(const struct serving *served, const struct trace_context *context)
+{
+	return served->trace_id[0] == context->trace_id[0] && served->trace_id[1] == context->trace_id[1];
+}
+
 #define ANSWER_FIRST 128 /* bytes of an answer that a record carries: the first, and the last of the rest */
 #define ANSWER_LAST 128
 #define HTTP1_LINE_MAX 256 /* bytes of a request line that a record carries */
 #define HTTP1_RECORD (offsetof(struct spandial_entry, request) + HTTP1_LINE_MAX)
 
-static __always_inline void emit(const struct head *head, const struct trace_context *context, u32 parent, u64 word,
-				 u32 tgid, u32 row, u64 connection, u32 bytes, u32 flags)
+/* A kept request or call of HTTP/1. */
+struct kept_request {
+	u64 word;
+	u64 connection;
+	u64 serving;
+	u32 parent;
+	u32 flags;
+	u32 bytes;
+};
+
+static __always_inline void emit(const struct head *head, const struct trace_context *context,
+				 const struct kept_request *kept, u32 tgid, u32 row)
 {
 	struct spandial_entry *entry = entries.ringbuf_reserve(HTTP1_RECORD);
 	u32 length = head->request_line ? head->request_line : head->length;
@@ -321,17 +386,18 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->trace_id[1] = context->trace_id[1];
 	entry->span_id = context->span_id;
 	entry->randomness = context->randomness;
-	entry->word = word;
-	entry->connection = connection;
+	entry->word = kept->word;
+	entry->connection = kept->connection;
+	entry->serving = kept->serving;
 	entry->tgid = tgid;
 	entry->row = row;
 	entry->kind = SPANDIAL_HTTP;
-	entry->parent = parent;
+	entry->parent = kept->parent;
 	entry->protocol = SPANDIAL_HTTP1;
 	entry->event = SPANDIAL_EVENT_ENTRY;
 	entry->stream = entry->body = 0;
-	entry->flags = flags;
-	entry->bytes = bytes;
+	entry->flags = kept->flags;
+	entry->bytes = kept->bytes;
 	entry->length = length < HTTP1_LINE_MAX ? length : HTTP1_LINE_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
 	bpf_probe_read_kernel(entry->request, HTTP1_LINE_MAX, head->bytes);
@@ -344,12 +410,12 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 					     u32 bytes, connection_key key)
 {
 	struct connection *connection;
-	u64 id = 0;
+	struct serving served = {};
 	struct trace_context context = {};
 	struct spandial_counts *count;
-	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP, sent;
+	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP, sent, kept;
 	struct spandial_row *rates_row = rates.lookup(&row);
-	u64 word;
+	struct kept_request request = {.bytes = bytes};
 
 	/* In mode follow a caller's decision stands, whatever the tracestate says. */
 	REMEMBER(head->parent_settles, rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE)));
@@ -363,6 +429,7 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		count->reverse[kind]++;
 		if (!target->answers)
 			return;
+		request.flags = SPANDIAL_RECORD_SENT;
 	} else {
 		count->seen[kind]++;
 	}
@@ -375,10 +442,18 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		context.trace_id[0] = context.trace_id[1] = context.span_id = 0;
 		context.randomness = draw_randomness();
 	}
-	word = word_of(tgid, row, target->epoch, kind);
-	if (!spandial_decide(word, context.randomness, parent)) {
+	if (sent && served_request(target, &served) && (!parent || same_trace(&served, &context))) {
+		parent = served.kept ? SPANDIAL_LOCAL_KEPT : SPANDIAL_LOCAL_DROPPED;
+		context.randomness = served.randomness;
+		request.serving = served.connection;
+	}
+	request.word = word_of(tgid, row, target->epoch, kind);
+	kept = spandial_decide(request.word, context.randomness, parent);
+	if (!kept) {
 		if (target->answers)
 			end_answers(key);
+		if (target->answers && !sent)
+			begin_serving(target, key, &context, 0, 0);
 		return;
 	}
 	if (sent) {
@@ -388,13 +463,16 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		if (parent)
 			count->kept_traced[kind]++;
 	}
-	if (!(word & SPANDIAL_EMIT))
+	if (!(request.word & SPANDIAL_EMIT))
 		return;
+	request.parent = parent;
 	if (target->answers) {
 		connection = want_answers(target, key, tgid, !sent);
-		id = connection ? connection->id : 0;
+		request.connection = connection ? connection->id : 0;
+		if (!sent)
+			begin_serving(target, key, &context, request.connection, 1);
 	}
-	emit(head, &context, parent, word, tgid, row, id, bytes, sent ? SPANDIAL_RECORD_SENT : 0);
+	emit(head, &context, &request, tgid, row);
 }
 
 /* Read the first bytes of a message, at most HEAD_MAX, into head. Returns 0 if they could be read. */
@@ -505,6 +583,7 @@ static __always_inline void decide_block(struct walk *walk)
 		record->randomness = context.randomness;
 		record->kind = kind;
 		record->parent = parent;
+		record->serving = 0;
 		record->stream = walk->at.stream;
 		if (block->cut)
 			flags |= SPANDIAL_RECORD_CUT;
@@ -555,6 +634,7 @@ static __always_inline void walk_stream(struct connection *connection, const str
 					u32 tgid, struct spandial_target *target, int responses)
 {
 	u8 *captured = responses ? connection->response_capture : connection->capture;
+	struct serving served = {};
 
 	walk->buffer = message->buffer;
 	walk->left = message->length;
@@ -580,6 +660,13 @@ static __always_inline void walk_stream(struct connection *connection, const str
 		walk->entries = !connection->server;
 		walk->answers = 0;
 		walk->word = word_of(tgid, target->row, target->epoch, SPANDIAL_DB);
+	}
+	walk->local = SPANDIAL_NO_PARENT;
+	walk->serving = 0;
+	if (target->answers && !connection->server && served_request(target, &served)) {
+		walk->local = served.kept ? SPANDIAL_LOCAL_KEPT : SPANDIAL_LOCAL_DROPPED;
+		walk->serving = served.connection;
+		walk->trace_randomness = served.randomness;
 	}
 	walk->record.stream = 0;
 	walk->record.flags = 0;
@@ -694,6 +781,8 @@ static __always_inline void hand_over_answer(struct connection *connection, cons
 		count_loss(SPANDIAL_LOSS_UNREADABLE);
 	walk->at.captured = first + last;
 	emit_record(walk, SPANDIAL_EVENT_ANSWER);
+	if (connection->protocol == SPANDIAL_HTTP1 && connection->server && !is_interim(walk->record.request))
+		end_serving();
 }
 
 /* The other side has ended the connection. */
@@ -707,6 +796,8 @@ static __always_inline void on_end(connection_key key, u32 tgid, u32 row)
 	connection->pending = 0;
 	describe_answer(connection, walk, tgid, row);
 	emit_record(walk, SPANDIAL_EVENT_CLOSED);
+	if (connection->protocol == SPANDIAL_HTTP1 && connection->server)
+		end_serving();
 }
 
 /* regs: readable as they are; result: what the system call returned. */
@@ -749,8 +840,12 @@ static __always_inline int on_syscall(const struct pt_regs *regs, s64 result, u3
 		if (read_head(head, message.received ? length : 8, message.buffer))
 			goto unreadable;
 		first = load8(head, 0);
-		if (is_http1_response(first))
+		if (is_http1_response(first)) {
+			if (target->answers && !RECALL(head->received) && length >= 16 &&
+			    !read_head(head, 16, message.buffer) && !is_interim(head->bytes))
+				end_serving();
 			return 0;
+		}
 		if (!RECALL(head->received) && read_head(head, length, message.buffer))
 			goto unreadable;
 		if (starts_with_method(first)) {

@@ -108,6 +108,12 @@ static __always_inline int is_http1_response(__u64 first)
 	return first << 8 == CHARS8(0, 'H', 'T', 'T', 'P', '/', '1', '.');
 }
 
+/* Whether a response is an interim one, 1xx (RFC 9110, section 15.2): "HTTP/1.1 100". */
+static __always_inline int is_interim(const __u8 *response)
+{
+	return response[9] == '1';
+}
+
 /* Skip the spaces and tabs before a header's value (at most 8; nobody sends more than one). */
 static __always_inline __u32 skip_blanks(const struct head *head, __u32 offset)
 {

@@ -71,6 +71,7 @@ static __always_inline void emit_answer(struct walk *walk, u32 flags)
 	int lost;
 
 	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
+	record->serving = 0;
 	record->kind = SPANDIAL_HTTP;
 	record->parent = SPANDIAL_NO_PARENT;
 	record->stream = walk->at.stream;

@@ -23,9 +23,10 @@ static __always_inline void decide_operation(struct walk *walk)
 	if (walk->at.decided)
 		return;
 	walk->at.start_ns = bpf_ktime_get_boot_ns();
-	walk->at.randomness = draw_randomness();
+	walk->at.randomness = walk->local ? walk->trace_randomness : draw_randomness();
+	walk->at.serving = walk->serving;
 	walk->at.decided =
-	    walk->entries && spandial_decide(walk->word, walk->at.randomness, SPANDIAL_NO_PARENT) ? KEPT : DROPPED;
+	    walk->entries && spandial_decide(walk->word, walk->at.randomness, walk->local) ? KEPT : DROPPED;
 }
 
 /* Whether the current operation is to be captured. */
@@ -47,7 +48,8 @@ static __always_inline void emit_operation(struct walk *walk, u32 event)
 	record->trace_id[0] = record->trace_id[1] = record->span_id = 0;
 	record->randomness = walk->at.randomness;
 	record->kind = SPANDIAL_DB;
-	record->parent = SPANDIAL_NO_PARENT;
+	record->serving = walk->at.serving;
+	record->parent = record->serving ? SPANDIAL_LOCAL_KEPT : SPANDIAL_NO_PARENT;
 	record->flags = SPANDIAL_RECORD_SENT | (walk->at.cut ? SPANDIAL_RECORD_CUT : 0);
 	emit_record(walk, event);
 }

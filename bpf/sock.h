@@ -21,4 +21,22 @@ struct sock_common_head {
 	__u8 local6[16];
 };
 
+/* Whether a socket's file is O_NONBLOCK. The offsets are the running kernel's (kernel/btf.py); without them nothing is
+ * known. */
+static __always_inline int never_blocks(const void *sock)
+{
+#ifdef SPANDIAL_SK_SOCKET
+	__u64 socket, file;
+	__u32 flags;
+
+	if (bpf_probe_read_kernel(&socket, sizeof(socket), sock + SPANDIAL_SK_SOCKET) ||
+	    bpf_probe_read_kernel(&file, sizeof(file), (void *)(socket + SPANDIAL_SOCKET_FILE)) ||
+	    bpf_probe_read_kernel(&flags, sizeof(flags), (void *)(file + SPANDIAL_FILE_FLAGS)))
+		return 1;
+	return !!(flags & O_NONBLOCK);
+#else
+	return 1;
+#endif
+}
+
 #endif

@@ -142,6 +142,7 @@ struct spandial_entry {
 	__u64 randomness;  /* the 56 bits that were compared */
 	__u64 word;	   /* the rate word that was obeyed */
 	__u64 connection;  /* drawn for each connection that is followed; 0: none is */
+	__u64 serving;	   /* the connection whose request the same thread is serving; 0: none is known */
 	__u32 tgid;
 	__u32 row;
 	__u8 kind;     /* enum spandial_entry_kind */

@@ -22,6 +22,7 @@ struct requests {
 	__u64 skip;	/* bytes of the current message still to come */
 	__u64 start_ns; /* when the current operation began */
 	__u64 randomness;
+	__u64 serving;	 /* the connection whose request the current operation is for; 0: none is known */
 	__u32 have;	 /* bytes of the current message's header, so far */
 	__u32 elements;	 /* of the current command still to come (Redis) */
 	__u32 inside;	 /* what the current message is, if its end matters; 0: it does not */
@@ -98,6 +99,15 @@ struct block {
 	__u32 undecided;
 };
 
+/* The request that a thread is serving. */
+struct serving {
+	__u64 connection; /* 0: it was dropped */
+	__u64 trace_id[2];
+	__u64 randomness;
+	__u32 epoch; /* of the target: thread ids are used again */
+	__u32 kept;
+};
+
 /* A walk through one system call's bytes. */
 struct walk {
 	__u64 buffer; /* of the process: the current chunk */
@@ -109,6 +119,9 @@ struct walk {
 	__u32 entries;	 /* the requests are entries, as opposed to going the other way */
 	__u32 answers;	 /* are wanted, and so are calls that the process sent (HTTP/2) */
 	__u32 responses; /* what is walked through are responses (HTTP/2) */
+	__u32 local;	 /* enum spandial_parent: what is decided for the request that the thread is serving */
+	__u64 serving;	 /* its connection */
+	__u64 trace_randomness;
 	__u32 broken;
 	__u32 prepared;
 	__u32 pending;

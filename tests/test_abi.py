@@ -87,9 +87,9 @@ CONSTANTS = {
     "offsetof(struct spandial_addresses, local)": 8,
     "sizeof(struct spandial_entry)": abi.ENTRY.size + abi.REQUEST_MAX,
     "offsetof(struct spandial_entry, request)": abi.ENTRY.size,
-    "offsetof(struct spandial_entry, tgid)": 56,
-    "offsetof(struct spandial_entry, kind)": 64,
-    "offsetof(struct spandial_entry, length)": 72,
+    "offsetof(struct spandial_entry, tgid)": 64,
+    "offsetof(struct spandial_entry, kind)": 72,
+    "offsetof(struct spandial_entry, length)": 80,
 }
 
 

@@ -141,8 +141,8 @@ COUNTS = struct.Struct("=24Q")
 ADDRESSES = struct.Struct("=HHHH16s16s")
 REQUEST_MAX = 1024
 # struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, connection,
-# tgid, row, kind, parent, protocol, event, stream, length, flags, bytes, body, padding
-ENTRY = struct.Struct("=7QIIBBBBIHHII4x")
+# serving, tgid, row, kind, parent, protocol, event, stream, length, flags, bytes, body, padding
+ENTRY = struct.Struct("=8QIIBBBBIHHII4x")
 
 # The counter page of a hooked process, in u64 words; the counts are indexed by
 # kind * PAGE_KIND_STRIDE + (no parent 0, PAGE_REMOTE, PAGE_LOCAL) + (kept 1).

@@ -48,6 +48,8 @@ def kept_by(word: int, randomness: int, parent: Parent) -> Literal["rate", "pare
     hit = randomness >= abi.threshold_of(word)
     boosted = hit and word & abi.MODE_MASK == Mode.BOOST
     thin_or_strict = word & Flag.THIN or word & abi.MODE_MASK == Mode.STRICT
+    if parent == Parent.LOCAL_KEPT:
+        return "rate" if word & Flag.THIN else "parent"
     return "parent" if parent == Parent.REMOTE_KEPT and not (thin_or_strict or boosted) else "rate"
 
 

@@ -29,6 +29,7 @@ class Entry(NamedTuple):
     protocol: Protocol
     event: Event
     connection: int  # drawn for each connection that is followed; 0: none is
+    serving: int  # the connection whose request the same thread is serving; 0: none is known
     stream: int  # of the connection (HTTP/2)
     flags: RecordFlag
     size: int  # bytes of the whole message
@@ -50,7 +51,7 @@ def decode_entry(record: bytes) -> Entry:
     """A record of the ring buffer (struct spandial_entry). Raises ValueError for one that is too short."""
     if len(record) < abi.ENTRY.size:
         raise ValueError(f"an entry has at least {abi.ENTRY.size} bytes, not {len(record)}")
-    time_ns, high, low, span_id, randomness, word, connection, tgid, row, *rest = abi.ENTRY.unpack_from(record)
+    time_ns, high, low, span_id, randomness, word, connection, serving, tgid, row, *rest = abi.ENTRY.unpack_from(record)
     kind, parent, protocol, event, stream, length, flags, size, body = rest
     return Entry(
         time_ns=time_ns,
@@ -60,6 +61,7 @@ def decode_entry(record: bytes) -> Entry:
         protocol=Protocol(protocol),
         event=Event(event),
         connection=connection,
+        serving=serving,
         stream=stream,
         flags=RecordFlag(flags),
         size=size,

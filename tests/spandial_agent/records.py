@@ -22,6 +22,7 @@ def record(
     protocol: int = Protocol.HTTP1,
     event: int = Event.ENTRY,
     connection: int = 0,
+    serving: int = 0,
     stream: int = 0,
     flags: int = 0,
     size: int = 0,
@@ -31,7 +32,7 @@ def record(
     if kind == EntryKind.DB and event == Event.ENTRY:
         flags |= RecordFlag.SENT
     high, low = trace_id >> 64, trace_id & (1 << 64) - 1
-    ids = (time_ns, high, low, span_id, randomness, word, connection, tgid, 2)
+    ids = (time_ns, high, low, span_id, randomness, word, connection, serving, tgid, 2)
     return (
         abi.ENTRY.pack(*ids, kind, parent, protocol, event, stream, len(request), flags, size, body)
         + request

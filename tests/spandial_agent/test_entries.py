@@ -36,9 +36,9 @@ def test_any_bytes_are_an_entry_or_a_value_error(data: bytes) -> None:
         decode_entry(data)
 
 
-@given(st.tuples(*[_u64] * 7, _u32, _u32, _u8, _u8, _u8, _u8, _u32, _u16, _u16, _u32, _u32), st.binary(max_size=300))
+@given(st.tuples(*[_u64] * 8, _u32, _u32, _u8, _u8, _u8, _u8, _u32, _u16, _u16, _u32, _u32), st.binary(max_size=300))
 def test_any_fields_are_an_entry_or_a_value_error(fields: tuple[int, ...], request: bytes) -> None:
-    kind, parent, protocol, event = fields[9:13]
+    kind, parent, protocol, event = fields[10:14]
     try:
         entry = decode_entry(abi.ENTRY.pack(*fields) + request)
     except ValueError:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module, release_compiler_memory
 from spandial_agent.table import Row
@@ -30,6 +31,13 @@ _CALLBACKS = (
     "scan_field_callback",
     "scan_huffman_callback",
 )
+
+# What says whether a socket blocks (bpf/sock.h): from the socket to its file's flags.
+_OFFSETS = {
+    "SPANDIAL_SK_SOCKET": ("sock", "sk_socket"),
+    "SPANDIAL_SOCKET_FILE": ("socket", "file"),
+    "SPANDIAL_FILE_FLAGS": ("file", "f_flags"),
+}
 
 CapturePath = Literal["socket", "sys_exit"]
 
@@ -72,7 +80,7 @@ class Capture:
     def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
         defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
         if force != "sys_exit":
-            module = Module("capture.c", defines)
+            module = Module("capture.c", defines | dict(zip(_OFFSETS, member_offsets(_OFFSETS.values()) or ())))
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
                 receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")

@@ -64,6 +64,7 @@ class _Open:
     process: Peer
     trace_id: int
     span_id: int
+    parent_span_id: int
     first: bytes = b""
     last: bytes = b""
     answered_ns: int = 0  # when the last part of the answer came; 0: none has
@@ -153,13 +154,21 @@ class Exchanges:
         if self._open >= _OPEN_MAX:
             self.lost += 1
             return
-        trace_id = call.trace_id or self._bits.getrandbits(72) << 56 | entry.randomness & RANDOMNESS_MASK
-        exchange = _Open(entry, call, process, trace_id or 1, self._bits.getrandbits(64) or 1)
+        served = self._connections.get(entry.serving)
+        if served is not None and call.trace_id in (0, served[-1].trace_id):
+            trace_id, parent_span_id = served[-1].trace_id, served[-1].span_id
+        else:
+            trace_id, parent_span_id = call.trace_id or self._new_trace_id(entry), call.span_id
+        exchange = _Open(entry, call, process, trace_id, self._bits.getrandbits(64) or 1, parent_span_id)
         self._open += 1
         if entry.protocol == Protocol.HTTP2:
             self._streams.setdefault(entry.connection, {})[entry.stream] = exchange
         else:
             self._connections.setdefault(entry.connection, []).append(exchange)
+
+    def _new_trace_id(self, entry: Entry) -> int:
+        """One by which everyone downstream decides as the kernel did."""
+        return (self._bits.getrandbits(72) << 56 | entry.randomness & RANDOMNESS_MASK) or 1
 
     def _answer(self, entry: Entry) -> None:
         known = self._connections.get(entry.connection)
@@ -227,7 +236,7 @@ def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone:
         span_id=open_.span_id,
         start_ns=entry.time_ns,
         end_ns=max(end_ns, entry.time_ns),
-        parent_span_id=call.span_id,
+        parent_span_id=open_.parent_span_id,
         end=end,
         pid=entry.tgid,
         method=call.method,
