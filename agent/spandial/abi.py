@@ -121,8 +121,8 @@ class Event(enum.IntEnum):
     CONNECTION = 7
 
 
-class RecordFlag(enum.IntFlag):
-    """What else a record says."""
+class RecordFlag:
+    """What else a record says. Plain numbers, as `Flag`: there are two records to a span."""
 
     CUT = 1
     FRESH = 2

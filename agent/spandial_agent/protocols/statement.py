@@ -23,7 +23,7 @@ __all__ = ["Dialect", "read_statement", "strip_literals"]
 Dialect = Literal["postgres", "mysql"]
 
 _READ_MAX = 2048  # bytes or characters of a statement that are looked at
-_REMEMBERED = 1024  # statements whose reading is remembered: programs repeat themselves
+_REMEMBERED = 1024  # statements whose reading is remembered, with and without their data: programs repeat themselves
 _COLLECTION_MAX = 128
 
 # What is not UTF-8 cannot be read: in GBK or Shift JIS, a backslash may be half a character. No server takes NUL.
@@ -146,7 +146,11 @@ def strip_literals(sql: str, dialect: Dialect, cut: bool) -> tuple[str, str, str
         cut: the end is missing. A last word is then left out, since it may be half a word.
     """
     readable = _UNREADABLE.split(sql[:_READ_MAX], maxsplit=1)[0]
-    masked = _mask(readable, dialect, cut or len(readable) < len(sql))
+    return _describe(_mask(readable, dialect, cut or len(readable) < len(sql)), dialect)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _describe(masked: str, dialect: Dialect) -> tuple[str, str, str]:
     try:
         parts = _parts(masked, dialect)
     except SqlglotError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spandial.abi import ADDRESSES, RANDOMNESS_MASK, EntryKind, Event, Protocol, RecordFlag
 from spandial.labels import Labels
@@ -90,7 +91,7 @@ class Exchanges:
     def __init__(self, finish: Callable[[Exchange, Peer], None], bits: random.Random | None = None) -> None:
         self.lost = 0
         self._finish_with = finish
-        self._bits = bits or random.SystemRandom()
+        self._bits = bits or random.Random(os.urandom(32))  # the system's own takes microseconds for each
         self._connections: dict[int, list[_Open]] = {}
         self._streams: dict[int, dict[int, _Open]] = {}
         self._addresses: OrderedDict[int, _Addresses] = OrderedDict()
@@ -229,8 +230,19 @@ class Exchanges:
 
 def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone: bool) -> Exchange:
     entry, call = open_.entry, open_.call
-    exchange = Exchange(
-        _NAMES[entry.protocol],
+    more: dict[str, Any]  # collected before: to replace fields of an exchange takes as long as to make it
+    if entry.protocol == Protocol.HTTP1:
+        more = {"status": parse_status(open_.first) if open_.first else None, "version": "1.1"}
+        if alone and end == "answered":
+            more |= {"request_bytes": entry.size + open_.body, "response_bytes": open_.answer_bytes}
+    elif entry.protocol == Protocol.HTTP2:
+        more = _of_stream(open_)
+    else:
+        outcome, asked = _outcome(entry.protocol, open_.first, open_.last), call.operation
+        more = {"error": outcome.error, "error_code": outcome.code}
+        more |= {"operation": asked.name, "collection": asked.collection, "query_text": asked.text}
+    return Exchange(
+        more.pop("protocol", _NAMES[entry.protocol]),
         server=not entry.flags & RecordFlag.SENT,
         trace_id=open_.trace_id,
         span_id=open_.span_id,
@@ -241,33 +253,25 @@ def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone:
         pid=entry.tgid,
         method=call.method,
         path=call.path,
-        operation=call.operation.name,
-        collection=call.operation.collection,
-        query_text=call.operation.text,
-        **addresses._asdict(),
+        local_address=addresses.local_address,
+        local_port=addresses.local_port,
+        peer_address=addresses.peer_address,
+        peer_port=addresses.peer_port,
+        **more,
     )
-    if entry.protocol == Protocol.HTTP2:
-        return _http2_exchange(open_, exchange)
-    if entry.protocol == Protocol.HTTP1:
-        if alone and end == "answered":
-            exchange = exchange._replace(request_bytes=entry.size + open_.body, response_bytes=open_.answer_bytes)
-        return exchange._replace(status=parse_status(open_.first) if open_.first else None, version="1.1")
-    outcome = _outcome(entry.protocol, open_.first, open_.last)
-    return exchange._replace(error=outcome.error, error_code=outcome.code)
 
 
-def _http2_exchange(open_: _Open, exchange: Exchange) -> Exchange:
-    call, reset = open_.call, open_.reset
-    exchange = exchange._replace(authority=call.authority, scheme=call.scheme or "http", version="2")
-    status = open_.grpc_status
+def _of_stream(open_: _Open) -> dict[str, Any]:
+    call, reset, status = open_.call, open_.reset, open_.grpc_status
+    more: dict[str, Any] = {"authority": call.authority, "scheme": call.scheme or "http", "version": "2"}
     if open_.entry.kind == EntryKind.GRPC or status is not None:
         if status is None and reset is not None:
             status = grpc_status_of_reset(reset)
-        return exchange._replace(protocol="grpc", status=status, rpc_service=call.service, rpc_method=call.rpc_method)
+        service, method = call.service, call.rpc_method
+        return more | {"protocol": "grpc", "status": status, "rpc_service": service, "rpc_method": method}
     if reset:
-        code = RESET_CODES.get(reset, str(reset))
-        exchange = exchange._replace(error=True, error_code=code)
-    return exchange._replace(status=open_.status)
+        more |= {"error": True, "error_code": RESET_CODES.get(reset, str(reset))}
+    return more | {"status": open_.status}
 
 
 def _outcome(protocol: Protocol, first: bytes, last: bytes) -> Outcome:

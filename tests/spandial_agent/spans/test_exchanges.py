@@ -188,12 +188,12 @@ class _Calls:
         flags = self._fresh | (RecordFlag.SENT if sent else 0)
         kind = EntryKind.GRPC if grpc else EntryKind.HTTP
         self._take(self._client.encode(fields), Event.ENTRY, at, stream, flags, kind)
-        self._fresh = RecordFlag(0)
+        self._fresh = 0
 
     def answer(self, at: int, stream: int, *fields: tuple[str, str], end: bool = False) -> None:
         block = self._server.encode(fields) if fields else b""
         self._take(block, Event.ANSWER, at, stream, self._fresh_answers | (RecordFlag.END if end else 0))
-        self._fresh_answers = RecordFlag(0)
+        self._fresh_answers = 0
 
     def reset(self, at: int, stream: int, code: int) -> None:
         self._take(code.to_bytes(4, "big"), Event.ANSWER, at, stream, RecordFlag.END | RecordFlag.RESET)
