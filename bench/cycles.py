@@ -1,4 +1,8 @@
-"""A server's runs in turns: without an agent, under one, without."""
+"""A server's runs in turns: without an agent, under a whole one, without.
+
+Some ten seconds lie between a run and its baseline, in which an agent starts or stops: these ratios are as wide as the
+host is noisy. They show what the slices of bench/pairs.py leave out: the agent's own work, and readers of its entries.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +17,15 @@ from statistics import mean
 from tests.agent_process import AgentProcess, eventually
 
 from bench import report
-from bench.programs import RunTime, capture_programs, run_time, run_times_kept, wait_until_gone
+from bench.programs import capture_programs, wait_until_gone
 from bench.servers import Load, Server, cpu_ns
 from bench.watcher import Watcher
 
-__all__ = ["BYSTANDER", "KEPT", "NO_AGENT", "WATCHED", "Cycles"]
+__all__ = ["BYSTANDER", "NO_AGENT", "Cycles"]
 
 NO_AGENT, BYSTANDER = "no agent", "bystander"
-KEPT, WATCHED = "rate 100 %", "rate 100 %, watched"
-_RATES = {"rate 0 %": 0, "rate 1 %": 1, KEPT: 100, WATCHED: 100}
+_WATCHED = "rate 100 %, watched"
+_RATES = {"rate 0 %": 0, "rate 1 %": 1, "rate 100 %": 100, _WATCHED: 100}
 
 
 class Cycles:
@@ -38,7 +42,6 @@ class Cycles:
         requests: of each run.
         loads: the runs by arm. Those without an agent are one more than the others, which lie between them.
         bystander_alone: the bystander's runs without an agent.
-        times: time and runs of the programs, by arm, in runs apart.
         sent, counted: requests sent to the target under agents, and entries that the kernel counted.
         disturbed: runs without an agent in which there was somebody else's.
     """
@@ -47,7 +50,6 @@ class Cycles:
         self.requests = 2000
         self.loads: dict[str, list[Load]] = {arm: [] for arm in (NO_AGENT, *_RATES, BYSTANDER)}
         self.bystander_alone: list[Load] = []
-        self.times: dict[str, list[RunTime]] = {arm: [] for arm in (BYSTANDER, KEPT, WATCHED)}
         self.sent = self.counted = self.disturbed = 0
         self._path, self._folder = path, folder
         self._service = f"bench-{kind}"
@@ -62,8 +64,8 @@ class Cycles:
         self.requests = max(1000, int(warm.rate * seconds))
         self._alone()
         for _ in range(cycles):
-            with self._agent() as (agent, programs):
-                self._under(agent, programs)
+            with self._agent() as agent:
+                self._under(agent)
             self._alone()
 
     def ratio(self, arm: str, performance: Callable[[Load], float]) -> report.Spread:
@@ -79,29 +81,24 @@ class Cycles:
         self.bystander_alone.append(self._bystander.load(self.requests))
 
     @contextmanager
-    def _agent(self) -> Iterator[tuple[AgentProcess, set[int]]]:
-        """A running agent that has discovered the target, and the ids of its programs."""
+    def _agent(self) -> Iterator[AgentProcess]:
+        """A running agent that has discovered the target."""
         agent = AgentProcess(self._folder / "agent", SPANDIAL_CAPTURE=self._path, SPANDIAL_REQUIRE_KERNEL="1")
         programs: set[int] = set()
         try:
             agent.start()
             programs = capture_programs(agent.pid)
             eventually(lambda: agent.target(self._target.pid), "the server is discovered")
-            yield agent, programs
+            yield agent
         finally:
             agent.stop()
             agent.http.close()
             wait_until_gone(programs)
 
-    def _under(self, agent: AgentProcess, programs: set[int]) -> None:
+    def _under(self, agent: AgentProcess) -> None:
         arms = [*_RATES, BYSTANDER]
         for arm in random.sample(arms, len(arms)):
             self.loads[arm].append(self._load(agent, arm))
-        with run_times_kept():
-            for arm in self.times:
-                before = run_time(programs)
-                self._load(agent, arm)
-                self.times[arm].append(run_time(programs).since(before))
         stats = next(target for target in agent.get("/stats")["targets"] if target["pid"] == self._target.pid)
         self.counted += stats["kinds"]["http"]["kernel"]["seen"]
 
@@ -110,7 +107,7 @@ class Cycles:
             return self._bystander.load(self.requests)
         agent.set(_RATES[arm], service=self._service, mode="strict")
         self.sent += self.requests
-        if arm != WATCHED:
+        if arm != _WATCHED:
             return self._target.load(self.requests)
         with closing(Watcher(agent.run_dir)):
             time.sleep(0.3)

@@ -9,35 +9,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["RunTime", "capture_programs", "run_time", "run_times_kept", "wait_until_gone"]
+__all__ = ["capture_programs", "run_times_kept", "wait_until_gone"]
 
 _NAMES = ("on_socket", "on_sys_exit")
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 _PROGRAM_ID = re.compile(r"^prog_id:\s+(\d+)$", re.MULTILINE)
 
 
-class RunTime(NamedTuple):
-    """What the kernel has summed up for some programs."""
-
-    ns: int
-    runs: int
-
-    def since(self, earlier: RunTime) -> RunTime:
-        return RunTime(self.ns - earlier.ns, self.runs - earlier.runs)
-
-
 def capture_programs(pid: int | None = None) -> set[int]:
     """Ids of a process's capture programs, or of everybody's."""
     loaded = {program["id"] for program in _programs()}
     return loaded if pid is None else loaded & _held_by(pid)
-
-
-def run_time(ids: set[int]) -> RunTime:
-    """Of these programs together; zero while `run_times_kept` has never been entered."""
-    found = [program for program in _programs() if program["id"] in ids]
-    return RunTime(sum(p.get("run_time_ns", 0) for p in found), sum(p.get("run_cnt", 0) for p in found))
 
 
 def wait_until_gone(ids: set[int]) -> None:

@@ -6,14 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-__all__ = ["AgentProcess", "eventually"]
+__all__ = ["COMPILED", "AgentProcess", "eventually"]
+
+# For all agents of the tests and benchmarks of this checkout, also of the next run.
+_CHECKOUT = zlib.crc32(os.fsencode(Path(__file__).resolve().parent))
+COMPILED = Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{_CHECKOUT:08x}"
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
@@ -47,6 +53,7 @@ class AgentProcess:
         self.settings = {
             "SPANDIAL_RUN_DIR": str(self.run_dir),
             "SPANDIAL_STATE_DIR": str(self.state_dir),
+            "SPANDIAL_COMPILED_DIR": str(COMPILED),
             "SPANDIAL_PORT": "0",
             **settings,
         }

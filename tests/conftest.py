@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from spandial_agent.kernel.probe import missing_for_kernel
-from tests.agent_process import AgentProcess
+from tests.agent_process import AgentProcess, eventually
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -52,6 +52,48 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
     yield make
     for agent in agents:
         agent.stop()
+
+
+@pytest.fixture(scope="module")
+def _module_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., AgentProcess]]:
+    # One at a time: two would both capture every process of the tests.
+    running: list[tuple[dict[str, str], AgentProcess]] = []
+
+    def stop() -> None:
+        for _, agent in running:
+            agent.stop()
+        running.clear()
+
+    def find(**settings: str) -> AgentProcess:
+        if not running or running[0][0] != settings:
+            stop()
+            agent = AgentProcess(tmp_path_factory.mktemp("agent"), **settings)
+            running.append((settings, agent))
+            agent.start()
+        return running[0][1]
+
+    yield find
+    stop()
+
+
+@pytest.fixture
+def share_agent(_module_agent: Callable[..., AgentProcess]) -> Callable[..., AgentProcess]:
+    """An agent that tests of a module share, one after the other with the same settings: each begins without rules, and
+    without the processes of those before."""
+
+    def share(**settings: str) -> AgentProcess:
+        agent = _module_agent(**settings)
+        for rule in agent.get("/sampling")["rules"]:
+            selector = {name: rule[name] for name in ("service", "env", "version", "protocol") if rule[name]}
+            assert agent.http.delete("/sampling", params=selector).is_success
+
+        def only_the_living() -> bool:
+            return all(Path(f"/proc/{target['pid']}").exists() for target in agent.get("/targets"))
+
+        eventually(only_the_living, "no target of an earlier test is left")
+        return agent
+
+    return share
 
 
 @pytest.fixture

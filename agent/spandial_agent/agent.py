@@ -18,7 +18,8 @@ from spandial.abi import encode_word
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
-from spandial_agent.kernel.capture import Capture
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.capture import Capture, is_compiled
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
@@ -129,14 +130,15 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
     """The table's backend, the capture if there can be one, and what is missing for it."""
     if settings.table == "memfd":
         return MemfdTable(), None, ["the kernel side is off: SPANDIAL_TABLE=memfd."]
-    missing = missing_for_kernel()
+    cache = CompileCache(settings.compiled_dir)
+    missing = missing_for_kernel(compiled=is_compiled(cache, settings.forced_path))
     backend: TableBackend | None = None
     if not missing:
         try:
-            backend = FrozenTable()
+            backend = FrozenTable(cache)
             if settings.capture == "off":
                 return backend, None, ["capture is off: SPANDIAL_CAPTURE=off."]
-            return backend, Capture(None if settings.capture == "auto" else settings.capture), []
+            return backend, Capture(backend.descriptor, settings.forced_path, cache=cache), []
         except KernelUnavailable as error:
             missing = error.missing
     if settings.require_kernel or (backend is None and settings.table == "bpf"):

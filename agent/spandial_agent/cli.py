@@ -168,9 +168,12 @@ def doctor(as_json: AsJson = False) -> None:
         try:
             health = Client(settings.run_dir).request("GET", "/healthz")
         except AgentUnreachable as error:
+            from spandial_agent.kernel.cache import CompileCache
+            from spandial_agent.kernel.capture import is_compiled
             from spandial_agent.kernel.probe import missing_for_kernel
 
-            health = {"agent": str(error), "missing": missing_for_kernel()}
+            compiled = is_compiled(CompileCache(settings.compiled_dir), settings.forced_path)
+            health = {"agent": str(error), "missing": missing_for_kernel(compiled=compiled)}
         if as_json:
             _print_json({**health, "settings": settings.model_dump(mode="json")})
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from spandial.decision import parse_rate
@@ -21,6 +21,9 @@ class Settings(BaseSettings):
 
     run_dir: Path = Field(default=Path("/run/spandial"), description="where app.sock and api.sock are")
     state_dir: Path = Field(default=Path("/var/lib/spandial"), description="where the rules and the token are")
+    compiled_dir: Path = Field(
+        default=Path("compiled"), description="where compiled BPF programs are kept; taken from the state dir"
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=5778, ge=0, le=65535)
     group: str = Field(default="spandial", description="group that may write over api.sock, if it exists")
@@ -35,6 +38,16 @@ class Settings(BaseSettings):
     )
     require_kernel: bool = Field(default=False, description="refuse to start without the kernel side")
     log: Literal["console", "json"] = "console"
+
+    @model_validator(mode="after")
+    def _below_state(self) -> Settings:
+        self.compiled_dir = self.state_dir / self.compiled_dir
+        return self
+
+    @property
+    def forced_path(self) -> Literal["socket", "sys_exit"] | None:
+        """The capture path to use without trying the others, if one is set."""
+        return self.capture if self.capture in ("socket", "sys_exit") else None
 
     @field_validator("default_rate", mode="before")
     @classmethod

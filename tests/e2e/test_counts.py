@@ -16,11 +16,22 @@ pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("h2load")]
 PARENT = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-@pytest.fixture(params=["socket", "sys_exit"])
-def any_agent(request: pytest.FixtureRequest, make_agent: Callable[..., AgentProcess]) -> AgentProcess:
+@pytest.fixture
+def agent(share_agent: Callable[..., AgentProcess]) -> AgentProcess:
+    return share_agent()
+
+
+@pytest.fixture(scope="module", params=["socket", "sys_exit"])
+def path(request: pytest.FixtureRequest) -> str:
+    """The capture path; of a module, so that the tests of one path come one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture
+def any_agent(path: str, share_agent: Callable[..., AgentProcess]) -> AgentProcess:
     """An agent on each of the two capture paths."""
-    agent = make_agent(SPANDIAL_CAPTURE=request.param)
-    assert agent.get("/healthz")["capture"] == request.param
+    agent = share_agent(SPANDIAL_CAPTURE=path)
+    assert agent.get("/healthz")["capture"] == path
     return agent
 
 

@@ -25,11 +25,22 @@ CLIENT, SERVER = {"OTEL_SERVICE_NAME": "till"}, {"OTEL_SERVICE_NAME": "store"}
 wide = pytest.mark.parametrize("connections", [1, 64])
 
 
-@pytest.fixture(params=["socket", "sys_exit"])
-def any_agent(request: pytest.FixtureRequest, make_agent: Callable[..., AgentProcess]) -> AgentProcess:
+@pytest.fixture
+def agent(share_agent: Callable[..., AgentProcess]) -> AgentProcess:
+    return share_agent()
+
+
+@pytest.fixture(scope="module", params=["socket", "sys_exit"])
+def path(request: pytest.FixtureRequest) -> str:
+    """The capture path; of a module, so that the tests of one path come one after the other."""
+    return str(request.param)
+
+
+@pytest.fixture
+def any_agent(path: str, share_agent: Callable[..., AgentProcess]) -> AgentProcess:
     """An agent on each of the two capture paths."""
-    agent = make_agent(SPANDIAL_CAPTURE=request.param)
-    assert agent.get("/healthz")["capture"] == request.param
+    agent = share_agent(SPANDIAL_CAPTURE=path)
+    assert agent.get("/healthz")["capture"] == path
     return agent
 
 
@@ -146,8 +157,12 @@ def test_kept_counts_follow_the_rate(agent: AgentProcess, redis_server: Redis, r
 
 
 def test_entries_show_statements_without_their_literals(
-    agent: AgentProcess, postgres_server: PostgreSQL, mariadb_server: MariaDB, redis_server: Redis
+    make_agent: Callable[..., AgentProcess],
+    postgres_server: PostgreSQL,
+    mariadb_server: MariaDB,
+    redis_server: Redis,
 ) -> None:
+    agent = make_agent()
     loads = [Load(name, CLIENT) for name in ("postgres", "mysql", "redis")]
     try:
         found(agent, "till")
@@ -185,7 +200,8 @@ def test_grpc_calls_on_both_sides(agent: AgentProcess, channels: int, concurrenc
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_grpc_calls_are_decided_by_their_trace_context(agent: AgentProcess, mode: Mode) -> None:
+def test_grpc_calls_are_decided_by_their_trace_context(make_agent: Callable[..., AgentProcess], mode: Mode) -> None:
+    agent = make_agent()
     agent.set(30, service="store", mode=mode.name.lower())
     word = encode_word(30, mode)
     with grpc_echo(environment=SERVER) as server, Load("grpc", CLIENT) as load:

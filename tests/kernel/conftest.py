@@ -13,11 +13,12 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind
 from spandial_agent.entries import Entry, decode_entry
+from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.table import RateTable, Row
-from tests.agent_process import eventually
+from tests.agent_process import COMPILED, eventually
 
 
 class Watched(NamedTuple):
@@ -56,12 +57,10 @@ Attached = tuple[RateTable, Capture, list[bytes], threading.Event]
 
 @pytest.fixture(scope="session", autouse=True)
 def table() -> Iterator[RateTable | None]:
-    """The first frozen table of this process, and the one that every capture in it reads: bcc finds an exported map by
-    its name, and keeps the first one for ever."""
     if missing_for_kernel():
         yield None
         return
-    table = RateTable(FrozenTable())
+    table = RateTable(FrozenTable(CompileCache(COMPILED)))
     yield table
     table.close()
 
@@ -69,7 +68,7 @@ def table() -> Iterator[RateTable | None]:
 @pytest.fixture(scope="module", params=["socket", "sys_exit"])
 def attached(request: pytest.FixtureRequest, table: RateTable | None) -> Iterator[Attached]:
     assert table is not None
-    capture = Capture(request.param)
+    capture = Capture(table.backend.descriptor, request.param, cache=CompileCache(COMPILED))
     records: list[bytes] = []
     reading = threading.Event()
     reading.set()

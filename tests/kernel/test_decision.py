@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from spandial.abi import MAX_THRESHOLD, RANDOMNESS_MASK, Flag, Mode, Parent, encode_word, threshold_of
 from spandial.decision import choose_word, decide
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import RawTracepointRun
 from spandial_agent.kernel.loader import Module
+from tests.agent_process import COMPILED
 
 pytestmark = pytest.mark.kernel
 
@@ -40,7 +43,7 @@ def cases(draw: st.DrawFn) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[Module]:
-    module = Module(Path(__file__).parent / "decide.c")
+    module = Module(Build(Path(__file__).parent / "decide.c"), cache=CompileCache(COMPILED))
     yield module
     module.close()
 

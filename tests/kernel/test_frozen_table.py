@@ -9,9 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from spandial import abi
+from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.table import RateTable
+from tests.agent_process import COMPILED
 from tests.spandial_agent.unprivileged_reader import run_as_nobody
 
 pytestmark = pytest.mark.kernel
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def backend() -> Iterator[FrozenTable]:
-    backend = FrozenTable()
+    backend = FrozenTable(CompileCache(COMPILED))
     yield backend
     backend.close()
 
@@ -71,5 +73,5 @@ def test_all_bits_of_a_word_survive(backend: FrozenTable) -> None:
 def test_a_closed_table_leaves_no_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        FrozenTable().close()
+        FrozenTable(CompileCache(COMPILED)).close()
     assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -17,9 +17,12 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from spandial.decision import parse_randomness
+from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.capture import SCANS
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, RawTracepointRun
 from spandial_agent.kernel.loader import Module
+from tests.agent_process import COMPILED
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +47,7 @@ Parse = Callable[[bytes], Head]
 
 @pytest.fixture(scope="module")
 def parse() -> Iterator[Parse]:
-    module = Module(Path(__file__).parent / "parse.c")
+    module = Module(Build(Path(__file__).parent / "parse.c"), cache=CompileCache(COMPILED))
     run = RawTracepointRun(module.load("parse", callbacks=SCANS))
     given_bytes = Map(module.map_fd("input"), HEAD_MAX)
     output = Map(module.map_fd("output"), OUTPUT.size)

@@ -208,3 +208,20 @@ def test_without_the_kernel_side_it_is_degraded_and_says_so(make_agent: MakeAgen
     health = agent.get("/healthz")
     assert (health["status"], health["table"], health["capture"]) == ("degraded", "memfd", "off")
     assert health["missing"][0] == "the kernel side is off: SPANDIAL_TABLE=memfd."
+
+
+@pytest.mark.kernel
+def test_a_folder_in_which_nothing_can_be_kept_is_no_obstacle(make_agent: MakeAgent) -> None:
+    agent = make_agent(SPANDIAL_COMPILED_DIR="/proc/no/such/folder", SPANDIAL_CAPTURE="off")
+    assert agent.get("/healthz")["table"] == "bpf"
+    [line] = [line for line in agent.log.read_text().splitlines() if "not kept" in line]
+    assert "/proc/no/such/folder" in line
+
+
+@pytest.mark.kernel
+def test_why_a_program_does_not_compile_is_said(make_agent: MakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", "/proc/no/such/folder")
+    health = make_agent(SPANDIAL_CAPTURE="off", SPANDIAL_REQUIRE_KERNEL="false").get("/healthz")
+    assert (health["table"], len(health["missing"])) == ("memfd", 1)
+    assert health["missing"][0].startswith("rates.c does not compile: ")
+    assert "Unable to find kernel headers" in health["missing"][0]

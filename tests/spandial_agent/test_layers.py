@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,12 @@ def test_the_hook_needs_nothing_of_the_nodes(package: str) -> None:
 
 
 def test_one_module_alone_imports_bcc() -> None:
-    assert importers_of("bcc", AGENT) == ["kernel/loader.py"]
+    assert importers_of("bcc", AGENT) == ["kernel/bcc_process.py"]
+
+
+def test_the_process_that_compiles_needs_nothing_of_the_agents() -> None:
+    """It runs isolated: only what the interpreter brings can be imported."""
+    assert imports_of(AGENT / "kernel" / "bcc_process.py") <= sys.stdlib_module_names | {"bcc"}
 
 
 def test_decoders_of_protocols_are_pure() -> None:

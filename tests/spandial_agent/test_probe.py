@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spandial_agent.errors import KernelUnavailable
-from spandial_agent.kernel import probe
+from spandial_agent.kernel import compiler
 from spandial_agent.kernel.probe import missing_for_kernel
 
 SYS_ADMIN, PERFMON, BPF = 1 << 21, 1 << 38, 1 << 39
@@ -30,14 +29,14 @@ class Host:
     def may(self, capabilities: int) -> None:
         self.status.write_text(f"Name:\tx\nCapInh:\t0\nCapEff:\t{capabilities:016x}\nCapBnd:\t{2**40 - 1:016x}\n")
 
-    def missing(self) -> list[str]:
-        return missing_for_kernel(self.status, self.modules, self.lockdown)
+    def missing(self, *, compiled: bool = False) -> list[str]:
+        return missing_for_kernel(self.status, self.modules, self.lockdown, compiled=compiled)
 
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(probe, "import_bcc", lambda: None)
+    monkeypatch.setattr(compiler, "_bcc_folder", lambda: Path("/"))
     return Host(tmp_path)
 
 
@@ -89,12 +88,17 @@ def test_a_kernel_without_lockdown_is_not_locked(host: Host) -> None:
     assert host.missing() == []
 
 
-def test_why_bcc_cannot_be_imported_is_passed_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise KernelUnavailable(["bcc cannot be imported (no such module): install python3-bpfcc."])
+def test_without_bcc_it_names_the_package(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_bcc_folder", lambda: None)
+    assert "install python3-bpfcc" in only(host.missing())
 
-    monkeypatch.setattr(probe, "import_bcc", fail)
-    assert only(host.missing()) == "bcc cannot be imported (no such module): install python3-bpfcc."
+
+def test_what_was_compiled_needs_neither_bcc_nor_headers(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "_bcc_folder", lambda: None)
+    host.headers.rmdir()
+    assert host.missing(compiled=True) == []
+    host.may(0)
+    assert "may not load BPF programs" in only(host.missing(compiled=True))
 
 
 @pytest.mark.skipif(Path("/sys/kernel/kheaders.tar.xz").exists(), reason="this kernel carries its headers")

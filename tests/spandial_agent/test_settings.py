@@ -21,6 +21,7 @@ def test_every_setting_has_a_default() -> None:
     settings = Settings()
     assert settings.run_dir == Path("/run/spandial")
     assert settings.state_dir == Path("/var/lib/spandial")
+    assert settings.compiled_dir == Path("/var/lib/spandial/compiled")
     assert (settings.host, settings.port) == ("127.0.0.1", 5778)
     assert (settings.table, settings.capture, settings.require_kernel) == ("auto", "auto", False)
     assert settings.default_rate == 100.0
@@ -70,6 +71,23 @@ def test_a_setting_that_cannot_be_obeyed_is_refused(monkeypatch: pytest.MonkeyPa
     [problem] = refusal.value.errors()
     assert problem["loc"] == (name.lower(),)
     assert problem["input"] == text
+
+
+@pytest.mark.parametrize(("text", "folder"), [("kept", "/tmp/state/kept"), ("/var/cache/bpf", "/var/cache/bpf")])
+def test_a_folder_of_compiled_programs_is_taken_from_the_state_dir(
+    monkeypatch: pytest.MonkeyPatch, text: str, folder: str
+) -> None:
+    monkeypatch.setenv("SPANDIAL_STATE_DIR", "/tmp/state")
+    monkeypatch.setenv("SPANDIAL_COMPILED_DIR", text)
+    assert Settings().compiled_dir == Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("auto", None), ("off", None), ("socket", "socket"), ("sys_exit", "sys_exit")]
+)
+def test_only_a_path_that_is_named_is_forced(monkeypatch: pytest.MonkeyPatch, text: str, path: str | None) -> None:
+    monkeypatch.setenv("SPANDIAL_CAPTURE", text)
+    assert Settings().forced_path == path
 
 
 def test_variables_of_others_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -10,12 +11,15 @@ from spandial import abi
 from spandial.abi import EntryKind, Loss
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.btf import member_offsets
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
-from spandial_agent.kernel.loader import Module, release_compiler_memory
+from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.rates import RATES
 from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
 
-__all__ = ["SCANS", "Capture", "Counts"]
+__all__ = ["SCANS", "Capture", "Counts", "is_compiled"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
@@ -43,6 +47,21 @@ _OFFSETS = {
 CapturePath = Literal["socket", "sys_exit"]
 
 
+@functools.cache
+def _build(path: CapturePath) -> Build:
+    defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
+    if path == "socket":
+        defines |= zip(_OFFSETS, member_offsets(_OFFSETS.values()) or ())
+    else:
+        defines["SPANDIAL_SYS_EXIT"] = 1
+    return Build("capture.c", defines, ("rates",))
+
+
+def is_compiled(cache: CompileCache, path: CapturePath | None) -> bool:
+    """Whether the table and the capture by this path, or by the one that is tried first, need no compiler."""
+    return cache.holds(RATES) and cache.holds(_build(path or "socket"))
+
+
 class Counts(NamedTuple):
     """What the kernel counted for a row; each tuple is indexed by `EntryKind`."""
 
@@ -61,27 +80,28 @@ class Counts(NamedTuple):
 
 
 class Capture:
-    """The attached capture programs. The frozen table must exist already: the programs link it.
+    """The attached capture programs.
 
     Args:
+        rates: descriptor of the frozen table that they obey.
         force: a path to use without trying the others; None tries the socket tracepoints first.
+        cache: where compiled sources are kept.
 
     Raises KernelUnavailable.
     """
 
-    def __init__(self, force: CapturePath | None = None) -> None:
+    def __init__(self, rates: int, force: CapturePath | None = None, *, cache: CompileCache | None = None) -> None:
+        self._tables, self._cache = {"rates": rates}, cache
         self.path, self._module, self._programs = self._attach(force)
         self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
         self._stop = threading.Event()
-        release_compiler_memory()
         self._reader: threading.Thread | None = None
 
     def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
-        defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
         if force != "sys_exit":
-            module = Module("capture.c", defines | dict(zip(_OFFSETS, member_offsets(_OFFSETS.values()) or ())))
+            module = Module(_build("socket"), self._tables, cache=self._cache)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
                 receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
@@ -93,7 +113,7 @@ class Capture:
                 module.close()
                 if force == "socket":
                     raise
-        module = Module("capture.c", {**defines, "SPANDIAL_SYS_EXIT": 1})
+        module = Module(_build("sys_exit"), self._tables, cache=self._cache)
         try:
             program = module.load("on_sys_exit", callbacks=_CALLBACKS)
             module.attach(program, "sys_exit")
@@ -141,7 +161,7 @@ class Capture:
     def tls(self) -> TlsCapture:
         """Programs for OpenSSL that count and decide as these do, in the same maps. Raises KernelUnavailable."""
         maps = {name: self._module.map_fd(name) for name in ("targets", "counts", "losses", "entries", "serving")}
-        return TlsCapture({"SPANDIAL_CONNECTIONS": _CONNECTIONS}, _CALLBACKS, maps)
+        return TlsCapture({"SPANDIAL_CONNECTIONS": _CONNECTIONS}, _CALLBACKS, {**maps, **self._tables}, self._cache)
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""

@@ -1,4 +1,4 @@
-"""The few bpf() operations that bcc has no function for, through the libbpf that bcc itself links."""
+"""The bpf() operations that the agent needs, through libbpf."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = [
     "ProgramInfo",
     "RawTracepointRun",
     "attach_tracepoint",
+    "check",
     "freeze",
+    "libbpf",
     "load_program",
     "possible_cpus",
     "program_info",
@@ -47,14 +49,14 @@ class _TestRunOpts(ctypes.Structure):
 _lib: Any = None
 
 
-def _libbpf() -> Any:
+def libbpf() -> Any:
     global _lib
     if _lib is None:
         _lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     return _lib
 
 
-def _check(result: int, what: str) -> None:
+def check(result: int, what: str) -> None:
     """libbpf 1.x returns -errno. Raises OSError."""
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
@@ -62,7 +64,7 @@ def _check(result: int, what: str) -> None:
 
 def freeze(map_fd: int) -> None:
     """No user-space process may write this map from now on (Linux 5.2, commit 87df15de441b). Raises OSError."""
-    _check(_libbpf().bpf_map_freeze(map_fd), "bpf_map_freeze")
+    check(libbpf().bpf_map_freeze(map_fd), "bpf_map_freeze")
 
 
 class _LoadOpts(ctypes.Structure):
@@ -105,10 +107,10 @@ def load_program(
 
     Raises OSError, whose text is what the verifier said.
     """
-    lib = _libbpf()
+    lib = libbpf()
     btf, where = btf_of_functions(functions)
     btf_fd = lib.bpf_btf_load(btf, ctypes.c_size_t(len(btf)), None)
-    _check(btf_fd, "bpf_btf_load")
+    check(btf_fd, "bpf_btf_load")
     try:
         records = ctypes.create_string_buffer(where, len(where))
         opts = _LoadOpts(
@@ -123,7 +125,7 @@ def load_program(
             kind = _PROG_TYPE_TRACING
             opts.expected_attach_type = _ATTACH_TRACE_RAW_TP
             found = lib.libbpf_find_vmlinux_btf_id(typed_tracepoint.encode(), _ATTACH_TRACE_RAW_TP)
-            _check(found, f"the tracepoint {typed_tracepoint}")
+            check(found, f"the tracepoint {typed_tracepoint}")
             opts.attach_btf_id = found
         load = (kind, name.encode(), b"Dual BSD/GPL", code, ctypes.c_size_t(len(code) // 8), ctypes.byref(opts))
         descriptor = int(lib.bpf_prog_load(*load))
@@ -143,8 +145,8 @@ def attach_tracepoint(program_fd: int, raw_tracepoint: str | None) -> int:
     """Attach to a raw tracepoint, or to that of a typed program; the link's descriptor, which detaches when closed.
     Raises OSError."""
     name = raw_tracepoint.encode() if raw_tracepoint is not None else None
-    descriptor = int(_libbpf().bpf_raw_tracepoint_open(name, program_fd))
-    _check(descriptor, "bpf_raw_tracepoint_open")
+    descriptor = int(libbpf().bpf_raw_tracepoint_open(name, program_fd))
+    check(descriptor, "bpf_raw_tracepoint_open")
     return descriptor
 
 
@@ -159,12 +161,12 @@ class RawTracepointRun:
             ctx_in=ctypes.cast(self._args, ctypes.c_void_p),
             ctx_size_in=ctypes.sizeof(self._args),
         )
-        self._run = _libbpf().bpf_prog_test_run_opts
+        self._run = libbpf().bpf_prog_test_run_opts
 
     def __call__(self, *args: int) -> int:
         """Run once (BPF_PROG_TEST_RUN, Linux 5.10 for this type); the program's return value. Raises OSError."""
         self._args[: len(args)] = list(args)
-        _check(self._run(self._fd, ctypes.byref(self._opts)), "bpf_prog_test_run")
+        check(self._run(self._fd, ctypes.byref(self._opts)), "bpf_prog_test_run")
         return int(self._opts.retval)
 
 
@@ -193,22 +195,22 @@ class Map:
         if self._copies > 1:
             value = value.ljust(self._stride, b"\0") * self._copies
         buffer = ctypes.create_string_buffer(value, self._size)
-        _check(_libbpf().bpf_map_update_elem(self.fd, _key(key), buffer, ctypes.c_uint64(0)), f"update of key {key}")
+        check(libbpf().bpf_map_update_elem(self.fd, _key(key), buffer, ctypes.c_uint64(0)), f"update of key {key}")
 
     def __getitem__(self, key: int) -> list[bytes]:
         """The key's values, one for each possible CPU (one if the map is not per CPU). Raises KeyError, OSError."""
         buffer = ctypes.create_string_buffer(self._size)
-        result = _libbpf().bpf_map_lookup_elem(self.fd, _key(key), buffer)
+        result = libbpf().bpf_map_lookup_elem(self.fd, _key(key), buffer)
         if result == -errno.ENOENT:
             raise KeyError(key)
-        _check(result, f"look-up of key {key}")
+        check(result, f"look-up of key {key}")
         return [buffer.raw[at : at + self._stride] for at in range(0, self._size, self._stride)]
 
     def pop(self, key: int) -> None:
         """Delete a key, if it is there."""
-        result = _libbpf().bpf_map_delete_elem(self.fd, _key(key))
+        result = libbpf().bpf_map_delete_elem(self.fd, _key(key))
         if result != -errno.ENOENT:
-            _check(result, f"deletion of key {key}")
+            check(result, f"deletion of key {key}")
 
 
 def _key(key: int) -> Any:
@@ -233,5 +235,5 @@ def program_info(program_fd: int) -> ProgramInfo:
     """Raises OSError."""
     buffer = ctypes.create_string_buffer(_INFO_SIZE)
     size = ctypes.c_uint32(_INFO_SIZE)
-    _check(_libbpf().bpf_obj_get_info_by_fd(program_fd, buffer, ctypes.byref(size)), "bpf_obj_get_info_by_fd")
+    check(libbpf().bpf_obj_get_info_by_fd(program_fd, buffer, ctypes.byref(size)), "bpf_obj_get_info_by_fd")
     return ProgramInfo(*struct.unpack_from("=QQQI", buffer.raw, _INFO_RUN_TIME))

@@ -12,12 +12,11 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["CALLBACK_MARK", "Linked", "btf_of_functions", "link"]
+__all__ = ["CALLBACK_MARK", "Linked", "btf_of_bytes", "btf_of_functions", "link"]
 
 CALLBACK_MARK = 0x5350414E
 _INSTRUCTION = struct.Struct("<BBhi")
 _LOAD_64 = 0x18  # BPF_LD | BPF_IMM | BPF_DW: two instructions, each with half of the value
-_PSEUDO_MAP_FD = 1
 _PSEUDO_FUNC = 4
 
 
@@ -28,14 +27,8 @@ class Linked(NamedTuple):
     functions: tuple[int, ...]
 
 
-def link(program: bytes, callbacks: Mapping[int, bytes], maps: Mapping[int, int] | None = None) -> Linked:
-    """The program with the callbacks that it, or one of them, refers to. Raises KeyError for an unknown number.
-
-    Args:
-        program, callbacks: their instructions.
-        maps: descriptors of maps, and those of the maps that stand in for them.
-    """
-    maps = maps or {}
+def link(program: bytes, callbacks: Mapping[int, bytes]) -> Linked:
+    """The program with the callbacks that it, or one of them, refers to. Raises KeyError for an unknown number."""
     code = bytearray(program)
     starts: dict[int, int] = {}
     at = 0
@@ -54,8 +47,6 @@ def link(program: bytes, callbacks: Mapping[int, bytes], maps: Mapping[int, int]
             offset = starts[number] - at // _INSTRUCTION.size - 1
             _INSTRUCTION.pack_into(code, at, _LOAD_64, registers | _PSEUDO_FUNC << 4, 0, offset)
             _INSTRUCTION.pack_into(code, at + _INSTRUCTION.size, 0, 0, 0, 0)
-        elif registers >> 4 == _PSEUDO_MAP_FD and number in maps:
-            _INSTRUCTION.pack_into(code, at, _LOAD_64, registers, 0, maps[number])
         at += 2 * _INSTRUCTION.size
     return Linked(bytes(code), (0, *starts.values()))
 
@@ -66,6 +57,18 @@ def btf_of_functions(functions: tuple[int, ...]) -> tuple[bytes, bytes]:
     prototype, function = 13 << 24, 12 << 24
     strings = b"\0program\0callback\0"
     types = struct.pack("<3I3I3I", 0, prototype, 0, 1, function, 1, 9, function, 1)
-    header = struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings))
     where = b"".join(struct.pack("<II", start, 3 if index else 2) for index, start in enumerate(functions))
-    return header + types + strings, where
+    return _btf(types, strings), where
+
+
+def btf_of_bytes(size: int) -> tuple[bytes, int, int]:
+    """BTF that has an int and an array of so many bytes, and the numbers of these two types."""
+    integer, array = 1 << 24, 3 << 24
+    types = struct.pack("<4I", 1, integer, 4, 1 << 24 | 32)  # 1: signed, 32 bits
+    types += struct.pack("<4I", 5, integer, 1, 8)  # 2
+    types += struct.pack("<3I3I", 0, array, 0, 2, 1, size)  # 3: of type 2, indexed by type 1
+    return _btf(types, b"\0int\0byte\0"), 1, 3
+
+
+def _btf(types: bytes, strings: bytes) -> bytes:
+    return struct.pack("<HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(strings)) + types + strings

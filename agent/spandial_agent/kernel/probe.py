@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
-from spandial_agent.errors import KernelUnavailable
-from spandial_agent.kernel.loader import import_bcc
+from spandial_agent.kernel.compiler import missing_to_compile
 
 __all__ = ["missing_for_kernel"]
 
@@ -20,8 +18,14 @@ def missing_for_kernel(
     status: Path = Path("/proc/self/status"),
     modules: Path = Path("/lib/modules"),
     lockdown: Path = Path("/sys/kernel/security/lockdown"),
+    *,
+    compiled: bool = False,
 ) -> list[str]:
-    """One sentence for each thing that capture needs and this host does not have; empty if nothing is missing."""
+    """One sentence for each thing that capture needs and this host does not have; empty if nothing is missing.
+
+    Args:
+        compiled: nothing is to be compiled (`capture.is_compiled`): neither bcc nor headers are needed.
+    """
     missing = []
     if platform.machine() not in _ARCHITECTURES:
         missing.append(f"{platform.machine()} is not supported: capture knows {' and '.join(_ARCHITECTURES)}.")
@@ -30,17 +34,8 @@ def missing_for_kernel(
         missing.append("the agent may not load BPF programs: run it as root, or with CAP_BPF and CAP_PERFMON.")
     if _lockdown_mode(lockdown) == "confidentiality":
         missing.append("the kernel is locked down (confidentiality): BPF may not read memory.")
-    try:
-        import_bcc()
-    except KernelUnavailable as error:
-        missing += error.missing
-    release = os.uname().release
-    folder = modules / release
-    if not (folder / "build").exists() and not Path("/sys/kernel/kheaders.tar.xz").exists():
-        missing.append(
-            f"there are no kernel headers at {folder}/build: install linux-headers-{release}, "
-            "or run deploy/setup, which puts a stand-in there."
-        )
+    if not compiled:
+        missing += missing_to_compile(modules)
     return missing
 
 

@@ -7,23 +7,27 @@ from collections.abc import Sequence
 
 from spandial import abi
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import RawTracepointRun, freeze
 from spandial_agent.kernel.loader import Module
 
-__all__ = ["FrozenTable"]
+__all__ = ["RATES", "FrozenTable"]
+
+RATES = Build("rates.c")
 
 
 class FrozenTable:
     """The table in a BPF array. Raises KernelUnavailable where it cannot be made.
 
-    One a process: capture finds it by name, and bcc keeps the first map of a name for as long as the process lives.
+    Args:
+        cache: where compiled sources are kept.
     """
 
     name = "bpf"
 
-    def __init__(self) -> None:
-        # capture.c links this module's map by name, so the module must live as long as the table.
-        self._module = Module("rates.c")
+    def __init__(self, cache: CompileCache | None = None) -> None:
+        self._module = Module(RATES, cache=cache)
         try:
             self._run = RawTracepointRun(self._module.load("write_row"))
             self.descriptor = self._module.map_fd("rates")

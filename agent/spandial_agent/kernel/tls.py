@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import ProgramInfo, program_info
-from spandial_agent.kernel.loader import Module, release_compiler_memory
+from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.uprobes import attach_uprobe
 
 __all__ = ["FUNCTIONS", "REQUIRED", "TlsCapture"]
@@ -23,28 +25,36 @@ FUNCTIONS = (*_BEGIN, *_END)
 
 
 class TlsCapture:
-    """The loaded programs, attached to nothing yet. To make one takes a compiler some seconds.
+    """The loaded programs, attached to nothing yet. To make one takes a compiler some seconds, once.
 
     Args:
         defines: macros of `capture.c`.
         callbacks: the functions that its programs hand to bpf_loop.
-        maps: descriptors of the maps of the capture for sockets, which counts and decides for both.
+        maps: descriptors of the rate table and of the maps of the capture for sockets, which counts and decides for
+            both.
+        cache: where compiled sources are kept.
 
     Raises KernelUnavailable.
     """
 
-    def __init__(self, defines: Mapping[str, int], callbacks: tuple[str, ...], maps: Mapping[str, int]) -> None:
-        module = Module("capture.c", {**defines, "SPANDIAL_RING_PAGES": 1, "SPANDIAL_TLS": 1})
+    def __init__(
+        self,
+        defines: Mapping[str, int],
+        callbacks: tuple[str, ...],
+        maps: Mapping[str, int],
+        cache: CompileCache | None = None,
+    ) -> None:
+        build = Build("capture.c", {**defines, "SPANDIAL_RING_PAGES": 1, "SPANDIAL_TLS": 1}, ("rates",))
+        module = Module(build, maps, cache=cache)
         try:
             loaded = {
-                program: module.load(program, callbacks=callbacks, uprobe=True, maps=maps)
+                program: module.load(program, callbacks=callbacks, uprobe=True)
                 for program in (*_BEGIN.values(), "on_tls_return", "on_tls_end")
             }
             self._programs = {program: os.dup(descriptor) for program, descriptor in loaded.items()}
         finally:
-            # A program keeps the maps that it uses. The module's other ones are empty: `maps` stand in for them.
+            # A program keeps the maps that it uses.
             module.close()
-            release_compiler_memory()
 
     @property
     def programs(self) -> dict[str, ProgramInfo]:
