@@ -1,4 +1,4 @@
-"""Programs joined with their callbacks, and with another module's maps."""
+"""Programs joined with their callbacks."""
 
 from __future__ import annotations
 
@@ -24,16 +24,6 @@ def test_a_callback_is_put_behind_the_program_and_referred_to() -> None:
     assert linked.functions == (0, 3)
     # BPF_PSEUDO_FUNC, two instructions ahead of the one behind the load's first half
     assert linked.code == load(2, 0, kind=4) + RETURN + RETURN + RETURN
-
-
-def test_another_map_stands_in_where_one_is_referred_to() -> None:
-    program = load(7, 0, kind=1) + load(8, 0, kind=1) + load(7, 0) + RETURN
-    assert link(program, {}, {7: 21}).code == load(21, 0, kind=1) + load(8, 0, kind=1) + load(7, 0) + RETURN
-
-
-def test_callbacks_use_the_same_maps() -> None:
-    linked = link(load(1, CALLBACK_MARK) + RETURN, {1: load(7, 0, kind=1) + RETURN}, {7: 21})
-    assert linked.code.endswith(load(21, 0, kind=1) + RETURN)
 
 
 def test_an_unknown_callback_is_refused() -> None:
