@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -154,7 +155,11 @@ def first_byte(pid: int, library: Library, function: str) -> int:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="another breakpoint")
 def test_a_stopped_agent_leaves_nothing_behind(make_agent: Callable[..., AgentProcess], tmp_path: Path) -> None:
     agent = make_agent()
-    with tls_uvicorn(tmp_path) as server:
+    assert ssl.OPENSSL_VERSION  # so that this process has the library mapped, too
+    # A library that no other agent on this host has reason to attach to.
+    libssl = next(library for library in look_at(os.getpid()).libraries if library.name.startswith("libssl.so"))
+    shutil.copy(os.readlink(libssl.path), tmp_path)
+    with tls_uvicorn(tmp_path, LD_LIBRARY_PATH=str(tmp_path)) as server:
         followed(agent, SHOP)
         (library,) = look_at(server.pid).libraries
         h2load(server, 100)
