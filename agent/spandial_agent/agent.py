@@ -78,7 +78,7 @@ async def run_agent(settings: Settings) -> None:
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
         discovery = Discovery(targets, parse_rules(settings.discover))
-        spans = _spans() if capture is not None else None
+        spans = _spans(settings.raw_statements) if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
         tls = TlsFollower(capture.tls) if capture is not None else None
@@ -148,13 +148,16 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
     return backend or MemfdTable(), None, missing
 
 
-def _spans() -> SpanPipeline | None:
+def _spans(raw_statements: bool) -> SpanPipeline | None:
     """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
     exporter = Exporter.from_environ()
     if exporter is None:
         return None
     _log.info("exporting the spans of processes without a hook")
-    return SpanPipeline(exporter, Resources(Kubelet.from_environ(os.environ), node_name(os.environ)))
+    if raw_statements:
+        _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
+    resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
+    return SpanPipeline(exporter, resources, raw_statements)
 
 
 @contextlib.contextmanager

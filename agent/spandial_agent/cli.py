@@ -102,7 +102,7 @@ def rm(
 @app.command(epilog="Example: spandial targets --explain 4711")
 def targets(
     explain: Annotated[
-        int | None, typer.Option(metavar="PID", min=1, help="Say why this process is a target, or why not.")
+        int | None, typer.Option(metavar="PID", min=1, help="Say why this process is a target or not, and its ports.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:

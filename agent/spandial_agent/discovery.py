@@ -14,17 +14,19 @@ from typing import Any, Literal
 import structlog
 
 from spandial_agent.discovery_rules import NAMED, DiscoveryRule, Verdict, judge, wanted_traits
-from spandial_agent.listening import began_to_listen, listening_ports
+from spandial_agent.listening import began_to_listen, connected, listening_ports, open_connections
 from spandial_agent.processes import Process, Traits, all_pids, ancestors, read_process, read_traits, thread_group
 from spandial_agent.targets import Target, Targets
-from spandial_api.node import RuleFinding, TargetExplanation
+from spandial_api.node import Connections, RuleFinding, TargetExplanation
 
 __all__ = ["Discovery"]
 
 _log = structlog.get_logger("spandial.discovery")
 
 _RESCAN_S = 30.0  # in case an event was lost
+_LOST_S = 0.5  # from a loss of events to the scan that makes it good
 _SCAN_ONLY_S = 2.0  # where there are no events
+_SHOWN_MAX = 100  # groups of connections
 _PORTS_S = 2.0  # the kernel tells nobody that a process begins to listen
 
 
@@ -54,7 +56,7 @@ class Discovery:
 
     Attributes:
         how: "events", or "scan" where the kernel hands out none (that takes CAP_NET_ADMIN in the first namespaces).
-        lost: how often the kernel dropped events because they were not read in time; each is followed by a scan.
+        lost: how often the kernel dropped events because they were not read in time; a scan follows.
     """
 
     def __init__(self, targets: Targets, rules: Sequence[DiscoveryRule] = (), agent_pid: int | None = None) -> None:
@@ -66,6 +68,8 @@ class Discovery:
         self._rules = rules
         self._wanted = wanted_traits(rules)
         self._ranges = [condition.ports for rule in rules for condition in rule.conditions if condition.ports]
+        self._lost_by = ""
+        self._making_good: asyncio.TimerHandle | None = None
         self._ports: dict[int, _Ports] = {}  # stays empty unless a rule names a port
         self._agent_pid = os.getpid() if agent_pid is None else agent_pid
 
@@ -96,6 +100,8 @@ class Discovery:
         """Watch nothing any more. The targets keep their rows: whoever reads them does so until the lease ends."""
         for task in self._tasks:
             task.cancel()
+        if self._making_good is not None:
+            self._making_good.cancel()
         for target in self._targets:
             self._unwatch(target)
 
@@ -104,7 +110,7 @@ class Discovery:
         leader = thread_group(pid)
         if leader not in (None, pid):
             return _no_target(pid, f"is a thread of process {leader}")
-        ports = await asyncio.to_thread(listening_ports, pid) if self._ranges else frozenset()
+        ports = listening = await asyncio.to_thread(listening_ports, pid)
         process = self._look_at(pid, ports=ports)
         if process is None:
             return _no_target(pid, "no such process" if leader is None else "has ended, and nobody has waited for it")
@@ -122,7 +128,19 @@ class Discovery:
         findings.append(RuleFinding(rule=NAMED, matched=bool(named), why=finding))
         target = self._targets.get(pid)
         why = target.why if target is not None else self._why_not(process, traits)
-        return TargetExplanation(pid=pid, name=process.name, target=target is not None, why=why, rules=findings)
+        connections = connected(await asyncio.to_thread(open_connections, pid), listening)[:_SHOWN_MAX]
+        return TargetExplanation(
+            pid=pid,
+            name=process.name,
+            target=target is not None,
+            why=why,
+            rules=findings,
+            listens=sorted(listening),
+            connections=[
+                Connections(incoming=incoming, address=address, port=port, count=count)
+                for incoming, address, port, count in connections
+            ],
+        )
 
     def _why_not(self, process: Process, traits: Traits) -> str:
         if process.pid == self._agent_pid:
@@ -236,8 +254,7 @@ class Discovery:
             try:
                 came = [(pid, parent) for message in events.get() for pid, parent in _new_processes(message)]
             except Exception as error:  # ENOBUFS: the kernel dropped events
-                _log.warning("process events were lost", error=str(error))
-                came = None
+                came, self._lost_by = None, str(error)
                 time.sleep(0.1)
             try:
                 if came is None or came:
@@ -248,13 +265,24 @@ class Discovery:
     def _handle(self, came: list[tuple[int, int]] | None) -> None:
         if came is None:
             self.lost += 1
-            self.scan()
+            # Where the processor is short, a scan takes longer than events take to be lost again: scanning for each
+            # loss, the loop would do nothing else.
+            if self._making_good is None:
+                self._making_good = self._loop.call_later(_LOST_S, self._make_good)
             return
         for pid, parent in came:
             # A fork matters if it is a target's: its labels go on to the child. An exec shows new ones. The child of a
             # process that waits for a port may be the one to listen on it.
             if not parent or self._targets.get(parent) is not None or self._waits(parent):
                 self._look_at(pid, parent)
+
+    def _make_good(self) -> None:
+        self._making_good = None
+        _log.warning("process events were lost", error=self._lost_by, losses=self.lost)
+        try:
+            self.scan()
+        except OSError as error:  # out of descriptors
+            _log.warning("processes could not be scanned", error=str(error))
 
     def _waits(self, pid: int) -> bool:
         return pid in self._ports and self._ports[pid].waits

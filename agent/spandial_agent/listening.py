@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
 from itertools import chain, takewhile
@@ -26,10 +27,12 @@ from typing import Literal, NamedTuple
 from spandial_agent.processes import socket_inodes
 
 __all__ = [
+    "Connected",
     "Endpoint",
     "Listening",
     "TcpSocket",
     "began_to_listen",
+    "connected",
     "listening_ports",
     "open_connections",
     "parse_proc_net_tcp",
@@ -58,6 +61,22 @@ class TcpSocket(NamedTuple):
     inode: int
 
 
+class Connected(NamedTuple):
+    """Open connections of a process with one server, or of one client's host with it.
+
+    Attributes:
+        incoming: they came to a port that the process listens on.
+        address: the other side's.
+        port: the server's.
+        connections: how many.
+    """
+
+    incoming: bool
+    address: str
+    port: int
+    connections: int
+
+
 class Listening(NamedTuple):
     """What a look at a process has shown: its ports, and the inodes of all listeners that it was looked at for."""
 
@@ -75,7 +94,17 @@ def open_connections(pid: int) -> list[TcpSocket]:
     """The TCP connections that a process has, established or closed by one side only. Empty if it may not be seen."""
     inodes = socket_inodes(pid)
     sockets: Iterable[TcpSocket] = (_in_own_namespace(pid) and _diagnosed(_OPEN)) or _shown(pid)
-    return [found for found in sockets if found.state in _OPEN and found.inode in inodes]
+    # While others come and go, what is read in pieces may show a socket twice.
+    return list({found.inode: found for found in sockets if found.state in _OPEN and found.inode in inodes}.values())
+
+
+def connected(connections: Iterable[TcpSocket], ports: Collection[int]) -> list[Connected]:
+    """Whom the connections of a process that listens on these ports are with; most connections first."""
+    groups: Counter[tuple[bool, str, int]] = Counter()
+    for found in connections:
+        incoming = found.local.port in ports
+        groups[incoming, found.remote.address, (found.local if incoming else found.remote).port] += 1
+    return [Connected(*group, count) for group, count in sorted(groups.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def began_to_listen(

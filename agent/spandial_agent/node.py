@@ -84,7 +84,9 @@ class LocalNode:
         self._watchers = Watchers(targets.rewrite)
         self._spans = spans
         self._tls = tls
-        self._ended: dict[int, Peer] = {}  # processes whose last records may still come
+        # Processes whose last records may still come; None for those with a hook.
+        self._ended: dict[int, Peer | None] = {}
+        self._nobodys = 0  # records of processes that ended longer ago
         targets.emit = self._wants_entries
         targets.answers = spans is not None
         targets.on_ended = self._on_ended
@@ -131,6 +133,7 @@ class LocalNode:
 
     async def stats(self) -> NodeStats:
         await self._registrar.publish()
+        targets = [self._target_stats(target) for target in self._targets]  # first: it finds what is implausible
         losses = {
             "watcher_slow": self._watchers.lost,
             "agent_slow": self._lost_records,
@@ -138,13 +141,14 @@ class LocalNode:
             "process_events": self._discovery.lost,
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
-            "counter_implausible": sum(page.implausible for target in self._targets for page in target.pages),
+            "target_unwatched": self._targets.unwatched,
+            "counter_implausible": self._targets.implausible,
         }
         if self._capture is not None:
             losses |= self._capture.losses()
         if self._spans is not None:
-            losses |= self._spans.losses()
-        return NodeStats(targets=[self._target_stats(target) for target in self._targets], losses=losses)
+            losses |= {"span_process_unknown": self._nobodys, **self._spans.losses()}
+        return NodeStats(targets=targets, losses=losses)
 
     def health(self) -> Health:
         missing = [*self._missing]
@@ -198,7 +202,8 @@ class LocalNode:
 
     def _target_stats(self, target: Target) -> TargetStats:
         own_row = target.row.number != abi.DEFAULT_ROW
-        kernel = self._capture.counts(target.row.number) if self._capture is not None and own_row else None
+        counted = own_row and target.watched
+        kernel = self._capture.counts(target.row.number) if self._capture is not None and counted else None
         hook = [sum(column) for column in zip(*(page.read() for page in target.pages))]
         kinds = {}
         for kind in EntryKind:
@@ -215,10 +220,11 @@ class LocalNode:
     def _on_ended(self, target: Target) -> None:
         if self._tls is not None:
             self._tls.forget(target.pid)
-        process = _peer(target)
-        if self._spans is None or process is None:
+        if self._spans is None:
             return
-        self._spans.exited(target.pid)
+        process = _peer(target)
+        if process is not None:
+            self._spans.exited(target.pid)
         self._ended[target.pid] = process
         if len(self._ended) > _ENDED:
             del self._ended[next(iter(self._ended))]
@@ -249,6 +255,8 @@ class LocalNode:
                 process = _peer(target) if target is not None else self._ended.get(entry.tgid)
                 if process is not None:
                     self._spans.take(entry, said, process)
+                elif target is None and entry.tgid not in self._ended:
+                    self._nobodys += 1
             if not isinstance(said, Call) or not entry.entered or not self._watchers:
                 continue
             labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}

@@ -36,6 +36,10 @@ class Settings(BaseSettings):
         description="rules that include processes as targets or exclude them, beside those that name a service",
         examples=["include exe=nginx service=edge env=gray; exclude port=9000-9099"],
     )
+    raw_statements: bool = Field(
+        default=False,
+        description="export statements and Redis commands as received, with literals, arguments and passwords",
+    )
     require_kernel: bool = Field(default=False, description="refuse to start without the kernel side")
     log: Literal["console", "json"] = "console"
 

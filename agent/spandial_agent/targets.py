@@ -37,6 +37,7 @@ class Target:
         pages: the counter pages of its hooks; empty for a discovered process.
         written: the rates and the fallback in its row.
         base: what the kernel had counted when the first hook came.
+        watched: the kernel counts and decides its entries.
         why: in a few words, why it is a target.
         by_rule: a rule of discovery included it, or the target that it was forked from.
     """
@@ -49,6 +50,7 @@ class Target:
     pages: list[CounterPage] = field(default_factory=list)
     base: Counts | None = None
     written: tuple[list[int], int] = ([], 0)
+    watched: bool = False
     why: str = NAMED
     by_rule: bool = False
 
@@ -71,6 +73,7 @@ class Targets:
         on_program: called with each target that comes, and when it runs another program.
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
             their records.
+        unwatched: targets for which the kernel side had no room.
 
     Args:
         table: where their rates are.
@@ -99,6 +102,8 @@ class Targets:
         self.answers = False
         self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
+        self.unwatched = 0
+        self._implausible = 0  # counts in pages that are closed
         self._write_default()
 
     def __iter__(self) -> Iterator[Target]:
@@ -106,6 +111,11 @@ class Targets:
 
     def __len__(self) -> int:
         return len(self._by_pid)
+
+    @property
+    def implausible(self) -> int:
+        """How often a count of a hook went backwards or beyond belief, and was ignored."""
+        return self._implausible + sum(page.implausible for target in self for page in target.pages)
 
     def get(self, pid: int) -> Target | None:
         return self._by_pid.get(pid)
@@ -161,7 +171,7 @@ class Targets:
     def hook(self, process: Process, labels: Labels, default: int, page: CounterPage) -> Target:
         """A process registered: its labels and its own default hold from now on."""
         target = self._current(process) or self._add(process, labels, default, REGISTERED, by_rule=False)
-        if not target.hooked and self._capture is not None:
+        if not target.hooked and self._capture is not None and target.watched:
             target.base = self._capture.counts(target.row.number)
             self._capture.want_answers(target.pid, target.row, False)
         target.pages.append(page)
@@ -174,7 +184,7 @@ class Targets:
         """A hook's connection ended. Its process may live on and read the row: the row stays."""
         if page in target.pages:
             target.pages.remove(page)
-            page.close()
+            self._close(page)
 
     def remove(self, pid: int) -> None:
         """The process ended."""
@@ -186,7 +196,7 @@ class Targets:
         if self._capture is not None:
             self._capture.remove_target(pid)  # the kernel first: it must not find the row of somebody new
         for page in target.pages:
-            page.close()
+            self._close(page)
         target.pages.clear()
         self._table.free(target.row)
 
@@ -227,11 +237,17 @@ class Targets:
         if self._capture is not None:
             try:
                 self._capture.add_target(process.pid, row, self.answers and why != REGISTERED)
+                target.watched = True
             except OSError as error:  # its map is full: the hooks of further processes obey all the same
+                self.unwatched += 1
                 _log.warning("the kernel does not watch a process", pid=process.pid, error=str(error))
         self.on_added(target)
         self.on_program(target)
         return target
+
+    def _close(self, page: CounterPage) -> None:
+        self._implausible += page.implausible
+        page.close()
 
     def _write(self, target: Target) -> None:
         if target.row.number == DEFAULT_ROW:  # not its own: it obeys what holds for a process without labels

@@ -62,13 +62,27 @@ def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
 
 
 def explanation_table(answer: dict[str, Any]) -> RenderableType:
-    """GET /targets/explain: the reason, then a line for each rule."""
+    """GET /targets/explain: the reason, a line for each rule, the ports, a line for each peer."""
     process = f"{answer['pid']} {answer['name']}".strip()
     verdict = "a target" if answer["target"] else "no target"
     table = _table("rule", "matched", "why")
     for rule in answer["rules"]:
         _row(table, rule["rule"], "yes" if rule["matched"] else "no", rule["why"])
-    return Group(Text(printable(f"{process} is {verdict}: {answer['why']}")), *([table] if answer["rules"] else []))
+    parts: list[RenderableType] = [Text(printable(f"{process} is {verdict}: {answer['why']}"))]
+    if answer["rules"]:
+        parts.append(table)
+    if answer["listens"]:
+        parts.append(Text(f"listens on {', '.join(map(str, answer['listens']))}"))
+    if answer["connections"]:
+        parts.append(_connections_table(answer["connections"]))
+    return Group(*parts)
+
+
+def _connections_table(groups: list[dict[str, Any]]) -> Table:
+    table = _table("connected", "server's port>", "connections>")
+    for group in groups:
+        _row(table, f"{'from' if group['incoming'] else 'to'} {group['address']}", group["port"], group["count"])
+    return table
 
 
 def stats_table(answer: dict[str, Any]) -> RenderableType:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from spandial_api.rules import KindName, RuleBook, Selector
 
 __all__ = [
+    "Connections",
     "EntryEvent",
     "Health",
     "HookCounts",
@@ -70,14 +71,25 @@ class RuleFinding(BaseModel):
     why: str = Field(examples=["executable is /usr/sbin/nginx", "listens on no TCP port"])
 
 
+class Connections(BaseModel):
+    """Open TCP connections of a process with one server, or of one host's clients with it."""
+
+    incoming: bool = Field(description="they came to a port that the process listens on")
+    address: str = Field(description="the other side's", examples=["10.0.0.7", "::1"])
+    port: int = Field(description="the server's")
+    count: int
+
+
 class TargetExplanation(BaseModel):
-    """Why a process is a target, or why it is none."""
+    """Why a process is a target, or why it is none, and what it is connected to."""
 
     pid: int
     name: str = Field(description="the process's command name; empty where there is none")
     target: bool
     why: str = Field(examples=["rule: include exe=nginx", "is a kernel thread", "no such process"])
     rules: list[RuleFinding] = Field(description="every rule, in the order written; empty where none is asked")
+    listens: list[int] = Field(default=[], description="the TCP ports that it listens on")
+    connections: list[Connections] = Field(default=[], description="the 100 groups with the most connections, at most")
 
 
 class KernelCounts(BaseModel):
@@ -170,7 +182,7 @@ class EntryEvent(BaseModel):
     method: str = Field(description="HTTP and gRPC; empty where it is not known")
     path: str = Field(description="HTTP and gRPC, without the query; empty where it is not known")
     operation: str = Field(default="", description="databases: SELECT, GET")
-    statement: str = Field(default="", description="databases: the statement with ? for literals and arguments")
+    statement: str = Field(default="", description="databases: the statement with ? for literals and arguments, always")
     trace_id: str = Field(description="32 hexadecimal digits; empty without a trace context")
     parent_span_id: str
     kept_by: Literal["rate", "parent"]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,14 +31,26 @@ def free_port() -> int:
 
 
 class Server:
-    """A server process in a session of its own, on a port for IPv4 and IPv6 or on a Unix socket."""
+    """A server process in a session of its own, on a port for IPv4 and IPv6 or on a Unix socket.
+
+    Args:
+        within: a command that runs the server's in namespaces, and waits for it: then the server is its child.
+    """
 
     def __init__(
-        self, command: list[str], environment: dict[str, str], log: Path, url: str, socket_path: str = ""
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        log: Path,
+        url: str,
+        socket_path: str = "",
+        within: Sequence[str] = (),
     ) -> None:
         self.url = url
         self.socket_path = socket_path
         self.log = log
+        self._is_child = bool(within)
+        command = [*within, *command]
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 command, env={**os.environ, **environment}, stdout=file, stderr=file, cwd=_HERE, start_new_session=True
@@ -51,7 +63,10 @@ class Server:
 
     @property
     def pid(self) -> int:
-        return self.process.pid
+        """The server's, as the host numbers it."""
+        if not self._is_child:
+            return self.process.pid
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()[0])
 
     def answers(self) -> bool:
         """Whether it accepts connections; no request is sent, for requests are counted."""
@@ -117,6 +132,7 @@ def uvicorn(
     env: str = "stable",
     unix: bool = False,
     host: str = "127.0.0.1",
+    within: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A hooked uvicorn, once it is hooked. What it keeps is in the folder's files `kept.*`."""
     port, path = free_port(), str(folder / f"{service}-{env}.sock")
@@ -125,7 +141,7 @@ def uvicorn(
     environment = _hooked(agent, service, version, env, folder / "kept")
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     with running(
-        lambda: Server(command, environment, folder / f"{service}-{env}.log", url, path if unix else "")
+        lambda: Server(command, environment, folder / f"{service}-{env}.log", url, path if unix else "", within)
     ) as server:
         eventually(lambda: (agent.target(server.pid) or {}).get("kind") == "hooked", "uvicorn is hooked")
         yield server
@@ -165,19 +181,36 @@ def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterato
 
 
 @contextmanager
-def node(folder: Path, *, service: str = "front", unix: bool = False) -> Iterator[Server]:
+def node(
+    folder: Path,
+    *,
+    service: str = "front",
+    unix: bool = False,
+    host: str = "127.0.0.1",
+    within: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Node on all addresses, asked at `host`, or on a Unix socket."""
     port, path = free_port(), str(folder / "node.sock")
     environment = {**labels(service, "1", "stable"), "PORT": path if unix else str(port)}
     command = ["node", str(_DEMO / "service.js")]
-    url = f"http://127.0.0.1:{port}"
-    with running(lambda: Server(command, environment, folder / "node.log", url, path if unix else "")) as server:
+    url = f"http://{host}:{port}"
+    with running(
+        lambda: Server(command, environment, folder / "node.log", url, path if unix else "", within)
+    ) as server:
         yield server
 
 
-def h2load(server: Server, requests: int, *headers: str, url: str = "", staggered: bool = False) -> None:
+def h2load(
+    server: Server,
+    requests: int,
+    *headers: str,
+    url: str = "",
+    staggered: bool = False,
+    within: Sequence[str] = (),
+) -> None:
     """Exactly so many requests over HTTP/1.1 with keep-alive, on 16 connections, which come four a second where
     staggered. Raises AssertionError if one fails."""
-    command = ["h2load", "--h1", "-n", str(requests), "-c", "16", *(["-r", "4"] if staggered else [])]
+    command = [*within, "h2load", "--h1", "-n", str(requests), "-c", "16", *(["-r", "4"] if staggered else [])]
     for header in headers:
         command += ["-H", header]
     if server.socket_path:

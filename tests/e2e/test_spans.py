@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from spandial_agent.spans.clock import Clock, read_clocks
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e.databases import MariaDB, PostgreSQL, Redis
+from tests.e2e.entry_stream import EntryStream
 from tests.e2e.programs.generators import redis_benchmark
 from tests.e2e.programs.process import Load
 from tests.e2e.services import h2load, nginx, node
@@ -120,6 +122,40 @@ def test_every_kept_statement_is_a_span(
     assert {span.resource["deployment.environment.name"] for span in spans} == {"gray"}
     codes = {span.attributes.get("db.response.status_code") for span in spans if span.status == "error"}
     assert codes >= {"22012", "23505", "42P01", "42601", "1062", "1146", "1064", "1690", "WRONGTYPE", "ERR"}
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["by default", "where asked for"])
+def test_data_is_exported_only_where_somebody_asked_for_it(
+    receiver: OtlpReceiver,
+    make_agent: Callable[..., AgentProcess],
+    postgres_server: PostgreSQL,
+    mariadb_server: MariaDB,
+    redis_server: Redis,
+    raw: bool,
+) -> None:
+    settings = {"SPANDIAL_RAW_STATEMENTS": "1"} if raw else {}
+    agent = make_agent(OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint("http"), **settings)
+    servers = {"postgres": postgres_server, "mysql": mariadb_server, "redis": redis_server}
+    loads = {name: Load(name, TILL) for name in servers}
+    try:
+        eventually(lambda: sum(t["service"] == TILL_NAME for t in agent.get("/targets")) == 3, "all loads are found")
+        watching = EntryStream(agent, TILL_NAME)
+        modes = {"postgres": "statements", "mysql": "queries", "redis": "commands"}
+        total = sum(loads[n].run(modes[n], address=servers[n].address(), count=4).done.total for n in servers)
+        watching.trace_ids(total)
+        shown = {entry["statement"] for entry in watching.entries}
+        spans = received(receiver, total, TILL_NAME)
+    finally:
+        for load in loads.values():
+            load.stop()
+    exported = {str(span.attributes["db.query.text"]) for span in spans}
+    without_data = {"SELECT ?::int", "SELECT ?", "SET ? ?", "GET ?"}
+    with_data = {"SELECT 3::int", "SELECT 3", "SET text x", "GET text"}
+    assert exported >= (with_data if raw else without_data)
+    assert not exported & (without_data if raw else with_data)
+    assert shown >= without_data  # whatever is exported
+    for text in shown if raw else shown | exported:
+        assert not re.search(r"\b[0-9]|\bx\b|text", text), text
 
 
 def test_what_the_rate_drops_is_no_span(agent: AgentProcess, receiver: OtlpReceiver, redis_server: Redis) -> None:

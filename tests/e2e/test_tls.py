@@ -154,12 +154,13 @@ def first_byte(pid: int, library: Library, function: str) -> int:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="another breakpoint")
 def test_a_stopped_agent_leaves_nothing_behind(make_agent: Callable[..., AgentProcess], tmp_path: Path) -> None:
-    agent = make_agent()
-    assert ssl.OPENSSL_VERSION  # so that this process has the library mapped, too
-    # A library that no other agent on this host has reason to attach to.
+    # Nobody but this agent has reason to attach to this library: no label says that its process is a target.
+    agent = make_agent(SPANDIAL_DISCOVER=f"include cmdline=*{tmp_path}* service={SHOP}")
+    assert ssl.OPENSSL_VERSION  # this process has the library mapped, too
     libssl = next(library for library in look_at(os.getpid()).libraries if library.name.startswith("libssl.so"))
     shutil.copy(os.readlink(libssl.path), tmp_path)
-    with tls_uvicorn(tmp_path, LD_LIBRARY_PATH=str(tmp_path)) as server:
+    with tls_uvicorn(tmp_path, LD_LIBRARY_PATH=str(tmp_path), OTEL_SERVICE_NAME="") as server:
+        eventually(lambda: agent.target(server.pid), "the rule includes it")
         followed(agent, SHOP)
         (library,) = look_at(server.pid).libraries
         h2load(server, 100)

@@ -24,7 +24,7 @@ def tls_uvicorn(folder: Path, **environment: str) -> Iterator[Server]:
     command += ["--ssl-certfile", str(made.certificate), "--ssl-keyfile", str(made.key)]
     command += ["--no-access-log", "service:app"]
     url = f"https://127.0.0.1:{port}"
-    environment |= labels(SHOP, "1", "stable")
+    environment = {**labels(SHOP, "1", "stable"), **environment}
     with running(lambda: Server(command, environment, folder / "uvicorn.log", url)) as server:
         yield server
 

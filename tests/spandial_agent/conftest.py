@@ -5,14 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import structlog
 
+from spandial_agent.node import LocalNode
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Targets
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.running_discovery import Start, scan_only, starting
+from tests.spandial_agent.running_node import Registrar, make_node
 from tests.spandial_agent.running_registrar import DEFAULT, Peer, RunningRegistrar
 
 
@@ -46,6 +49,23 @@ def targets(table: RateTable, capture: FakeCapture) -> Iterator[Targets]:
     yield targets
     for target in list(targets):
         targets.remove(target.pid)
+
+
+@pytest.fixture
+def registrar() -> Registrar:
+    return Registrar()
+
+
+@pytest.fixture
+def discovery() -> SimpleNamespace:
+    return SimpleNamespace(how="events", reason="", lost=3)
+
+
+@pytest.fixture
+def node(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> LocalNode:
+    return make_node(table, targets, capture, registrar, discovery)
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ class FakeCapture:
         self.watched[tgid] = row
 
     def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
-        pass
+        if tgid not in self.watched:
+            raise KeyError(tgid)
 
     def remove_target(self, tgid: int) -> None:
         self.on_remove(tgid)

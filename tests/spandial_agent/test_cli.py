@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from spandial.labels import Labels
-from spandial_api.node import HookCounts, KernelCounts, KindStats, NodeStats, TargetStats
+from spandial_api.node import (
+    Connections,
+    HookCounts,
+    KernelCounts,
+    KindStats,
+    NodeStats,
+    RuleFinding,
+    TargetExplanation,
+    TargetStats,
+)
 from tests.agent_process import eventually
 from tests.spandial_agent.command import run, run_all, start
 from tests.spandial_agent.fake_agent import FakeAgent
@@ -123,6 +132,29 @@ def test_targets_lists_processes_with_their_rates(agent: FakeAgent) -> None:
     assert "internal=30 http=30 grpc=30 db=1" in checkout
     assert "env=gray; env=gray protocol=db" in checkout
     assert cart.split() == ["1001", "python", "[b]cart[/b]", "-", "-", "hooked", "100", "default", "-", "-"]
+
+
+def test_targets_explains_a_process(agent: FakeAgent) -> None:
+    assert printed(agent, "targets", "--explain", "7") == "7 is no target: no such process\n"
+    agent.node.explained[7] = TargetExplanation(
+        pid=7,
+        name="nginx",
+        target=True,
+        why="rule: include exe=nginx",
+        rules=[RuleFinding(rule="include exe=nginx", matched=True, why="executable is nginx")],
+        listens=[80, 443],
+        connections=[
+            Connections(incoming=False, address="::1", port=8080, count=3),
+            Connections(incoming=True, address="10.0.0.7", port=443, count=1),
+        ],
+    )
+    first, _, finding, listens, heading, *connections = printed(agent, "targets", "--explain", "7").splitlines()
+    assert first == "7 nginx is a target: rule: include exe=nginx"
+    assert finding.split()[:3] == ["include", "exe=nginx", "yes"]
+    assert listens == "listens on 80, 443"
+    assert heading.split() == ["connected", "server's", "port", "connections"]
+    assert [line.split() for line in connections] == [["to", "::1", "8080", "3"], ["from", "10.0.0.7", "443", "1"]]
+    assert parsed(agent, "targets", "--explain", "7")["listens"] == [80, 443]
 
 
 def test_nothing_is_cut_off_where_nobody_looks_at_a_terminal(agent: FakeAgent) -> None:

@@ -161,6 +161,22 @@ async def test_events_that_were_lost_are_counted_and_made_good_by_a_scan(
         await becomes_target(targets, child.pid)
 
 
+async def test_losses_in_a_row_are_made_good_by_one_scan(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    monkeypatch.setattr(discovery_module, "_LOST_S", 0.05)
+    async with discovering(targets) as discovery:
+        scans: list[int] = []
+        monkeypatch.setattr(discovery, "scan", lambda: scans.append(discovery.lost))
+        before = discovery.lost
+        for _ in range(10):
+            discovery._handle(None)
+        assert (discovery.lost, scans) == (before + 10, [])
+        await within(lambda: scans == [before + 10], "one scan makes them good")
+        discovery._handle(None)
+        await within(lambda: scans == [before + 10, before + 11], "a later loss has a scan of its own")
+
+
 async def test_a_scan_that_fails_is_not_the_last(
     targets: Targets,
     scanning: None,

@@ -6,13 +6,15 @@ import asyncio
 import multiprocessing
 import os
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 import pytest
 
+from spandial_agent import discovery as discovery_module
 from spandial_agent import processes
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
@@ -88,6 +90,44 @@ async def test_an_explanation_looks_at_the_ports_of_this_moment(
         explanation = await discovery.explain(child.pid)
         assert (explanation.target, explanation.why) == (True, f"rule: include port={free_port}")
         assert explanation.rules[0].why == f"listens on {free_port}"
+
+
+CONNECTED = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+ports = [int(sys.argv[1]), listener.getsockname()[1]]
+kept = [socket.create_connection(("127.0.0.1", port)) for port in ports for _ in range(2)]
+kept += [listener.accept()[0] for _ in range(2)]
+print(ports[1], flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def connecting() -> Iterator[tuple[int, int, int]]:
+    """A process with two connections to a port, and two to its own: its id and both ports."""
+    with socket.create_server(("127.0.0.1", 0)) as database:
+        port = database.getsockname()[1]
+        command = [sys.executable, "-S", "-c", CONNECTED, str(port)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            yield child.pid, port, int(child.stdout.readline())
+            child.communicate("\n")
+
+
+async def test_an_explanation_tells_ports_and_connections_of_whatever_process(
+    targets: Targets, scanning: None, connecting: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, database, own = connecting
+    async with discovering(targets) as discovery:
+        explanation = await discovery.explain(pid)
+        assert not explanation.target
+        assert explanation.listens == [own]
+        groups = {(found.incoming, found.address, found.port, found.count) for found in explanation.connections}
+        here = "127.0.0.1"
+        assert groups == {(False, here, database, 2), (False, here, own, 2), (True, here, own, 2)}
+        monkeypatch.setattr(discovery_module, "_SHOWN_MAX", 1)
+        assert len((await discovery.explain(pid)).connections) == 1
 
 
 async def test_what_is_no_living_process_explains_that(targets: Targets, scanning: None, start: Start) -> None:

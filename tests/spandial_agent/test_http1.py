@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial_agent.protocols.http1 import parse_request_line
+from spandial_agent.protocols.http1 import parse_request_line, parse_status
 
 _tokens = st.from_regex(r"[A-Z]{1,8}", fullmatch=True)
 _paths = st.from_regex(r"/[a-zA-Z0-9._~/%-]{0,40}", fullmatch=True)
@@ -24,6 +24,14 @@ def test_no_bytes_make_it_raise(request: bytes) -> None:
     assert "\n" not in method + path
     assert "?" not in path
     assert " " not in method + path
+
+
+@given(st.binary(max_size=30) | st.binary(max_size=6).map(b"HTTP/1.1 ".__add__))
+@example(b"HTTP/1.1 99\xb2 ")
+@example(b"HTTP/1.0 000")
+def test_a_status_is_a_number_of_three_digits_or_none(answer: bytes) -> None:
+    status = parse_status(answer)
+    assert status is None or (100 <= status <= 999 and b"%d" % status == answer[9:12])
 
 
 @given(_tokens, _paths, _queries, st.sampled_from([b"HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.0\r\n", b"HTTP/1.1\n"]))

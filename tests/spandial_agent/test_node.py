@@ -3,93 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from spandial import abi
 from spandial.abi import EntryKind, Mode, Parent, encode_word
 from spandial.labels import Labels
-from spandial_agent import node as node_module
-from spandial_agent.counters import CounterPage
 from spandial_agent.node import LocalNode
-from spandial_agent.processes import Process
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
-from spandial_api.node import EntryEvent, NodeStats
+from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook, Selector
 from tests.agent_process import eventually
-from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of
 from tests.spandial_agent.records import record
+from tests.spandial_agent.running_node import (
+    CHECKOUT,
+    LOCAL_KEPT,
+    REMOTE_DROPPED,
+    REMOTE_KEPT,
+    ROOT_KEPT,
+    Registrar,
+    count,
+    discovered,
+    hooked,
+    make_node,
+    read,
+    running,
+)
 
 pytestmark = pytest.mark.anyio
-
-CHECKOUT = Labels("checkout", "v1", "gray")
-ROOT_KEPT, REMOTE_DROPPED, REMOTE_KEPT, LOCAL_KEPT = 1, abi.PAGE_REMOTE, abi.PAGE_REMOTE + 1, abi.PAGE_LOCAL + 1
-
-
-class Registrar:
-    refused = 2
-    asked = 0
-
-    async def publish(self) -> None:
-        self.asked += 1
-
-
-@pytest.fixture
-def registrar() -> Registrar:
-    return Registrar()
-
-
-@pytest.fixture
-def discovery() -> SimpleNamespace:
-    return SimpleNamespace(how="events", reason="", lost=3)
-
-
-def make_node(table: RateTable, targets: Targets, capture: Any, registrar: Any, discovery: Any) -> LocalNode:
-    return LocalNode(table, targets, registrar, discovery, capture, [], lease_s=0.2)
-
-
-@pytest.fixture
-def node(
-    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
-) -> LocalNode:
-    return make_node(table, targets, capture, registrar, discovery)
-
-
-def discovered(targets: Targets, pid: int = 4711, labels: Labels = CHECKOUT) -> Target:
-    target = targets.discover(Process(pid, 1, "python", labels))
-    assert target is not None
-    return target
-
-
-def hooked(targets: Targets) -> tuple[Target, memoryview]:
-    """A hooked process, and its counter page as it has mapped it."""
-    page = CounterPage()
-    written = memoryview(mmap.mmap(page.descriptor, abi.PAGE_SIZE)).cast("Q")
-    return targets.hook(Process(4711, 1, "python", CHECKOUT), CHECKOUT, DEFAULT, page), written
-
-
-def count(page: memoryview, index: int, number: int, kind: EntryKind = EntryKind.HTTP) -> None:
-    page[abi.PAGE_COUNTS + kind * abi.PAGE_KIND_STRIDE + index] = number
-
-
-@asynccontextmanager
-async def running(node: LocalNode) -> AsyncIterator[None]:
-    task = asyncio.create_task(node.run())
-    await asyncio.sleep(0)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_stats_set_the_kernels_counts_beside_the_hooks(
@@ -159,17 +103,6 @@ async def test_the_hooks_are_asked_before_their_counts_are_read(node: LocalNode,
     assert registrar.asked == 1
 
 
-async def test_every_loss_is_told(node: LocalNode, targets: Targets) -> None:
-    _, page = hooked(targets)
-    count(page, ROOT_KEPT, 1 << 60)
-    await node.stats()
-    losses = (await node.stats()).losses
-    assert losses["registration_refused"] == 2
-    assert losses["process_events"] == 3
-    assert losses["counter_implausible"] >= 1
-    assert {"watcher_slow", "agent_slow", "row_refused", "ring_full"} <= set(losses)
-
-
 async def test_a_process_without_a_row_shares_no_counts(
     node: LocalNode, table: RateTable, targets: Targets, capture: FakeCapture
 ) -> None:
@@ -215,18 +148,6 @@ async def test_the_lease_is_renewed_again_and_again(node: LocalNode, table: Rate
         await asyncio.to_thread(eventually, renewed_thrice, "the lease is renewed three times")
 
 
-async def read(node: LocalNode, capture: FakeCapture, *batches: list[bytes]) -> list[EntryEvent]:
-    """What a watcher of everything reads of these batches of records."""
-    read: list[EntryEvent] = []
-    async with running(node), node.watch("*", "*") as entries:
-        for batch in batches:
-            await asyncio.to_thread(capture.hand_over, batch)
-        with suppress(asyncio.TimeoutError):
-            while True:
-                read.append(await asyncio.wait_for(anext(entries), 0.05))
-    return read
-
-
 async def test_a_record_is_an_entry_of_its_process(node: LocalNode, targets: Targets, capture: FakeCapture) -> None:
     discovered(targets)
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -243,27 +164,6 @@ async def test_an_entry_without_context_or_of_an_ended_process_is_told_too(
 ) -> None:
     [entry] = await read(node, capture, [record()])
     assert (entry.service, entry.trace_id, entry.parent_span_id) == ("", "", "")
-
-
-async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture: FakeCapture) -> None:
-    batch = [record(b"GET /1 HTTP/1.1"), b"short", record(kind=9), record(parent=9), record(b"GET /2 HTTP/1.1")]
-    entries = await read(node, capture, batch, [record(b"GET /3 HTTP/1.1")])
-    assert [entry.path for entry in entries] == ["/1", "/2", "/3"]
-    assert (await node.stats()).losses["bad_record"] == 3
-
-
-async def test_what_the_event_loop_is_too_slow_for_is_counted(
-    node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(node_module, "_BACKLOG", 2)
-    async with running(node):
-        for _ in range(5):
-            capture.hand_over([record(), record()])
-        stats: NodeStats = await node.stats()
-        assert stats.losses["agent_slow"] == 8
-        await asyncio.sleep(0)
-        capture.hand_over([record()])
-        assert (await node.stats()).losses["agent_slow"] == 8
 
 
 async def test_the_kernel_emits_while_somebody_watches(node: LocalNode, targets: Targets, table: RateTable) -> None:

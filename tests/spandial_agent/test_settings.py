@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def test_every_setting_has_a_default() -> None:
     assert (settings.table, settings.capture, settings.require_kernel) == ("auto", "auto", False)
     assert settings.default_rate == 100.0
     assert settings.discover == ""
+    assert not settings.raw_statements
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +90,15 @@ def test_a_folder_of_compiled_programs_is_taken_from_the_state_dir(
 def test_only_a_path_that_is_named_is_forced(monkeypatch: pytest.MonkeyPatch, text: str, path: str | None) -> None:
     monkeypatch.setenv("SPANDIAL_CAPTURE", text)
     assert Settings().forced_path == path
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    table = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    for name, field in Settings.model_fields.items():
+        row = next((line for line in table.splitlines() if f"`SPANDIAL_{name.upper()}`" in line), "")
+        shown = {False: "off", "": "none", 100.0: "100", 10.0: "10"}.get(field.default, field.default)
+        assert row.startswith("|"), name
+        assert re.search(rf"\b{re.escape(str(shown).strip('/'))}\b", row.split("|")[2]), name
 
 
 def test_variables_of_others_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

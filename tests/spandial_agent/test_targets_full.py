@@ -70,8 +70,20 @@ def test_a_process_that_the_kernel_has_no_room_for_is_a_target_all_the_same(
     target = full.discover(Process(2, 1, "late", Labels("checkout")))
     assert added == [target]
     assert 2 not in capture.watched
+    assert full.unwatched == 1
     full.remove(2)
     assert full.get(2) is None
+
+
+def test_a_process_that_the_kernel_has_no_room_for_may_register_its_hook(full: Targets, capture: FakeCapture) -> None:
+    capture.room = len(capture.watched)
+    for pid in (2, 3):
+        if pid == 3:
+            assert full.discover(Process(pid, 1, "late", Labels("checkout"))) is not None
+        target = full.hook(Process(pid, 1, "late", Labels()), Labels("cart"), encode_word(3), CounterPage())
+        assert target.hooked
+        assert target.base is None
+    assert full.unwatched == 2
 
 
 class Comings(RuleBasedStateMachine):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from spandial.abi import Mode
 from spandial.labels import Labels
 from spandial_api.control import selector_text
-from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetState
+from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
 from spandial_api.rules import PROTOCOLS, KindName, RuleBook, Selector
 
 __all__ = ["FakeNode", "entry"]
@@ -29,6 +29,8 @@ class FakeNode:
         endless: whether its stream stays open after them, as a real node's does.
         watchers: how many streams are open.
         watched: the globs of the last of them.
+        explained: what it says of processes.
+        why: what it says of all its targets.
     """
 
     def __init__(self) -> None:
@@ -41,6 +43,8 @@ class FakeNode:
         self.watched = ("", "")
         self.counts = NodeStats(targets=[], losses={})
         self.missing: list[str] = []
+        self.explained: dict[int, TargetExplanation] = {}
+        self.why = ""
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -48,6 +52,10 @@ class FakeNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target(number, labels) for number, labels in enumerate(self.processes)]
+
+    async def explain(self, pid: int) -> TargetExplanation:
+        nobody = TargetExplanation(pid=pid, name="", target=False, why="no such process", rules=[])
+        return self.explained.get(pid, nobody)
 
     def reached(self) -> Counter[Selector]:
         rules = {rule.selector: selector_text(rule.selector) for rule in self.applied[-1]}
@@ -104,7 +112,13 @@ class FakeNode:
                 }
             )
         return TargetState(
-            pid=1000 + number, name="python", **labels._asdict(), kind="hooked", row=2 + number, rates=rates
+            pid=1000 + number,
+            name="python",
+            **labels._asdict(),
+            kind="hooked",
+            row=2 + number,
+            rates=rates,
+            why=self.why,
         )
 
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from spandial.labels import Labels
-from spandial_api.node import RuleFinding, TargetExplanation, TargetState
+from spandial_api.node import Connections, RuleFinding, TargetExplanation
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -14,22 +14,17 @@ pytestmark = pytest.mark.anyio
 RULE = "include exe=nginx service=edge"
 
 
-class ExplainingNode(FakeNode):
-    """Its targets are there by a rule; it explains process 7 and no other."""
-
-    def targets(self) -> list[TargetState]:
-        return [state.model_copy(update={"why": f"rule: {RULE}"}) for state in super().targets()]
-
-    async def explain(self, pid: int) -> TargetExplanation:
-        if pid != 7:
-            return TargetExplanation(pid=pid, name="", target=False, why="no such process", rules=[])
-        finding = RuleFinding(rule=RULE, matched=True, why="executable is /usr/sbin/nginx")
-        return TargetExplanation(pid=7, name="nginx", target=True, why=f"rule: {RULE}", rules=[finding])
-
-
 @pytest.fixture
 def node() -> FakeNode:
-    return ExplainingNode()
+    """Its targets are there by a rule; it knows process 7 and no other."""
+    node = FakeNode()
+    node.why = f"rule: {RULE}"
+    finding = RuleFinding(rule=RULE, matched=True, why="executable is /usr/sbin/nginx")
+    connections = [Connections(incoming=False, address="::1", port=8080, count=3)]
+    node.explained[7] = TargetExplanation(
+        pid=7, name="nginx", target=True, why=node.why, rules=[finding], listens=[80, 443], connections=connections
+    )
+    return node
 
 
 async def test_every_target_says_why_it_is_one(remote: httpx.AsyncClient, node: FakeNode) -> None:
@@ -47,6 +42,8 @@ async def test_a_target_is_explained_rule_by_rule(remote: httpx.AsyncClient) -> 
         "target": True,
         "why": f"rule: {RULE}",
         "rules": [{"rule": RULE, "matched": True, "why": "executable is /usr/sbin/nginx"}],
+        "listens": [80, 443],
+        "connections": [{"incoming": False, "address": "::1", "port": 8080, "count": 3}],
     }
 
 

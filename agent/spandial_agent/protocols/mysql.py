@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.protocols.operation import Operation, Outcome
 from spandial_agent.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
@@ -68,11 +68,11 @@ class Statements:
                 return read_statement(payload[start:], "mysql", not cut)
         elif command in (_EXECUTE, _BULK) and payload[1:5] in self._known:
             return self._known[payload[1:5]]
-        return Operation(raw=raw_text(payload))
+        return Operation()
 
 
 def parse_reply(first: bytes, last: bytes) -> Outcome:
-    """What the beginning and the end of a reply say; the two may overlap. What is returned has no count of its rows.
+    """What the beginning and the end of a reply say; the two may overlap.
 
     An error behind the first rows is told if all of its packet is in the end.
     """
@@ -84,8 +84,7 @@ def parse_reply(first: bytes, last: bytes) -> Outcome:
     if kind == _ERROR:
         return Outcome(error=True, code=_number(payload))
     if kind == _OK:
-        rows, at = _integer(payload, 1)
-        return Outcome(rows=rows if at <= len(payload) else None)
+        return Outcome()
     last = last[-_END_MAX:]
     for start in range(len(last)):
         payload = last[start + _HEADER :]

@@ -16,7 +16,7 @@ class Operation(NamedTuple):
     name: str = ""  # "SELECT", "GET", "CLIENT SETINFO"; "" if unknown
     collection: str = ""  # the one table that it concerns; "" if none or several
     text: str = ""  # with `?` for whatever may be data; "" if unknown
-    raw: str = ""  # as received, for who has asked for it
+    raw: str = ""  # as received, for who has asked for it; "" if what was prepared is unknown
     complete: bool = False  # False: bytes are missing
     arguments: int = 0  # Redis: arguments after the name
 
@@ -26,8 +26,6 @@ class Outcome(NamedTuple):
 
     error: bool = False
     code: str = ""  # SQLSTATE, MySQL's error number, Redis's error prefix; "" if none
-    tag: str = ""  # PostgreSQL's command tag: "SELECT 5"; "" if unknown
-    rows: int | None = None  # returned or affected; None if unknown
 
 
 def raw_text(data: bytes) -> str:

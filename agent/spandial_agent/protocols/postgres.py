@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.protocols.operation import Operation, Outcome
 from spandial_agent.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
@@ -16,7 +16,6 @@ _HEADER = 5  # type, and the length of all but the type
 _END_MAX = 256  # bytes of a reply's end that are looked at
 
 _SQLSTATE = re.compile(rb"[0-9A-Z]{5}")
-_TAG = re.compile(rb"([A-Z]+(?: [A-Z]+)*(?: [0-9]{1,20}){0,2})\0")
 # A server's error has its code before its message, and line and routine of its source last. Then ReadyForQuery.
 _ERROR_END = re.compile(rb"(?:\0(C[0-9A-Z]{5})\0M[^\0]*\0.*)?\0L[0-9]+\0R\w+\0\0Z\0\0\0\x05[ITE]\Z", re.DOTALL)
 _FAILED = b"Z\0\0\0\x05E"  # ReadyForQuery in a failed transaction
@@ -57,7 +56,7 @@ class Statements:
             case _:
                 name, ended = b"", b""
         known = self._known.get(name) if ended else None
-        return known or Operation(raw=raw_text(message))
+        return known or Operation()
 
 
 def parse_reply(first: bytes, last: bytes) -> Outcome:
@@ -65,17 +64,13 @@ def parse_reply(first: bytes, last: bytes) -> Outcome:
 
     An error behind so many rows that its code is in neither has none.
     """
-    tag = b""
     for kind, body in [*_messages(first), *_end(last[-_END_MAX:])]:
         if kind == b"E":
             return Outcome(error=True, code=_sqlstate(body))
-        if kind == b"C" and (found := _TAG.fullmatch(body)):
-            tag = found[1]
     late = _ERROR_END.search(last[-_END_MAX:])
     if late or last.endswith(_FAILED):
         return Outcome(error=True, code=_sqlstate(late[1] or b"") if late else "")
-    count = tag.rpartition(b" ")[2]
-    return Outcome(tag=tag.decode("ascii"), rows=int(count) if count.isdigit() else None)
+    return Outcome()
 
 
 def _body(message: bytes) -> bytes:

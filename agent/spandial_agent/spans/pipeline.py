@@ -25,11 +25,16 @@ _LATE_NS = 500_000_000  # a process's records come no later than that after its 
 
 
 class SpanPipeline:
-    """Pairs, describes and exports. `take` and `exited` may be called from any one thread, and never wait."""
+    """Pairs, describes and exports. `take` and `exited` may be called from any one thread, and never wait.
 
-    def __init__(self, exporter: Exporter, resources: Resources) -> None:
+    Args:
+        raw_statements: spans hold database operations as they were received, not as they are without their data.
+    """
+
+    def __init__(self, exporter: Exporter, resources: Resources, raw_statements: bool = False) -> None:
         self._exporter = exporter
         self._resources = resources
+        self._raw_statements = raw_statements
         self._clock = Clock(read_clocks())
         self._exchanges = Exchanges(self._export)
         self._queue: deque[tuple[Entry, Call | Response | None, Peer]] = deque()
@@ -83,7 +88,10 @@ class SpanPipeline:
 
     def _drain(self) -> None:
         while self._queue:
-            self._exchanges.take(*self._queue.popleft())
+            entry, call, process = self._queue.popleft()
+            if self._raw_statements and isinstance(call, Call):
+                call = call._replace(operation=call.operation._replace(text=call.operation.raw))
+            self._exchanges.take(entry, call, process)
 
     def _end_exited(self, until_ns: int) -> None:
         while self._exits and self._exits[0][1] <= until_ns:

@@ -14,7 +14,8 @@ End = Literal["answered", "connection_closed", "process_exited", "no_answer_seen
 class Exchange(NamedTuple):
     """One request, and its answer if there was one. What is not known is empty, 0 or None.
 
-    Times are Unix time in ns. Statements hold no literals and paths no query: what is in here leaves the machine.
+    Times are Unix time in ns. What is in here leaves the machine: paths hold no query, and statements no literals
+    unless somebody asked for them as they were received.
     """
 
     protocol: Protocol

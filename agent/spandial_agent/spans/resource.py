@@ -32,6 +32,8 @@ _POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}
 _MOUNTED_CONTAINER = re.compile(r"/(?:containers|overlay-containers)/([0-9a-f]{64})/")
 _MOUNTED_POD = re.compile(r"/pods/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{32})/")
 _MOUNTED_FILES = frozenset({"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"})
+# The process's id in each pid namespace that it is in, the innermost last (proc_pid_status(5)).
+_NAMESPACED_PIDS = re.compile(r"^NSpid:((?:\t[0-9]+)+)$", re.MULTILINE)
 
 # Conventions for hosts: the names that host.arch may have.
 _ARCHITECTURES = {
@@ -131,6 +133,8 @@ class Resources:
         return resource
 
     def _process(self, pid: int, labels: Labels) -> dict[str, str | int]:
+        """`process.pid` is what the host calls it, unique together with `host.name`; `process.vpid` what it calls
+        itself, and what an SDK in it says, where that differs (conventions for processes)."""
         executable = self._executable(pid)
         named = {
             # Resource SDK: what a service without a name is called.
@@ -139,7 +143,8 @@ class Resources:
             "deployment.environment.name": labels.env,
             "process.executable.name": executable,
         }
-        return {"process.pid": pid, **_known(named)}
+        virtual = self._virtual_pid(pid)
+        return {"process.pid": pid, **({"process.vpid": virtual} if virtual != pid else {}), **_known(named)}
 
     def _pod(self, container: Container) -> dict[str, str]:
         if not container.pod_uid and not (self._kubelet and container.id):
@@ -152,6 +157,10 @@ class Resources:
     def _container(self, pid: int) -> Container:
         container = parse_cgroup(self._read(pid, "cgroup"))
         return container if any(container) else parse_mountinfo(self._read(pid, "mountinfo"))
+
+    def _virtual_pid(self, pid: int) -> int:
+        found = _NAMESPACED_PIDS.search(self._read(pid, "status"))
+        return int(found[1].split()[-1]) if found else pid
 
     def _executable(self, pid: int) -> str:
         try:

@@ -25,6 +25,9 @@ async def get_targets(request: Request) -> list[TargetState]:
 async def explain_target(
     request: Request, pid: Annotated[int, Query(ge=1, le=_PID_MAX, description="process id")]
 ) -> TargetExplanation:
-    """Why a process is a target or is none, and what each rule of discovery says of it, after a new look at it."""
+    """Why a process is a target or is none, and what each rule of discovery says of it, after a new look at it.
+
+    Also the ports that it listens on, and its open connections.
+    """
     node: Node = request.app.state.node
     return await node.explain(pid)

@@ -85,7 +85,7 @@ def test_attributes_before_a_query_are_passed_over(attributes: bytes) -> None:
 
 def test_an_attribute_of_an_unknown_type_hides_the_query() -> None:
     payload = b"\x03\x01\x01\0\x01\x99\0\x01asecret SELECT 1"
-    assert Statements().operation(payload) == Operation(raw=payload.decode("utf-8", "backslashreplace"))
+    assert Statements().operation(payload) == Operation()
 
 
 def test_an_execute_asks_for_the_statement_whose_number_it_gives() -> None:
@@ -96,7 +96,7 @@ def test_an_execute_asks_for_the_statement_whose_number_it_gives() -> None:
     assert operation.complete
     assert statements.operation(EXECUTE[:5], cut=True) == operation
     assert statements.operation(b"\xfa" + EXECUTE[1:]) == operation
-    assert statements.operation(execute(2)) == Operation(raw="\x17\x02\0\0\0\0\x01\0\0\0")
+    assert statements.operation(execute(2)) == Operation()
     assert statements.operation(EXECUTE[:4]).text == ""
 
 
@@ -147,10 +147,10 @@ def test_every_beginning_of_a_query_tells_nothing_secret(payload: bytes) -> None
 @pytest.mark.parametrize(
     ("whole", "expected"),
     [
-        (UPDATED, Outcome(rows=4)),
-        (b"\x07\0\0\x01\0\0\0\x02\0\0\0", Outcome(rows=0)),
-        (b"\x0a\0\0\x01\0\xfc\x10\x27\0\x02\0\0\0\0", Outcome(rows=10000)),
-        (b"\x0c\0\0\x01\0\xfd\0\0\x01\0\x02\0\0\0\0\0", Outcome(rows=65536)),
+        (UPDATED, Outcome()),
+        (b"\x07\0\0\x01\0\0\0\x02\0\0\0", Outcome()),
+        (b"\x0a\0\0\x01\0\xfc\x10\x27\0\x02\0\0\0\0", Outcome()),
+        (b"\x0c\0\0\x01\0\xfd\0\0\x01\0\x02\0\0\0\0\0", Outcome()),
         (DUPLICATE, Outcome(error=True, code="1062")),
         (b"\x0c\0\0\x01\xff\xff\xff\x01\x02\x03\0\0\0\x02ab" + DUPLICATE, Outcome(error=True, code="1062")),
         (SET_OF_ROWS, Outcome()),
@@ -175,7 +175,6 @@ def test_a_reply_that_is_cut_off_is_not_told_wrong(whole: bytes) -> None:
         part = reply(whole[:length])
         assert part.error == (told.error and length >= 5)
         assert part.code in ("", told.code)
-        assert part.rows in (None, told.rows)
 
 
 @given(
@@ -199,4 +198,3 @@ def test_no_bytes_make_it_raise(payload: bytes, answer: bytes, cut: bool) -> Non
         assert not (operation.complete and cut)
     for outcome in (parse_reply(payload, answer), parse_reply(answer, payload)):
         assert len(outcome.code) <= 5
-        assert outcome.tag == ""

@@ -188,6 +188,7 @@ class Proc:
         os.symlink("/usr/bin/shop (deleted)", folder / "7" / "exe")
         self.cgroup = folder / "7" / "cgroup"
         self.mountinfo = folder / "7" / "mountinfo"
+        self.status = folder / "7" / "status"
         self.cgroup.write_text(f"0::/kubepods.slice/kubepods-pod{UNDERSCORED}.slice/cri-containerd-{ID}.scope\n")
         self.mountinfo.write_text(mount("/", "/"))
 
@@ -223,6 +224,16 @@ def test_a_container_that_only_its_mounts_name(proc: Proc) -> None:
     proc.cgroup.write_text("0::/\n")
     proc.mountinfo.write_text(mount(f"/var/lib/docker/containers/{ID}/hostname", "/etc/hostname"))
     assert Resources(proc=proc.folder).of(7, 1, CHECKOUT).attributes["container.id"] == ID
+
+
+@pytest.mark.parametrize(
+    ("pids", "virtual"), [("\t7\t12\t1", 1), ("\t7\t12", 12), ("\t7", None), ("", None), ("\t7\tx", None)]
+)
+def test_a_process_in_a_pid_namespace_has_the_hosts_pid_and_its_own(proc: Proc, pids: str, virtual: int | None) -> None:
+    proc.status.write_text(f"Name:\tshop\nNStgid:\t7\t3\nNSpid:{pids}\nNSpgid:\t7\t2\n")
+    found = Resources(proc=proc.folder).of(7, 1, CHECKOUT).attributes
+    assert found["process.pid"] == 7
+    assert found.get("process.vpid") == virtual
 
 
 def test_a_pod_without_its_kubelet_is_known_by_its_uid_and_node(proc: Proc) -> None:

@@ -1,0 +1,189 @@
+"""From records to exported spans: what they hold, and what is counted when there is no room."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from spandial.abi import EntryKind, Event, Protocol
+from spandial.labels import Labels
+from spandial_agent.conversations import Conversations
+from spandial_agent.entries import decode_entry
+from spandial_agent.spans import exchanges as exchanges_module
+from spandial_agent.spans import pipeline as pipeline_module
+from spandial_agent.spans.exchanges import Peer
+from spandial_agent.spans.export import Exporter
+from spandial_agent.spans.pipeline import SpanPipeline
+from spandial_agent.spans.resource import Resources
+from tests.agent_process import eventually
+from tests.spandial_agent.records import record
+
+SHOP = Peer(1 << 30, 1, Labels("shop"))
+
+
+class Feed:
+    """A pipeline, and records as the node hands them on."""
+
+    def __init__(self, exporter: SpanExporter, queue_size: int = 100, **options: Any) -> None:
+        self.exporter = Exporter(exporter, queue_size, delay_s=0.05, pause_s=0.0)
+        self.pipeline = SpanPipeline(self.exporter, Resources(), **options)
+        self._conversations = Conversations()
+
+    def take(self, request: bytes, protocol: Protocol = Protocol.HTTP1, connection: int = 7, **more: int) -> None:
+        kind = EntryKind.HTTP if protocol == Protocol.HTTP1 else EntryKind.DB
+        entry = decode_entry(record(request, protocol=protocol, kind=kind, connection=connection, **more))
+        self.pipeline.take(entry, self._conversations.read(entry), SHOP)
+
+    def requests(self, count: int) -> None:
+        """So many whose connections closed unanswered."""
+        for number in range(1, count + 1):
+            self.take(b"GET / HTTP/1.1", connection=number)
+            self.take(b"", connection=number, event=Event.CLOSED)
+
+    def losses(self) -> dict[str, int]:
+        """Those that are not zero."""
+        return {reason: count for reason, count in self.pipeline.losses().items() if count}
+
+
+@pytest.fixture
+def make_feed() -> Iterator[Callable[..., Feed]]:
+    feeds: list[Feed] = []
+
+    def make(exporter: SpanExporter, *arguments: Any, **options: Any) -> Feed:
+        feeds.append(Feed(exporter, *arguments, **options))
+        return feeds[-1]
+
+    yield make
+    for feed in feeds:
+        feed.pipeline.close()
+
+
+def query(statement: str) -> bytes:
+    return b"Q" + (len(statement) + 5).to_bytes(4, "big") + statement.encode() + b"\0"
+
+
+def parse(name: str, statement: str) -> bytes:
+    body = f"{name}\0{statement}\0".encode() + b"\0\0"
+    return b"P" + (len(body) + 4).to_bytes(4, "big") + body
+
+
+def bind(name: str, value: bytes) -> bytes:
+    body = b"\0" + name.encode() + b"\0\0\0\0\x01" + len(value).to_bytes(4, "big") + value + b"\0\0"
+    return b"B" + (len(body) + 4).to_bytes(4, "big") + body
+
+
+REQUESTS = [
+    (query("SELECT * FROM cards WHERE number = '4711-secret'"), Protocol.POSTGRES),
+    (parse("a", "SELECT * FROM cards WHERE pin = 'secret' AND n = $1"), Protocol.POSTGRES),
+    (bind("b", b"secret"), Protocol.POSTGRES),  # nobody has seen what was prepared
+    (b"\x03UPDATE cards SET pin = 'secret'", Protocol.MYSQL),
+    (b"\x17\x01\0\0\0\0\x01\0\0\0\0\x01\xfe\0\x06secret", Protocol.MYSQL),
+    (b"*3\r\n$3\r\nSET\r\n$6\r\npin:47\r\n$6\r\nsecret\r\n", Protocol.REDIS),
+    (b"*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n", Protocol.REDIS),
+    (b"GET /cards?pin=secret HTTP/1.1\r\nauthorization: secret\r\n", Protocol.HTTP1),
+]
+
+
+def spans_of(feed: Feed, exporter: InMemorySpanExporter) -> list[str | None]:
+    """What their statements are, once all requests have come and their connections have closed."""
+    for connection, (request, protocol) in enumerate(REQUESTS, 1):
+        feed.take(request, protocol, connection)
+        feed.take(b"", protocol, connection, event=Event.CLOSED)
+    eventually(lambda: len(exporter.get_finished_spans()) == len(REQUESTS), "all spans are exported")
+    return [text(span) for span in exporter.get_finished_spans()]
+
+
+def text(span: ReadableSpan) -> str | None:
+    found = (span.attributes or {}).get("db.query.text")
+    return None if found is None else str(found)
+
+
+def test_no_data_leaves_the_machine(make_feed: Callable[..., Feed]) -> None:
+    exporter = InMemorySpanExporter()
+    assert spans_of(make_feed(exporter), exporter) == [
+        "SELECT * FROM cards WHERE number = ?",
+        "SELECT * FROM cards WHERE pin = ? AND n = $1",
+        None,
+        "UPDATE cards SET pin = ?",
+        None,
+        "SET ? ?",
+        "AUTH ?",
+        None,
+    ]
+    for span in exporter.get_finished_spans():
+        assert "secret" not in span.to_json()
+
+
+def test_statements_leave_as_they_were_received_where_that_is_asked_for(make_feed: Callable[..., Feed]) -> None:
+    exporter = InMemorySpanExporter()
+    assert spans_of(make_feed(exporter, raw_statements=True), exporter) == [
+        "SELECT * FROM cards WHERE number = '4711-secret'",
+        "SELECT * FROM cards WHERE pin = 'secret' AND n = $1",
+        None,
+        "UPDATE cards SET pin = 'secret'",
+        None,
+        "SET pin:47 secret",
+        "AUTH secret",
+        None,
+    ]
+    names = {span.name for span in exporter.get_finished_spans()}
+    assert names == {"SELECT cards", "UPDATE cards", "SET", "AUTH", "GET", "postgresql", "mysql"}
+
+
+def test_a_statement_as_it_was_received_has_a_bounded_length(make_feed: Callable[..., Feed]) -> None:
+    exporter = InMemorySpanExporter()
+    feed = make_feed(exporter, raw_statements=True)
+    feed.take(query("SELECT '" + "x" * 5000 + "'"), Protocol.POSTGRES)
+    feed.take(b"", Protocol.POSTGRES, event=Event.CLOSED)
+    [span] = eventually(exporter.get_finished_spans, "the span is exported")
+    assert text(span) == "SELECT '" + "x" * 1016
+
+
+class Held(SpanExporter):
+    """Exports nothing until it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.go.wait(30)
+        return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        self.go.set()
+
+
+def test_spans_for_which_the_queue_has_no_room_are_counted(make_feed: Callable[..., Feed]) -> None:
+    held = Held()
+    feed = make_feed(held, 10)
+    feed.requests(25)
+    eventually(lambda: feed.losses() == {"spans_queue_full": 15}, "15 spans find no room")
+    held.go.set()
+    eventually(lambda: feed.losses() == {"spans_queue_full": 15, "spans_export_failed": 10}, "the others fail")
+
+
+def test_exchanges_for_which_there_is_no_room_are_counted(
+    make_feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchanges_module, "_OPEN_MAX", 3)
+    exporter = InMemorySpanExporter()
+    feed = make_feed(exporter)
+    for connection in range(1, 6):
+        feed.take(b"GET / HTTP/1.1", connection=connection)
+    eventually(lambda: feed.losses() == {"spans_without_room": 2}, "2 exchanges find no room")
+
+
+def test_records_that_come_faster_than_they_are_paired_are_counted(
+    make_feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_QUEUE", 4)
+    monkeypatch.setattr(pipeline_module, "_LOOK_S", 60.0)
+    feed = make_feed(InMemorySpanExporter())
+    feed.requests(5)
+    assert feed.losses() == {"span_records_dropped": 6}

@@ -1,0 +1,124 @@
+"""What the node loses is counted by its reason."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from spandial_agent import node as node_module
+from spandial_agent.node import LocalNode
+from spandial_agent.spans.exchanges import Peer
+from spandial_agent.table import RateTable
+from spandial_agent.targets import Targets
+from spandial_api.node import NodeStats
+from tests.spandial_agent.fake_capture import FakeCapture
+from tests.spandial_agent.records import record
+from tests.spandial_agent.running_node import (
+    REMOTE_KEPT,
+    ROOT_KEPT,
+    Registrar,
+    count,
+    discovered,
+    hooked,
+    make_node,
+    read,
+    running,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_losses_of_all_parts_are_told(node: LocalNode, targets: Targets) -> None:
+    _, page = hooked(targets)
+    count(page, ROOT_KEPT, 1 << 60)
+    await node.stats()
+    losses = (await node.stats()).losses
+    assert losses["registration_refused"] == 2
+    assert losses["process_events"] == 3
+    assert losses["counter_implausible"] >= 1
+    assert {"watcher_slow", "agent_slow", "row_refused", "ring_full"} <= set(losses)
+
+
+async def test_a_hooks_nonsense_stays_counted_when_its_process_has_ended(node: LocalNode, targets: Targets) -> None:
+    target, page = hooked(targets)
+    count(page, ROOT_KEPT, 1 << 60)
+    before = (await node.stats()).losses["counter_implausible"]
+    assert before == 1
+    targets.remove(target.pid)
+    assert (await node.stats()).losses["counter_implausible"] == before
+
+
+async def test_what_the_kernel_does_not_watch_has_no_kernels_counts(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    capture.room = 0
+    _, page = hooked(targets)
+    count(page, REMOTE_KEPT, 5)
+    stats = await node.stats()
+    assert stats.losses["target_unwatched"] == 1
+    assert stats.targets[0].kinds["http"].kernel is None
+    assert stats.targets[0].kinds["http"].difference_seen is None
+
+
+class Spans:
+    """Stands in for the pipeline: whose records it is given."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def take(self, entry: object, call: object, process: Peer) -> None:
+        self.pids.append(process.pid)
+
+    def exited(self, pid: int) -> None:
+        pass
+
+    def losses(self) -> dict[str, int]:
+        return {}
+
+
+async def test_records_of_a_process_that_ended_too_long_ago_are_counted(
+    table: RateTable,
+    targets: Targets,
+    capture: FakeCapture,
+    registrar: Registrar,
+    discovery: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_module, "_ENDED", 2)
+    spans = Spans()
+    node = make_node(table, targets, capture, registrar, discovery, spans=spans)
+    for pid in (1, 2, 3):
+        discovered(targets, pid)
+        targets.remove(pid)
+    hooked(targets)  # 4711, whose spans are its own
+    async with running(node):
+        capture.hand_over([record(tgid=pid) for pid in (1, 2, 3, 4711)])
+        await asyncio.sleep(0.01)
+        targets.remove(4711)
+        capture.hand_over([record(tgid=4711)])
+        await asyncio.sleep(0.01)
+    assert spans.pids == [2, 3]
+    assert (await node.stats()).losses["span_process_unknown"] == 1
+
+
+async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture: FakeCapture) -> None:
+    batch = [record(b"GET /1 HTTP/1.1"), b"short", record(kind=9), record(parent=9), record(b"GET /2 HTTP/1.1")]
+    entries = await read(node, capture, batch, [record(b"GET /3 HTTP/1.1")])
+    assert [entry.path for entry in entries] == ["/1", "/2", "/3"]
+    assert (await node.stats()).losses["bad_record"] == 3
+
+
+async def test_what_the_event_loop_is_too_slow_for_is_counted(
+    node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "_BACKLOG", 2)
+    async with running(node):
+        for _ in range(5):
+            capture.hand_over([record(), record()])
+        stats: NodeStats = await node.stats()
+        assert stats.losses["agent_slow"] == 8
+        await asyncio.sleep(0)
+        capture.hand_over([record()])
+        assert (await node.stats()).losses["agent_slow"] == 8
