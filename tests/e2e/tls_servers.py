@@ -18,13 +18,14 @@ SHOP, EDGE, FRONT = (f"{name}-{os.getpid()}" for name in ("shop", "edge", "front
 
 
 @contextmanager
-def tls_uvicorn(folder: Path) -> Iterator[Server]:
+def tls_uvicorn(folder: Path, **environment: str) -> Iterator[Server]:
     port, made = free_port(), self_signed(folder)
     command = [str(Path(sys.executable).parent / "uvicorn"), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--ssl-certfile", str(made.certificate), "--ssl-keyfile", str(made.key)]
     command += ["--no-access-log", "service:app"]
     url = f"https://127.0.0.1:{port}"
-    with running(lambda: Server(command, labels(SHOP, "1", "stable"), folder / "uvicorn.log", url)) as server:
+    environment = {**labels(SHOP, "1", "stable"), **environment}
+    with running(lambda: Server(command, environment, folder / "uvicorn.log", url)) as server:
         yield server
 
 

@@ -12,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Protocol
+from spandial.abi import EntryKind, Event, Parent, Protocol
 from spandial_agent.tls.mappings import look_at
+from tests.agent_process import eventually
 from tests.certificates import Certificate, self_signed
 from tests.kernel.conftest import Attached, Watched
+from tests.kernel.remote import RemotePair
 from tests.kernel.test_capture import REQUEST, RESPONSE, traced
 from tests.kernel.test_databases import pg_query, resp
 
@@ -171,6 +173,25 @@ def test_answers_follow_their_requests(watched: Watched, certificate: Certificat
         assert [entry.event for entry in one] == [Event.ENTRY, Event.ANSWER, Event.CLOSED]
         assert (one[0].size, one[1].size) == (len(REQUEST), len(RESPONSE))
         assert one[1].request == RESPONSE
+
+
+def test_a_statement_by_tls_is_of_the_request_that_the_thread_serves(
+    watched: Watched, certificate: Certificate
+) -> None:
+    watched.capture.want_answers(os.getpid(), watched.row, True)
+    served, called = RemotePair(), Pair(certificate)
+    served.send(REQUEST)
+    called.send(resp(b"GET", b"key"))
+    served.answer(RESPONSE)
+    called.send(resp(b"GET", b"key"))
+    served.close()
+    called.close()
+    eventually(lambda: sum(entry.event == Event.ENTRY for entry in watched.emitted()) >= 3, "three entries")
+    request, during, after = (entry for entry in watched.emitted() if entry.event == Event.ENTRY)
+    # Which sockets block is known on one path alone.
+    known = watched.capture.path == "socket"
+    assert (during.serving, after.serving) == (request.connection if known else 0, 0)
+    assert during.parent == (Parent.LOCAL_KEPT if known else Parent.NONE)
 
 
 def test_threads_do_not_disturb_each_other(watched: Watched, certificate: Certificate) -> None:
