@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["capture_programs", "run_times_kept", "wait_until_gone"]
 
-_NAMES = ("on_socket", "on_sys_exit")
+_NAMES = ("on_receive", "on_send", "on_sys_exit")
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 _PROGRAM_ID = re.compile(r"^prog_id:\s+(\d+)$", re.MULTILINE)
 

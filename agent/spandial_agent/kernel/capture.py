@@ -104,8 +104,8 @@ class Capture:
             module = Module(_build("socket"), self._tables, cache=self._cache)
             try:
                 # Since Linux 6.3 (commit 6e6eda44b939).
-                receive = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
-                send = module.load("on_socket", callbacks=_CALLBACKS, typed_tracepoint="sock_send_length")
+                receive = module.load("on_receive", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
+                send = module.load("on_send", callbacks=_CALLBACKS, typed_tracepoint="sock_send_length")
                 module.attach(receive)
                 module.attach(send)
                 return "socket", module, [receive, send]
