@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spandial.abi import RANDOMNESS_MASK
-from tests.agent_process import AgentProcess
+from tests.agent_process import AgentProcess, eventually
 from tests.e2e.load import start_load
 from tests.e2e.services import Server, uvicorn
 
