@@ -88,12 +88,17 @@ class Cycles:
         try:
             agent.start()
             programs = capture_programs(agent.pid)
-            eventually(lambda: agent.target(self._target.pid), "the server is discovered")
+            # It loads programs for the server's TLS library a while later, which takes a second of processor time.
+            eventually(lambda: self._tls_seen(agent), "the server is discovered and looked at")
             yield agent
         finally:
             agent.stop()
             agent.http.close()
             wait_until_gone(programs)
+
+    def _tls_seen(self, agent: AgentProcess) -> bool:
+        target = agent.target(self._target.pid)
+        return target is not None and target["tls"] != "not looked at yet"
 
     def _under(self, agent: AgentProcess) -> None:
         arms = [*_RATES, BYSTANDER]

@@ -114,7 +114,7 @@ class Conversations:
             return None
         if entry.protocol == Protocol.HTTP1:
             method, path = parse_request_line(entry.request)
-            return _call(entry)._replace(method=method, path=path)
+            return _call(entry, method, path)
         if entry.protocol == Protocol.HTTP2:
             return self._read_http2(entry)
         operation = self._read_operation(entry)
@@ -180,9 +180,11 @@ def _in_step(blocks: HeaderBlocks | None, entry: Entry) -> HeaderBlocks:
     return blocks
 
 
-def _call(entry: Entry) -> Call:
+def _call(entry: Entry, method: str = "", path: str = "") -> Call:
     return Call(
         entry.protocol,
+        method,
+        path,
         trace_id=entry.trace_id,
         span_id=entry.span_id,
         parent=entry.parent,

@@ -42,8 +42,7 @@ _NAMES: dict[Protocol, ProtocolName] = {
 }
 
 
-@dataclass(frozen=True)
-class Peer:
+class Peer(NamedTuple):
     """The process that an exchange is seen in."""
 
     pid: int
