@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
+from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.uprobes import attach_uprobe
 
-__all__ = ["FUNCTIONS", "REQUIRED", "TlsCapture"]
+__all__ = ["FUNCTIONS", "REQUIRED", "TlsCapture", "ends_confined_processes"]
 
 _BEGIN = {
     "SSL_read": "on_tls_read",
@@ -22,6 +24,16 @@ _BEGIN = {
 _END = ("SSL_free", "SSL_clear")
 REQUIRED = ("SSL_read", "SSL_write")
 FUNCTIONS = (*_BEGIN, *_END)
+
+
+def ends_confined_processes(release: str) -> bool:
+    """Whether probes on a function's return make a system call that seccomp filters do not know, and end processes for.
+
+    So it is from Linux 6.11 ("uprobe: Add uretprobe syscall to speed up return probe") until 6.14 ("seccomp:
+    passthrough uretprobe systemcall without filtering"). Those in between that were mended cannot be told.
+    """
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return version is not None and (6, 11) <= (int(version[1]), int(version[2])) < (6, 14)
 
 
 class TlsCapture:
@@ -44,6 +56,10 @@ class TlsCapture:
         maps: Mapping[str, int],
         cache: CompileCache | None = None,
     ) -> None:
+        if ends_confined_processes(os.uname().release):
+            raise KernelUnavailable(
+                ["on Linux 6.11 to 6.13, probes in a library may end processes confined by seccomp."]
+            )
         build = Build("capture.c", {**defines, "SPANDIAL_RING_PAGES": 1, "SPANDIAL_TLS": 1}, ("rates",))
         module = Module(build, maps, cache=cache)
         try:
