@@ -444,7 +444,7 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entries.ringbuf_submit(entry, BPF_RB_NO_WAKEUP);
 }
 
-/* Which way a message went. A program for one way alone is half as long, for the verifier and for the caches. */
+/* Which way a message went. A program for one way alone is shorter, for the verifier and for the caches. */
 enum direction { SENT = 0, RECEIVED = 1, EITHER = 2 };
 #define DIRECTION(head) (direction == EITHER ? RECALL((head)->received) : direction)
 
@@ -785,21 +785,14 @@ static __always_inline int find_step(struct connection *connection, const struct
 static __always_inline void hand_over_reply(struct connection *connection, const struct message *message,
 					    struct walk *walk, u32 tgid, u32 row)
 {
-	struct spandial_entry *record = &walk->record;
-
 	connection->awaiting_reply = 0;
 	if (message->length < MYSQL_REPLY_MAX ||
-	    bpf_probe_read_user(record->request, MYSQL_REPLY_MAX, (void *)message->buffer))
+	    bpf_probe_read_user(walk->record.request, MYSQL_REPLY_MAX, (void *)message->buffer))
 		return;
-	record->tgid = tgid;
-	record->row = row;
-	record->connection = connection->id;
-	record->protocol = connection->protocol;
-	record->stream = record->flags = record->bytes = record->body = 0;
-	walk->word = 0;
-	walk->at.start_ns = bpf_ktime_get_boot_ns();
+	describe_answer(connection, walk, tgid, row);
 	walk->at.captured = MYSQL_REPLY_MAX;
 	walk->at.cut = 0;
+	walk->at.serving = 0; /* left of another walk */
 	emit_operation(walk, SPANDIAL_EVENT_REPLY);
 }
 

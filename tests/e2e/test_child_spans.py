@@ -15,13 +15,11 @@ from tests.agent_process import AgentProcess
 from tests.e2e.databases import Redis
 from tests.e2e.programs.process import Program
 from tests.e2e.services import nginx
-from tests.e2e.test_spans import found, received, receiver
+from tests.e2e.test_spans import found, received
 from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver
 
 pytest_plugins = ["tests.e2e.programs.fixtures"]
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
-
-__all__ = ["receiver"]
 
 SHOP = f"shop-{os.getpid()}"
 

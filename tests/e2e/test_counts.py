@@ -21,20 +21,6 @@ def agent(share_agent: Callable[..., AgentProcess]) -> AgentProcess:
     return share_agent()
 
 
-@pytest.fixture(scope="module", params=["socket", "sys_exit"])
-def path(request: pytest.FixtureRequest) -> str:
-    """The capture path; of a module, so that the tests of one path come one after the other."""
-    return str(request.param)
-
-
-@pytest.fixture
-def any_agent(path: str, share_agent: Callable[..., AgentProcess]) -> AgentProcess:
-    """An agent on each of the two capture paths."""
-    agent = share_agent(SPANDIAL_CAPTURE=path)
-    assert agent.get("/healthz")["capture"] == path
-    return agent
-
-
 def counts(agent: AgentProcess, service: str) -> dict[str, int]:
     """What kernel and hooks counted of the service's HTTP entries, all its processes together."""
     total = dict.fromkeys(("seen", "kept", "seen_traced", "kept_traced", "hook", "hook_remote_kept", "difference"), 0)

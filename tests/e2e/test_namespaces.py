@@ -12,7 +12,7 @@ import pytest
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e.namespaces import CONTAINER_ID, Container, container
 from tests.e2e.services import h2load, node, uvicorn
-from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan, receiver_command
+from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("h2load", "ip", "unshare")]
 
@@ -29,16 +29,6 @@ def isolated() -> Iterator[Container]:
 @pytest.fixture(params=["socket", "sys_exit"])
 def any_agent(request: pytest.FixtureRequest, make_agent: Callable[..., AgentProcess]) -> AgentProcess:
     return make_agent(SPANDIAL_CAPTURE=request.param)
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[OtlpReceiver]:
-    if receiver_command() is None:
-        pytest.fail("there is no OTLP receiver: run deploy/setup")
-    receiver = OtlpReceiver(tmp_path)
-    receiver.start()
-    yield receiver
-    receiver.kill()
 
 
 def http(agent: AgentProcess, pid: int) -> dict[str, Any]:

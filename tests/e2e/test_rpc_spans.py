@@ -12,13 +12,11 @@ import pytest
 from tests.agent_process import AgentProcess
 from tests.e2e.programs.process import Load
 from tests.e2e.rpc import grpc_echo, h2load, node_h2c
-from tests.e2e.test_spans import PARENT, TRACE_ID, found, received, receiver
+from tests.e2e.test_spans import PARENT, TRACE_ID, found, received
 from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan
 
 pytest_plugins = ["tests.e2e.programs.fixtures"]
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
-
-__all__ = ["receiver"]
 
 SERVER, CLIENT = f"rpc-server-{os.getpid()}", f"rpc-client-{os.getpid()}"
 STATUSES = {0: "OK", 5: "NOT_FOUND", 13: "INTERNAL"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.e2e.entry_stream import EntryStream
 from tests.e2e.programs.generators import redis_benchmark
 from tests.e2e.programs.process import Load
 from tests.e2e.services import h2load, nginx, node
-from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan, receiver_command
+from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, ReceivedSpan
 
 pytest_plugins = ["tests.e2e.programs.fixtures"]
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
@@ -27,16 +27,6 @@ TILL_NAME = f"till-{os.getpid()}"
 TILL = {"OTEL_SERVICE_NAME": TILL_NAME, "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=gray"}
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT = f"traceparent: 00-{TRACE_ID:032x}-b7ad6b7169203331-01"
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[OtlpReceiver]:
-    if receiver_command() is None:
-        pytest.fail("there is no OTLP receiver: run deploy/setup")
-    receiver = OtlpReceiver(tmp_path)
-    receiver.start()
-    yield receiver
-    receiver.kill()
 
 
 @pytest.fixture(params=["http/protobuf", "grpc"])

@@ -7,7 +7,7 @@ import platform
 import shutil
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tests.e2e.programs.process import Load
 from tests.e2e.services import Server, h2load
 from tests.e2e.test_counts import PARENT, counts
 from tests.e2e.tls_servers import EDGE, FRONT, SHOP, tls_nginx, tls_node, tls_uvicorn
-from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver, receiver_command
+from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver
 
 pytest_plugins = ["tests.e2e.programs.fixtures"]
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("h2load", "openssl")]
@@ -105,16 +105,6 @@ def test_statements_by_tls(agent: AgentProcess, postgres_template: Path) -> None
             load.run("statements", address=address, count=100, connections=4, protocol=protocol)
         (stats,) = [target for target in agent.get("/stats")["targets"] if target["service"] == TILL]
         assert stats["kinds"]["db"]["kernel"]["seen"] == server.served().total == 300
-
-
-@pytest.fixture
-def receiver(tmp_path: Path) -> Iterator[OtlpReceiver]:
-    if receiver_command() is None:
-        pytest.fail("there is no OTLP receiver: run deploy/setup")
-    receiver = OtlpReceiver(tmp_path)
-    receiver.start()
-    yield receiver
-    receiver.kill()
 
 
 @pytest.mark.parametrize(("start", "service"), SERVERS)
