@@ -92,7 +92,7 @@ class Discovery:
                 self._ports[pid].looked_for = frozenset()
             self._look_at(pid)
         self._ports = {pid: ports for pid, ports in self._ports.items() if pid in present}
-        for target in list(self._targets):
+        for target in self._targets:
             if target.pid not in present:
                 self._targets.remove(target.pid)
 

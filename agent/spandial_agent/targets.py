@@ -107,7 +107,7 @@ class Targets:
         self._write_default()
 
     def __iter__(self) -> Iterator[Target]:
-        return iter(self._by_pid.values())
+        return iter(list(self._by_pid.values()))  # whoever looks at them may remove them
 
     def __len__(self) -> int:
         return len(self._by_pid)

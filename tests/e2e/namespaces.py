@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 __all__ = ["CONTAINER_ID", "Container", "container"]
 
 CONTAINER_ID = "5bda" * 16
-_HOST, _INSIDE = "198.18.0.1", "198.18.0.2"  # RFC 2544: for tests of networks, and in nobody's use
+_NETWORK = ipaddress.ip_network("198.18.0.0/15")  # RFC 2544: for tests of networks, and in nobody's use
 
 
 class Container(NamedTuple):
@@ -29,29 +30,34 @@ class Container(NamedTuple):
     client: list[str]
 
 
-@contextmanager
+@contextlib.contextmanager
 def container() -> Iterator[Container]:
-    """A network namespace that a veth pair ties to the host, and a cgroup that is named as Docker names them."""
+    """A network namespace that a veth pair ties to the host, and a cgroup that is named as Docker names them.
+
+    Names and addresses are this process's own: what a run that was killed has left behind is in nobody's way.
+    """
+    first = _NETWORK[4 * os.getpid() % _NETWORK.num_addresses]
+    host, inside = str(first + 1), str(first + 2)
     name = f"spandial{os.getpid()}"
     outer, inner = f"sd{os.getpid()}o", f"sd{os.getpid()}i"
     cgroup = _cgroup_root() / f"docker-{CONTAINER_ID}.scope"
     try:
         _run("ip", "netns", "add", name)
         _run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", name)
-        _run("ip", "address", "add", f"{_HOST}/30", "dev", outer)
+        _run("ip", "address", "add", f"{host}/30", "dev", outer)
         _run("ip", "link", "set", outer, "up")
-        _run("ip", "-n", name, "address", "add", f"{_INSIDE}/30", "dev", inner)
+        _run("ip", "-n", name, "address", "add", f"{inside}/30", "dev", inner)
         _run("ip", "-n", name, "link", "set", inner, "up")
         _run("ip", "-n", name, "link", "set", "lo", "up")
         cgroup.mkdir(exist_ok=True)
         into_cgroup = ["sh", "-c", f'echo $$ >{cgroup}/cgroup.procs && exec "$@"', "sh"]
         client = ["ip", "netns", "exec", name]
         server = [*into_cgroup, *client, "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        yield Container(_INSIDE, server, client)
+        yield Container(inside, server, client)
     finally:
         subprocess.run(["ip", "link", "delete", outer], capture_output=True)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-        if cgroup.exists():
+        with contextlib.suppress(OSError):  # never made, or another run's processes are in it
             cgroup.rmdir()
 
 
