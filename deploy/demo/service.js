@@ -7,3 +7,4 @@ http
     response.end("{}");
   })
   .listen(/^\d+$/.test(where) ? { port: Number(where), host: "::" } : where);
+process.on("SIGTERM", () => process.exit()); // as the first process of a container it would be ignored
