@@ -33,7 +33,7 @@ class PutTimes:
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.entered = time.monotonic_ns()
-        self.committed = self.applied = self.answered = 0
+        self.prepared = self.applied = self.answered = 0
 
 
 class _TimedNode(LocalNode):
@@ -41,7 +41,7 @@ class _TimedNode(LocalNode):
 
     def apply(self, book: RuleBook) -> None:
         if self.times is not None:
-            self.times.committed = time.monotonic_ns()
+            self.times.prepared = time.monotonic_ns()
         super().apply(book)
         if self.times is not None:
             self.times.applied = time.monotonic_ns()

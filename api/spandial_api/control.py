@@ -1,4 +1,4 @@
-"""The dial: one change of the rules at a time, on disk before it is applied, applied before it is answered."""
+"""The dial: one change of the rules at a time, obeyed at once, and on disk before it is answered."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Control:
         node.apply(self.book)
 
     async def put(self, rule: Rule) -> tuple[Rule, int]:
-        """Upsert a rule; the rule as stored, and how many targets it reaches. Raises StoreError, nothing applied."""
+        """Upsert a rule; the rule as stored, and how many targets it reaches. Raises StoreError, nothing changed."""
         book = await self._change(lambda book: book.put(rule))
         return book.rules[rule.selector], self.reached().get(rule.selector, 0)
 
     async def remove(self, selector: Selector) -> int:
-        """Remove a rule; the new revision. Raises KeyError, StoreError, nothing applied."""
+        """Remove a rule; the new revision. Raises KeyError, StoreError, nothing changed."""
         return (await self._change(lambda book: book.remove(selector))).revision
 
     def reached(self) -> dict[Selector, int]:
@@ -56,14 +56,19 @@ class Control:
         return {selector: counts.get(selector, 0) for selector in self.book.rules}
 
     async def _change(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
-        # A caller who goes away does not stop a change half-way: what is on disk must be applied.
+        # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
         return await asyncio.shield(self._commit(change))
 
     async def _commit(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
         async with self._lock:
             book = change(self.book)
-            # The disk may be slow; the node goes on meanwhile.
-            await asyncio.get_running_loop().run_in_executor(None, self._store.save, book)
-            self.book = book
+            # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
+            await asyncio.to_thread(self._store.prepare, book)
             self._node.apply(book)
+            try:
+                await asyncio.to_thread(self._store.commit)
+            except BaseException:
+                self._node.apply(self.book)
+                raise
+            self.book = book
             return book

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,27 +55,40 @@ class Store:
 
     def save(self, book: RuleBook) -> None:
         """Replace what is stored by this book, all or nothing. Raises StoreError."""
-        try:
+        self.prepare(book)
+        self.commit()
+
+    def prepare(self, book: RuleBook) -> None:
+        """Write this book, which replaces what is stored once it is committed. Raises StoreError, nothing written."""
+        with self._writing():
             self._database.execute("BEGIN IMMEDIATE")
-            try:
-                self._database.execute("DELETE FROM rules")
-                self._database.execute("DELETE FROM state")
-                self._database.executemany(
-                    "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    [
-                        (s.service, s.version, s.env, s.protocol, rule.rate, int(rule.mode), rule.revision)
-                        for rule in book
-                        for s in [rule.selector]
-                    ],
-                )
-                self._database.execute("INSERT INTO state VALUES (?)", (book.revision,))
-                self._database.execute("COMMIT")
-            except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise StoreError(f"the rules in {self.path} cannot be written: {error}") from error
+            self._database.execute("DELETE FROM rules")
+            self._database.execute("DELETE FROM state")
+            self._database.executemany(
+                "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (s.service, s.version, s.env, s.protocol, rule.rate, int(rule.mode), rule.revision)
+                    for rule in book
+                    for s in [rule.selector]
+                ],
+            )
+            self._database.execute("INSERT INTO state VALUES (?)", (book.revision,))
+
+    def commit(self) -> None:
+        """Have the prepared book reach the disk. Raises StoreError: what was stored before still is."""
+        with self._writing():
+            self._database.execute("COMMIT")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"the rules in {self.path} cannot be written: {error}") from error
+            raise
 
     def close(self) -> None:
         self._database.close()

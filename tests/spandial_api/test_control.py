@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spandial_api.control import Control, selector_text
 from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
-from spandial_api.store import Store
+from spandial_api.store import Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
 
 _pieces = st.sampled_from(["a", "b", "*", " ", '"', "\\", "\n", " env=", " version="]) | st.characters()
@@ -44,13 +44,13 @@ class SlowStore(Store):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.saving = threading.Event()
+        self.committing = threading.Event()
         self.go_on = threading.Event()
 
-    def save(self, book: RuleBook) -> None:
-        self.saving.set()
+    def commit(self) -> None:
+        self.committing.set()
         assert self.go_on.wait(10)
-        super().save(book)
+        super().commit()
 
 
 @pytest.mark.anyio
@@ -58,17 +58,40 @@ async def test_a_caller_who_goes_away_does_not_stop_a_change_half_way(tmp_path: 
     store = SlowStore(tmp_path / "rules.sqlite")
     control = Control(store, node)
     gone = asyncio.create_task(control.put(Rule(Selector(env="gray"), 30)))
-    await asyncio.to_thread(store.saving.wait, 10)
+    await asyncio.to_thread(store.committing.wait, 10)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
     later = asyncio.create_task(control.put(Rule(Selector(env="blue"), 5)))
     await asyncio.sleep(0.01)
+    assert [book.revision for book in node.applied] == [0, 1]  # obeyed, and not yet on disk
+    assert control.book.revision == 0
     store.go_on.set()
     rule, _ = await later
     assert rule.revision == 2
     assert control.book == node.applied[-1] == store.load()
     assert [book.revision for book in node.applied] == [0, 1, 2]
+    store.close()
+
+
+class FailingStore(Store):
+    """A store whose disk takes what is written, and fails at the last moment."""
+
+    def commit(self) -> None:
+        self._database.execute("ROLLBACK")
+        raise StoreError("disk I/O error")
+
+
+@pytest.mark.anyio
+async def test_what_does_not_reach_the_disk_is_obeyed_no_longer(tmp_path: Path, node: FakeNode) -> None:
+    store = FailingStore(tmp_path / "rules.sqlite")
+    control = Control(store, node)
+    with pytest.raises(StoreError):
+        await control.put(Rule(Selector(env="gray"), 30))
+    assert [book.revision for book in node.applied] == [0, 1, 0]
+    assert control.book == node.applied[-1] == store.load() == RuleBook()
+    with pytest.raises(StoreError):
+        await control.put(Rule(Selector(env="gray"), 30))
     store.close()
 
 

@@ -31,10 +31,10 @@ class FullStore(Store):
 
     full = True
 
-    def save(self, book: RuleBook) -> None:
+    def prepare(self, book: RuleBook) -> None:
         if self.full:
             raise StoreError(f"the rules in {self.path} cannot be written: database or disk is full")
-        super().save(book)
+        super().prepare(book)
 
 
 async def test_put_answers_with_the_rule_as_it_is_in_force(local: httpx.AsyncClient, node: FakeNode) -> None:
