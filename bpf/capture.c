@@ -137,6 +137,8 @@ static __always_inline void count_entry(struct walk *walk, u32 kind, int kept, i
 		COUNT(count->reverse[kind]);
 		if (kept)
 			COUNT(count->reverse_kept[kind]);
+		if (traced)
+			COUNT(count->reverse_traced[kind]);
 		return;
 	}
 	COUNT(count->seen[kind]);
@@ -400,18 +402,19 @@ static __always_inline int same_trace(const struct serving *served, const struct
 #define HTTP1_LINE_MAX 256 /* bytes of a request line that a record carries */
 #define HTTP1_RECORD (offsetof(struct spandial_entry, request) + HTTP1_LINE_MAX)
 
-/* A kept request or call of HTTP/1. */
-struct kept_request {
+/* A request or call of HTTP/1 that is handed over. */
+struct http1_request {
 	u64 word;
 	u64 connection;
 	u64 serving;
 	u32 parent;
+	u32 event;
 	u32 flags;
 	u32 bytes;
 };
 
 static __always_inline void emit(const struct head *head, const struct trace_context *context,
-				 const struct kept_request *kept, u32 tgid, u32 row)
+				 const struct http1_request *request, u32 tgid, u32 row)
 {
 	struct spandial_entry *entry = entries.ringbuf_reserve(HTTP1_RECORD);
 	u32 length = head->request_line ? head->request_line : head->length;
@@ -425,18 +428,18 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	entry->trace_id[1] = context->trace_id[1];
 	entry->span_id = context->span_id;
 	entry->randomness = context->randomness;
-	entry->word = kept->word;
-	entry->connection = kept->connection;
-	entry->serving = kept->serving;
+	entry->word = request->word;
+	entry->connection = request->connection;
+	entry->serving = request->serving;
 	entry->tgid = tgid;
 	entry->row = row;
 	entry->kind = SPANDIAL_HTTP;
-	entry->parent = kept->parent;
+	entry->parent = request->parent;
 	entry->protocol = SPANDIAL_HTTP1;
-	entry->event = SPANDIAL_EVENT_ENTRY;
+	entry->event = request->event;
 	entry->stream = entry->body = 0;
-	entry->flags = kept->flags;
-	entry->bytes = kept->bytes;
+	entry->flags = request->flags;
+	entry->bytes = request->bytes;
 	entry->length = length < HTTP1_LINE_MAX ? length : HTTP1_LINE_MAX;
 	/* Constant length: what lies behind entry->length is left of an older head of a target. */
 	bpf_probe_read_kernel(entry->request, HTTP1_LINE_MAX, head->bytes);
@@ -458,19 +461,23 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 	struct spandial_counts *count;
 	u32 parent = SPANDIAL_NO_PARENT, row = target->row, kind = SPANDIAL_HTTP, sent, kept;
 	struct spandial_row *rates_row = rates.lookup(&row);
-	struct kept_request request = {.bytes = bytes};
+	struct http1_request request = {.bytes = bytes};
+	int example;
 
 	/* In mode follow a caller's decision stands, whatever the tracestate says. */
 	REMEMBER(head->parent_settles, rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE)));
 	if (!scan_head(head, length))
 		return;
 	count = counts.lookup(&row);
-	if (!count)
+	if (!count || !rates_row)
 		return;
+	example = rates_row->words[SPANDIAL_WORD_EXAMPLES] != 0;
 	sent = !DIRECTION(head);
 	if (sent) {
 		COUNT(count->reverse[kind]);
-		if (!target->answers)
+		if (RECALL(head->traceparent))
+			COUNT(count->reverse_traced[kind]);
+		if (!target->answers && !example)
 			return;
 		request.flags = SPANDIAL_RECORD_SENT;
 	} else {
@@ -484,6 +491,7 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 	} else {
 		context.trace_id[0] = context.trace_id[1] = context.span_id = 0;
 		context.randomness = draw_randomness();
+		example = example && !sent;
 	}
 	if (sent && served_request(target, &served) && (!parent || same_trace(&served, &context))) {
 		parent = served.kept ? SPANDIAL_LOCAL_KEPT : SPANDIAL_LOCAL_DROPPED;
@@ -491,25 +499,25 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		request.serving = served.connection;
 	}
 	request.word = word_of(tgid, row, target->epoch, kind);
-	kept = spandial_decide(request.word, context.randomness, parent);
-	if (!kept) {
-		if (target->answers)
-			end_answers(key);
-		if (target->answers && !sent)
-			begin_serving(target, key, &context, 0, 0);
-		return;
-	}
-	if (sent) {
+	kept = (!sent || target->answers) && spandial_decide(request.word, context.randomness, parent);
+	if (kept && sent) {
 		COUNT(count->reverse_kept[kind]);
-	} else {
+	} else if (kept) {
 		COUNT(count->kept[kind]);
 		if (parent)
 			COUNT(count->kept_traced[kind]);
 	}
-	if (!(request.word & SPANDIAL_EMIT))
-		return;
+	if (!kept && target->answers) {
+		end_answers(key);
+		if (!sent)
+			begin_serving(target, key, &context, 0, 0);
+	}
 	request.parent = parent;
-	if (target->answers) {
+	if (!kept || !(request.word & SPANDIAL_EMIT)) {
+		if (!example)
+			return;
+		request.event = SPANDIAL_EVENT_EXAMPLE;
+	} else if (target->answers) {
 		connection = want_answers(target, key, tgid, !sent);
 		request.connection = connection ? connection->id : 0;
 		if (!sent)

@@ -25,6 +25,7 @@
 #define SPANDIAL_HEADER_ROWS 3
 
 /* Words of every other row; the first four are indexed by entry kind. */
+#define SPANDIAL_WORD_EXAMPLES 4 /* not 0: hand over requests that are received, and traced ones that are sent */
 #define SPANDIAL_WORD_FALLBACK 6 /* obeyed when the lease has run out */
 #define SPANDIAL_WORD_OWNER 7	 /* epoch << 32 | tgid; 0: free */
 
@@ -74,7 +75,8 @@ struct spandial_counts {
 	__u64 kept_traced[SPANDIAL_ENTRY_KINDS];
 	/* Requests that go the other way, never entries: HTTP and gRPC calls sent, statements received. */
 	__u64 reverse[SPANDIAL_ENTRY_KINDS];
-	__u64 reverse_kept[SPANDIAL_ENTRY_KINDS]; /* of the calls sent: their spans are exported */
+	__u64 reverse_kept[SPANDIAL_ENTRY_KINDS];   /* of the calls sent: their spans are exported */
+	__u64 reverse_traced[SPANDIAL_ENTRY_KINDS]; /* sent with a trace context */
 };
 
 /* Index into the kernel's losses map, per CPU. */
@@ -110,6 +112,7 @@ enum spandial_event {
 	SPANDIAL_EVENT_ANSWER = 5,
 	SPANDIAL_EVENT_CLOSED = 6,     /* the other side ended the connection */
 	SPANDIAL_EVENT_CONNECTION = 7, /* followed from now on: struct spandial_addresses */
+	SPANDIAL_EVENT_EXAMPLE = 8,    /* a request of HTTP/1 that is handed over for its row's EXAMPLES alone */
 };
 
 enum spandial_record_flag {

@@ -40,6 +40,7 @@ HEADER_GENERATION = 1
 HEADER_LEASE = 2  # deadline, CLOCK_BOOTTIME ns; 0: expired
 HEADER_ROWS = 3
 
+WORD_EXAMPLES = 4  # not 0: hand over requests that are received, and traced ones that are sent
 WORD_FALLBACK = 6
 WORD_OWNER = 7  # epoch << 32 | tgid; 0: free
 
@@ -119,6 +120,7 @@ class Event(enum.IntEnum):
     ANSWER = 5
     CLOSED = 6
     CONNECTION = 7
+    EXAMPLE = 8
 
 
 class RecordFlag:
@@ -135,8 +137,8 @@ class RecordFlag:
 
 # struct spandial_target: row, epoch, answers, follows
 TARGET = struct.Struct("=IIII")
-# struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse, reverse_kept; each by entry kind
-COUNTS = struct.Struct("=24Q")
+# struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse, reverse_kept, reverse_traced; by entry kind
+COUNTS = struct.Struct("=28Q")
 # struct spandial_addresses: family, local port, peer port, padding, local address, peer address
 ADDRESSES = struct.Struct("=HHHH16s16s")
 REQUEST_MAX = 1024

@@ -23,6 +23,7 @@ from spandial_agent.kernel.capture import Capture, is_compiled
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
+from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.server import bind_tcp, bind_unix, serve
 from spandial_agent.settings import Settings
@@ -84,7 +85,11 @@ async def run_agent(settings: Settings) -> None:
         tls = TlsFollower(capture.tls) if capture is not None else None
         if tls is not None:
             stack.callback(tls.close)
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, settings.lease_seconds, spans, tls)
+        propagation = None
+        if capture is not None and settings.propagation_seconds:
+            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
+        lease_s = settings.lease_seconds
+        node = LocalNode(table, targets, registrar, discovery, capture, missing, lease_s, spans, tls, propagation)
         try:
             store = Store(settings.state_dir / "rules.sqlite")
             stack.callback(store.close)

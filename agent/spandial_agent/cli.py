@@ -17,7 +17,7 @@ from rich.console import Console
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
-from spandial_agent.views import explanation_table, printable, rules_table, stats_table, targets_table
+from spandial_agent.views import explanation_table, lost_context, printable, rules_table, stats_table, targets_table
 
 __all__ = ["app"]
 
@@ -162,11 +162,17 @@ def stats(
 
 @app.command(epilog="Example: sudo spandial doctor")
 def doctor(as_json: AsJson = False) -> None:
-    """Say what works here and what is missing, with or without a running agent. Exit code 1 if anything is."""
+    """Say what works here and what is missing, with or without a running agent, and where trace contexts are lost.
+
+    Exit code 1 if anything is missing.
+    """
     with _reported():
         settings = _settings()
+        context_lost: list[dict[str, Any]] = []
         try:
-            health = Client(settings.run_dir).request("GET", "/healthz")
+            client = Client(settings.run_dir)
+            health = client.request("GET", "/healthz")
+            context_lost = client.request("GET", "/stats")["context_lost"]
         except AgentUnreachable as error:
             from spandial_agent.kernel.cache import CompileCache
             from spandial_agent.kernel.capture import is_compiled
@@ -175,13 +181,15 @@ def doctor(as_json: AsJson = False) -> None:
             compiled = is_compiled(CompileCache(settings.compiled_dir), settings.forced_path)
             health = {"agent": str(error), "missing": missing_for_kernel(compiled=compiled)}
         if as_json:
-            _print_json({**health, "settings": settings.model_dump(mode="json")})
+            _print_json({**health, "context_lost": context_lost, "settings": settings.model_dump(mode="json")})
         else:
             for key, value in health.items():
                 if key != "missing":
                     _out.print(f"{key:>14}  {value}")
             for sentence in health["missing"] or ["nothing"]:
                 _out.print(f"{'missing':>14}  {sentence}")
+            for pair in context_lost:
+                _out.print(f"{'context lost':>14}  {printable(lost_context(pair))}")
             for name, value in settings.model_dump().items():
                 _out.print(f"{'setting':>14}  SPANDIAL_{name.upper()}={value}")
         if health["missing"]:

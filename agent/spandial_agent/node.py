@@ -10,12 +10,13 @@ from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 from spandial import abi
-from spandial.abi import EntryKind, Mode, Protocol, word_rate
+from spandial.abi import EntryKind, Event, Mode, Protocol, word_rate
 from spandial.labels import Labels
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
@@ -60,6 +61,7 @@ class LocalNode:
         missing: one sentence for each thing that the kernel side lacks here.
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         tls: what follows the TLS of targets, where there is capture.
+        propagation: what looks for lost trace contexts, where that is wanted.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class LocalNode:
         lease_s: float,
         spans: SpanPipeline | None = None,
         tls: TlsFollower | None = None,
+        propagation: PropagationWatch | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -84,6 +87,7 @@ class LocalNode:
         self._watchers = Watchers(targets.rewrite)
         self._spans = spans
         self._tls = tls
+        self._propagation = propagation
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # records of processes that ended longer ago
@@ -108,9 +112,14 @@ class LocalNode:
         loop = asyncio.get_running_loop()
         if self._capture is not None:
             self._capture.start(lambda records: self._hand_over(loop, records))
-        while True:
-            self._table.renew_lease(self._lease_s)
-            await asyncio.sleep(self._lease_s / 4)
+        looking = loop.create_task(self._propagation.run()) if self._propagation is not None else None
+        try:
+            while True:
+                self._table.renew_lease(self._lease_s)
+                await asyncio.sleep(self._lease_s / 4)
+        finally:
+            if looking is not None:
+                looking.cancel()
 
     def apply(self, book: RuleBook) -> None:
         self._revision = book.revision
@@ -148,7 +157,8 @@ class LocalNode:
             losses |= self._capture.losses()
         if self._spans is not None:
             losses |= {"span_process_unknown": self._nobodys, **self._spans.losses()}
-        return NodeStats(targets=targets, losses=losses)
+        context_lost = self._propagation.lost() if self._propagation is not None else []
+        return NodeStats(targets=targets, losses=losses, context_lost=context_lost)
 
     def health(self) -> Health:
         missing = [*self._missing]
@@ -248,6 +258,10 @@ class LocalNode:
                 entry = decode_entry(record)
             except ValueError:
                 self._bad_records += 1
+                continue
+            if self._propagation is not None:
+                self._propagation.take(entry)
+            if entry.event == Event.EXAMPLE:
                 continue
             target = self._targets.get(entry.tgid)
             said = self._conversations.read(entry)

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
         default=False,
         description="export statements and Redis commands as received, with literals, arguments and passwords",
     )
+    propagation_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        le=86400,
+        description="how often to look where trace contexts are lost; 0: never",
+    )
     require_kernel: bool = Field(default=False, description="refuse to start without the kernel side")
     log: Literal["console", "json"] = "console"
 

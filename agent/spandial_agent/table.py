@@ -78,7 +78,7 @@ class Row(NamedTuple):
     epoch: int
 
 
-_RATES = 0b01111111  # every word but the owner
+_RATES = 1 << abi.WORD_FALLBACK | (1 << len(abi.EntryKind)) - 1
 _ALL = 0b11111111
 
 
@@ -128,6 +128,12 @@ class RateTable:
     def write(self, row: Row, rates: Sequence[int], fallback: int) -> None:
         """Set a row's rates; every reader has them when this returns."""
         self.backend.write(row.number, [*rates, 0, 0, fallback, 0], _RATES)
+
+    def want_examples(self, row: Row, wanted: bool) -> None:
+        """Whether the kernel shall hand over the requests of a process with a row of its own, kept or not."""
+        words = [int(wanted)] * abi.ROW_WORDS
+        if row.number != abi.DEFAULT_ROW:
+            self.backend.write(row.number, words, 1 << abi.WORD_EXAMPLES)
 
     def write_default(self, rates: Sequence[int], fallback: int) -> None:
         """Set the node's default row."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["explanation_table", "printable", "rules_table", "stats_table", "targets_table"]
+__all__ = ["explanation_table", "lost_context", "printable", "rules_table", "stats_table", "targets_table"]
 
 
 def printable(text: str) -> str:
@@ -85,6 +86,17 @@ def _connections_table(groups: list[dict[str, Any]]) -> Table:
     return table
 
 
+def lost_context(pair: dict[str, Any]) -> str:
+    """A pair of targets between which trace contexts are lost, as a sentence."""
+    client, server = (f"{pair[end]['service']} (pid {pair[end]['pid']})" for end in ("client", "server"))
+    example = pair["example"]
+    moment, since = (datetime.fromtimestamp(time).strftime("%H:%M:%S") for time in (example["time"], pair["since"]))
+    return (
+        f"requests of {client} leave with traceparent and come to {server} without: {pair['count']} since {since}, "
+        f"such as {example['method']} {example['path']} at {moment} of trace {example['trace_id']}"
+    )
+
+
 def stats_table(answer: dict[str, Any]) -> RenderableType:
     """GET /stats: a line for each target and kind of entry, then the losses that are not zero.
 
@@ -108,4 +120,5 @@ def stats_table(answer: dict[str, Any]) -> RenderableType:
             kernel_counts = [kernel.get(name) for name in ("seen", "kept", "kept_traced")]
             _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference)
     losses = ", ".join(f"{reason} {count}" for reason, count in answer["losses"].items() if count) or "none"
-    return Group(table, Text(f"losses: {losses}"))
+    contexts = [Text(printable(f"context lost: {lost_context(pair)}")) for pair in answer["context_lost"]]
+    return Group(table, Text(f"losses: {losses}"), *contexts)

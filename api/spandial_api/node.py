@@ -11,6 +11,9 @@ from pydantic import BaseModel, Field
 from spandial_api.rules import KindName, RuleBook, Selector
 
 __all__ = [
+    "TargetName",
+    "LostExample",
+    "LostContext",
     "Connections",
     "EntryEvent",
     "Health",
@@ -104,6 +107,7 @@ class KernelCounts(BaseModel):
         description="requests that go the other way, never entries: HTTP and gRPC calls sent, statements received",
     )
     reverse_kept: int = Field(default=0, description="of the calls sent: kept, because their spans are exported")
+    reverse_traced: int = Field(default=0, description="HTTP and gRPC calls sent with a trace context")
 
 
 class HookCounts(BaseModel):
@@ -146,11 +150,42 @@ class TargetStats(BaseModel):
     kinds: dict[KindName, KindStats]
 
 
+class TargetName(BaseModel):
+    """One target, by all its names."""
+
+    pid: int
+    service: str
+    version: str
+    env: str
+
+
+class LostExample(BaseModel):
+    """A request that left with a trace context, and arrived without."""
+
+    time: float = Field(description="Unix time in seconds")
+    method: str
+    path: str = Field(description="as the client sent it, without the query")
+    trace_id: str
+
+
+class LostContext(BaseModel):
+    """Two targets between which trace contexts are lost: the one sends `traceparent`, the other receives none."""
+
+    client: TargetName
+    server: TargetName
+    count: int = Field(description="requests that the client sent with it and the server received without, at most")
+    since: float = Field(description="Unix time in seconds")
+    example: LostExample
+
+
 class NodeStats(BaseModel):
     """All counts of the node."""
 
     targets: list[TargetStats]
     losses: dict[str, int] = Field(description="entries or events lost, by reason")
+    context_lost: list[LostContext] = Field(
+        default=[], description="pairs of targets between which trace contexts are lost"
+    )
 
 
 class Health(BaseModel):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 
+import httpx
 from fastapi import FastAPI
 from opentelemetry import trace
+from opentelemetry.propagate import inject
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.trace import SpanKind
 
@@ -18,6 +20,17 @@ app = FastAPI()
 @app.get("/pay")
 async def pay() -> dict[str, int]:
     return {"paid": 1}
+
+
+_calls = httpx.AsyncClient()
+
+
+@app.get("/ask")
+async def ask(url: str) -> int:
+    """Ask another service, as an instrumented client does: with the trace context; the answer's status."""
+    headers: dict[str, str] = {}
+    inject(headers)
+    return (await _calls.get(url, headers=headers)).status_code
 
 
 class KeptFile(SpanProcessor):

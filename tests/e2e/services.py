@@ -161,15 +161,21 @@ def gunicorn(agent: AgentProcess, folder: Path, *, service: str = "shop", worker
 
 
 @contextmanager
-def nginx(folder: Path, *, service: str = "edge", unix: bool = False) -> Iterator[Server]:
-    """nginx with one worker, on IPv4 and IPv6 or a Unix socket."""
+def nginx(
+    folder: Path, *, service: str = "edge", unix: bool = False, location: str = "return 200 '{}';"
+) -> Iterator[Server]:
+    """nginx with one worker, on IPv4 and IPv6 or a Unix socket.
+
+    Args:
+        location: what it does with every request, in its own words.
+    """
     port, path = free_port(), str(folder / "nginx.sock")
     listen = f"listen unix:{path};" if unix else f"listen 127.0.0.1:{port}; listen [::1]:{port};"
     config = folder / "nginx.conf"
     config.write_text(
         f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log; "
         "events { worker_connections 1024; } http { access_log off; keepalive_requests 10000000; "
-        f"server {{ {listen} location / {{ return 200 '{{}}'; }} }} }}"
+        f"server {{ {listen} location / {{ {location} }} }} }}"
     )
     # nginx overwrites its environment with its title. The shell's is read meanwhile, and the labels stay.
     command = ["sh", "-c", f"sleep 1; exec nginx -p {folder} -c {config}"]

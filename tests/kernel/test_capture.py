@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from spandial import abi
-from spandial.abi import EntryKind, Mode, Parent
+from spandial.abi import EntryKind, Event, Mode, Parent, RecordFlag
 from tests.kernel.conftest import Watched
 
 pytestmark = pytest.mark.kernel
@@ -277,3 +277,39 @@ def test_large_and_offset_buffers_are_read_from_their_start(watched: Watched) ->
 def test_the_verifier_has_instructions_to_spare(watched: Watched) -> None:
     """Its limit is a million; another kernel or compiler needs more or less."""
     assert 0 < max(program.verified_instructions for program in watched.capture.programs) < 600_000
+
+
+def test_examples_of_what_is_not_kept_are_handed_over_while_they_are_wanted(watched: Watched) -> None:
+    watched.set(abi.encode_word(0, Mode.STRICT))
+    a, b = socket.socketpair()
+    with a, b:
+        for wanted in (False, True, False):
+            watched.table.want_examples(watched.row, wanted)
+            for request in (REQUEST, traced(True)):
+                a.send(request)
+                b.recv(4096)
+        watched.set(abi.encode_word(100, emit=True))
+        a.send(REQUEST)
+        b.recv(4096)
+    *examples, kept = watched.entries(4)
+    # Of what was sent, and received: without a trace context it is received only.
+    assert [(e.event, e.flags & RecordFlag.SENT, e.trace_id) for e in examples] == [
+        (Event.EXAMPLE, 0, 0),
+        (Event.EXAMPLE, RecordFlag.SENT, TRACE_ID),
+        (Event.EXAMPLE, 0, TRACE_ID),
+    ]
+    assert [e.request for e in examples] == [b"GET /pay?card=1 HTTP/1.1", *[b"GET / HTTP/1.1"] * 2]
+    assert kept.event == Event.ENTRY
+    counts = watched.counts()
+    assert (counts.seen, counts.kept) == ((0, 7, 0, 0), (0, 1, 0, 0))
+    assert (counts.reverse, counts.reverse_traced) == ((0, 7, 0, 0), (0, 3, 0, 0))
+
+
+def test_a_change_of_the_rate_leaves_the_wish_for_examples(watched: Watched) -> None:
+    watched.table.want_examples(watched.row, True)
+    watched.set(abi.encode_word(0))
+    a, b = socket.socketpair()
+    with a, b:
+        a.send(REQUEST)
+        b.recv(4096)
+    assert [entry.event for entry in watched.entries(1)] == [Event.EXAMPLE]

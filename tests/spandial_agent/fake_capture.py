@@ -10,9 +10,9 @@ from spandial_agent.table import Row
 __all__ = ["FakeCapture", "counts_of"]
 
 
-def counts_of(seen: int = 0, kept: int = 0, seen_traced: int = 0, kept_traced: int = 0, reverse: int = 0) -> Counts:
-    """Counts of HTTP entries."""
-    return Counts(*((0, count, 0, 0) for count in (seen, kept, seen_traced, kept_traced, reverse, 0)))
+def counts_of(**counts: int) -> Counts:
+    """Counts of HTTP entries, by their names; those that are not given are 0."""
+    return Counts(*((0, counts.get(name, 0), 0, 0) for name in Counts._fields))
 
 
 class FakeCapture:

@@ -17,9 +17,12 @@ from spandial_api.node import (
     HookCounts,
     KernelCounts,
     KindStats,
+    LostContext,
+    LostExample,
     NodeStats,
     RuleFinding,
     TargetExplanation,
+    TargetName,
     TargetStats,
 )
 from tests.agent_process import eventually
@@ -192,7 +195,7 @@ def test_every_answer_can_be_had_as_json(agent: FakeAgent) -> None:
     assert parsed(agent, "set", "30", "--env", "gray")["reached"] == 1
     assert [rule["rate"] for rule in parsed(agent, "get")["rules"]] == [30.0]
     assert parsed(agent, "targets")[0]["rates"]["http"]["rule"] == "env=gray"
-    assert parsed(agent, "stats") == {"targets": [], "losses": {}}
+    assert parsed(agent, "stats") == {"targets": [], "losses": {}, "context_lost": []}
     assert parsed(agent, "rm", "--env", "gray") == {"removed": "env=gray", "revision": 2}
     assert parsed(agent, "doctor")["settings"]["run_dir"] == agent.settings["SPANDIAL_RUN_DIR"]
 
@@ -238,6 +241,28 @@ def test_doctor_is_one_where_something_is_missing(agent: FakeAgent) -> None:
     assert "missing  capture is off: [SPANDIAL_CAPTURE]=off.\n" in out
     out, _ = run(agent.settings, "doctor", "--json", code=1)
     assert json.loads(out)["missing"] == agent.node.missing
+
+
+def test_where_trace_contexts_are_lost_is_told(agent: FakeAgent) -> None:
+    agent.node.counts = NodeStats(
+        targets=[],
+        losses={},
+        context_lost=[
+            LostContext(
+                client=TargetName(pid=7, service="shop", version="v1", env="gray"),
+                server=TargetName(pid=9, service="fr\x1bont", version="", env=""),
+                count=1234,
+                since=0,
+                example=LostExample(time=0, method="GET", path="/pay", trace_id="0af7651916cd43dd8448eb211c80319c"),
+            )
+        ],
+    )
+    for command in ("doctor", "stats"):
+        [line] = [line for line in printed(agent, command).splitlines() if "context lost" in line]
+        assert "shop (pid 7) leave with traceparent and come to fr\\x1bont (pid 9) without: 1234 since" in line
+        assert "GET /pay" in line
+        assert line.endswith("of trace 0af7651916cd43dd8448eb211c80319c")
+    assert parsed(agent, "doctor")["context_lost"][0]["count"] == 1234
 
 
 def test_doctor_needs_no_agent(tmp_path: Path) -> None:

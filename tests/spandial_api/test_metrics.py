@@ -7,7 +7,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from spandial.labels import Labels
-from spandial_api.node import HookCounts, KernelCounts, KindStats, NodeStats, TargetStats
+from spandial_api.node import (
+    HookCounts,
+    KernelCounts,
+    KindStats,
+    LostContext,
+    LostExample,
+    NodeStats,
+    TargetName,
+    TargetStats,
+)
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +45,7 @@ def at(samples: Sample, **labels: str) -> float:
 
 @pytest.fixture
 def busy(node: FakeNode) -> FakeNode:
-    kernel = KernelCounts(seen=10, kept=4, seen_traced=7, kept_traced=3, reverse=5)
+    kernel = KernelCounts(seen=10, kept=4, seen_traced=7, kept_traced=3, reverse=5, reverse_traced=2)
     hook = HookCounts(root_kept=1, root_dropped=2, remote_kept=3, remote_dropped=4, local_kept=8, local_dropped=9)
     both = KindStats(kernel=kernel, hook=hook, difference_seen=0, difference_kept=0)
     alone = KindStats(kernel=None, hook=HookCounts(root_kept=6), difference_seen=None, difference_kept=None)
@@ -59,6 +68,7 @@ async def test_the_kernels_counts_are_parted_by_context_and_outcome(remote: http
     assert at(samples, pid="1000", context="traced", outcome="kept") == 3
     assert at(samples, kind="db") == 0
     assert at((await scrape(remote))["spandial_kernel_reverse_total"], pid="1000", kind="http") == 5
+    assert at((await scrape(remote))["spandial_kernel_reverse_traced_total"], pid="1000", kind="http") == 2
 
 
 async def test_the_hooks_decisions_are_parted_by_parent_and_outcome(remote: httpx.AsyncClient, busy: FakeNode) -> None:
@@ -86,6 +96,19 @@ async def test_losses_and_the_nodes_state_are_exposed(remote: httpx.AsyncClient,
         "sys_exit": 0,
         "off": 1,
     }
+
+
+async def test_lost_trace_contexts_are_exposed(remote: httpx.AsyncClient, node: FakeNode) -> None:
+    pair = LostContext(
+        client=TargetName(pid=7, service="shop", version="v1", env="gray"),
+        server=TargetName(pid=9, service="front", version="", env=""),
+        count=1234,
+        since=0,
+        example=LostExample(time=0, method="GET", path="/pay", trace_id="0af7651916cd43dd8448eb211c80319c"),
+    )
+    node.counts = NodeStats(targets=[], losses={}, context_lost=[pair])
+    samples = (await scrape(remote))["spandial_context_lost_total"]
+    assert at(samples, client="shop", client_pid="7", server="front", server_pid="9") == 1234
 
 
 async def test_the_rate_in_force_and_the_revision_follow_the_dial(

@@ -71,6 +71,7 @@ class Counts(NamedTuple):
     kept_traced: tuple[int, ...]
     reverse: tuple[int, ...]
     reverse_kept: tuple[int, ...]
+    reverse_traced: tuple[int, ...]
 
     @classmethod
     def summed(cls, per_cpu: list[bytes]) -> Counts:

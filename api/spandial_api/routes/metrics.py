@@ -38,6 +38,9 @@ class _Snapshot:
         calls_kept = CounterMetricFamily(
             "spandial_kernel_reverse_kept", "Calls sent whose spans are exported.", labels=_LABELS
         )
+        calls_traced = CounterMetricFamily(
+            "spandial_kernel_reverse_traced", "Calls sent with a trace context.", labels=_LABELS
+        )
         for target in self._stats.targets:
             for kind, counts in target.kinds.items():
                 labels = [target.service, target.version, target.env, str(target.pid), kind]
@@ -51,16 +54,28 @@ class _Snapshot:
                     kernel.add_metric([*labels, "untraced", "dropped"], untraced - untraced_kept)
                     reverse.add_metric(labels, c.reverse)
                     calls_kept.add_metric(labels, c.reverse_kept)
+                    calls_traced.add_metric(labels, c.reverse_traced)
                 if counts.hook:
                     for parent in ("root", "remote", "local"):
                         for outcome in ("kept", "dropped"):
                             hook.add_metric([*labels, parent, outcome], getattr(counts.hook, f"{parent}_{outcome}"))
-        yield from (kernel, reverse, calls_kept, hook)
+        yield from (kernel, reverse, calls_kept, calls_traced, hook)
 
         losses = CounterMetricFamily("spandial_losses", "Entries or events lost.", labels=["reason"])
         for reason, count in self._stats.losses.items():
             losses.add_metric([reason], count)
         yield losses
+
+        contexts = CounterMetricFamily(
+            "spandial_context_lost",
+            "Requests that left one target with a trace context, and arrived at another without.",
+            labels=["client", "client_pid", "server", "server_pid"],
+        )
+        for pair in self._stats.context_lost:
+            client, server = pair.client, pair.server
+            ends = [client.service, str(client.pid), server.service, str(server.pid)]
+            contexts.add_metric(ends, pair.count)
+        yield contexts
 
         rates = GaugeMetricFamily("spandial_rate_percent", "Rate in force.", labels=_LABELS)
         for state in self._targets:

@@ -1,0 +1,1 @@
+"""Whether trace contexts arrive: pairs of targets between which something loses them."""
