@@ -567,14 +567,16 @@ int step_redis(void *index)
 
 int step_http2(void *index)
 {
-	return http2_step();
+	struct walk *walk = this_walk();
+
+	return walk ? http2_step(walk) : 1;
 }
 
-int scan_field_callback(void *index)
+int scan_fields_callback(void *index)
 {
 	struct walk *walk = this_walk();
 
-	return walk ? scan_field(walk) : 1;
+	return walk ? scan_fields(walk) : 1;
 }
 
 int scan_huffman_callback(void *index)

@@ -8,6 +8,7 @@
 #include "tracecontext.h"
 
 #define FIELDS_MAX 128	  /* of a block that are looked at */
+#define FIELDS_BURST 16	  /* that one callback looks at: a call costs as much as some of them */
 #define STATIC_ENTRIES 61 /* RFC 7541, appendix A */
 #define STATIC_CONTENT_TYPE 31
 #define TRACEPARENT_AT 8 /* where values are laid for the parsers of tracecontext.h */
@@ -187,6 +188,17 @@ next:
 cut:
 	block->cut = 1;
 	return 1;
+}
+
+/* As many fields as a callback looks at. Returns 1 at the end of the block. */
+static __always_inline int scan_fields(struct walk *walk)
+{
+	int field;
+
+	for (field = 0; field < FIELDS_BURST; field++)
+		if (scan_field(walk))
+			return 1;
+	return 0;
 }
 
 /* The next characters of a Huffman-coded traceparent: only digits, a to f and dashes. Returns 1 at the end. */

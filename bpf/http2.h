@@ -128,7 +128,8 @@ static __always_inline void on_block(struct walk *walk)
 	block->traceparent_huffman = block->tracestate_huffman = block->traceparent_inserted = 0;
 	block->context_known = block->changed = block->indexed = block->cut = block->undecided = 0;
 	block->grpc = GRPC_UNKNOWN;
-	bpf_loop(FIELDS_MAX, CALLBACK(SCAN_FIELD), 0, 0);
+	if (!scan_fields(walk)) /* most blocks are short, and do without a call */
+		bpf_loop(FIELDS_MAX / FIELDS_BURST - 1, CALLBACK(SCAN_FIELDS), 0, 0);
 	if (walk->responses)
 		on_response_block(walk);
 	else
@@ -153,13 +154,10 @@ static __always_inline void end_fragment(struct walk *walk)
 	walk->at.captured = 0;
 }
 
-static __always_inline int http2_step(void)
+static __always_inline int http2_step(struct walk *walk)
 {
-	struct walk *walk = this_walk();
 	u32 length, type, flags, wanted = FRAME_HEADER, prefix = 0;
 
-	if (!walk)
-		return 1;
 	switch (proceed(walk)) {
 	case AT_END:
 		return 1;
@@ -212,6 +210,8 @@ static __always_inline int http2_step(void)
 			walk->at.inside = INSIDE_LAST;
 		}
 	}
+	if (walk->at.skip)
+		pass(walk);
 	if (!walk->at.skip && walk->at.inside)
 		end_fragment(walk);
 	return 0;

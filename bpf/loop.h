@@ -20,7 +20,7 @@ enum callback {
 	STEP_MYSQL = 4,
 	STEP_REDIS = 5,
 	STEP_HTTP2 = 6,
-	SCAN_FIELD = 7,
+	SCAN_FIELDS = 7,
 	SCAN_HUFFMAN = 8,
 };
 

@@ -205,22 +205,27 @@ static __always_inline void begin_capture(struct walk *walk, __u32 first, __u32 
 /* What a step does before it looks at a header. */
 enum progress { AT_HEADER, ON_THE_WAY, AT_END };
 
-static __always_inline enum progress proceed(struct walk *walk)
+static __always_inline void pass(struct walk *walk)
 {
 	__u64 skip = walk->at.skip;
 
-	if (walk->broken)
-		return AT_END;
-	if (!walk->left)
-		return next_chunk(walk) ? ON_THE_WAY : AT_END;
-	if (!skip)
-		return AT_HEADER;
 	if (skip > walk->left)
 		skip = walk->left;
 	if (walk->at.capturing)
 		capture(walk, skip);
 	advance(walk, skip);
 	walk->at.skip -= skip;
+}
+
+static __always_inline enum progress proceed(struct walk *walk)
+{
+	if (walk->broken)
+		return AT_END;
+	if (!walk->left)
+		return next_chunk(walk) ? ON_THE_WAY : AT_END;
+	if (!walk->at.skip)
+		return AT_HEADER;
+	pass(walk);
 	return ON_THE_WAY;
 }
 

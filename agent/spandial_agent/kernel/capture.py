@@ -33,7 +33,7 @@ _CALLBACKS = (
     "step_mysql",
     "step_redis",
     "step_http2",
-    "scan_field_callback",
+    "scan_fields_callback",
     "scan_huffman_callback",
 )
 
