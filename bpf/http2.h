@@ -55,6 +55,7 @@ static __always_inline void want_answer(struct walk *walk)
 	if (other && other != stream && walk->ended.streams[place] != other)
 		walk->kept.crowded = 1;
 	walk->kept.streams[place] = stream;
+	walk->kept.body[place] = 0;
 	walk->pending = 1;
 }
 
@@ -63,12 +64,25 @@ static __always_inline int answer_wanted(const struct walk *walk)
 	return walk->kept.crowded || walk->kept.streams[place_of(walk->at.stream)] == walk->at.stream;
 }
 
+/* A frame of DATA begins, of the request or of the answer. */
+static __always_inline void count_body(struct walk *walk, u32 stream, u32 length, u32 flags)
+{
+	u32 place = place_of(stream), *body = walk->responses ? walk->ended.body : walk->kept.body;
+
+	if (walk->kept.streams[place] != stream)
+		return;
+	if (flags & PADDED || body[place] > SPANDIAL_BODY_UNKNOWN - length)
+		body[place] = SPANDIAL_BODY_UNKNOWN;
+	else
+		body[place] += length;
+}
+
 /* Hand over what is captured of a stream's answer. */
 static __always_inline void emit_answer(struct walk *walk, u32 flags)
 {
 	struct spandial_entry *record = &walk->record;
 	u32 place = place_of(walk->at.stream);
-	int lost;
+	int lost, known = walk->kept.streams[place] == walk->at.stream;
 
 	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
 	record->serving = 0;
@@ -76,9 +90,14 @@ static __always_inline void emit_answer(struct walk *walk, u32 flags)
 	record->parent = SPANDIAL_NO_PARENT;
 	record->stream = walk->at.stream;
 	record->flags = flags;
+	record->bytes = known ? walk->ended.body[place] : SPANDIAL_BODY_UNKNOWN;
+	record->body = known ? walk->kept.body[place] : SPANDIAL_BODY_UNKNOWN;
 	lost = emit_record(walk, SPANDIAL_EVENT_ANSWER) != 0;
 	if (walk->at.captured && !(flags & SPANDIAL_RECORD_RESET))
 		walk->at.gap = lost;
+	if (walk->responses &&
+	    known) /* behind an answer's first header block comes its body, behind its end another answer */
+		walk->ended.body[place] = 0;
 	if (!(flags & SPANDIAL_RECORD_END))
 		return;
 	if (walk->responses)
@@ -205,9 +224,14 @@ static __always_inline int http2_step(struct walk *walk)
 			walk->at.inside = INSIDE_RESET;
 			walk->at.capturing = CAPTURE_MAX;
 			walk->at.captured = 0;
-		} else if (walk->responses && type == FRAME_DATA && flags & END_STREAM) {
-			walk->at.stream = big_endian(walk->at.header + 5);
-			walk->at.inside = INSIDE_LAST;
+		} else if (walk->answers && type == FRAME_DATA) {
+			u32 stream = big_endian(walk->at.header + 5);
+
+			count_body(walk, stream, length, flags);
+			if (walk->responses && flags & END_STREAM) {
+				walk->at.stream = stream;
+				walk->at.inside = INSIDE_LAST;
+			}
 		}
 	}
 	if (walk->at.skip)

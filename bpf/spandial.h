@@ -135,7 +135,8 @@ struct spandial_addresses {
 	__u8 peer[16];
 };
 
-#define SPANDIAL_REQUEST_MAX 1024 /* bytes of the request that a record carries at most */
+#define SPANDIAL_BODY_UNKNOWN 0xffffffff /* too large, padded, or not looked at */
+#define SPANDIAL_REQUEST_MAX 1024	 /* bytes of the request that a record carries at most */
 
 /* A record of the ring buffer; it ends after `length` bytes of the request, or later. */
 struct spandial_entry {
@@ -155,8 +156,8 @@ struct spandial_entry {
 	__u32 stream;  /* of the connection (HTTP/2) */
 	__u16 length;  /* bytes of request that are valid */
 	__u16 flags;   /* enum spandial_record_flag */
-	__u32 bytes;   /* of the whole message */
-	__u32 body;    /* an answer's: bytes of the request that came behind the entry's message (HTTP/1) */
+	__u32 bytes;   /* of the whole message; an answer's end (HTTP/2): of its body, SPANDIAL_BODY_UNKNOWN else */
+	__u32 body; /* an answer's: bytes of the request that came behind the entry's message, or its body (HTTP/2) */
 	__u32 padding;
 	__u8 request[SPANDIAL_REQUEST_MAX];
 };

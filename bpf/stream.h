@@ -56,11 +56,13 @@ enum decided { UNDECIDED = 0, KEPT = 1, DROPPED = 2 };
  * same time, on two CPUs: each of the two has one writer. */
 struct kept { /* by the requests */
 	__u32 streams[KEPT_STREAMS];
-	__u32 crowded; /* two had the same place: every answer is handed over from now on */
+	__u32 body[KEPT_STREAMS]; /* bytes of DATA, or SPANDIAL_BODY_UNKNOWN */
+	__u64 crowded;		  /* two had the same place: every answer is handed over from now on */
 };
 struct ended { /* by the responses */
 	__u32 streams[KEPT_STREAMS];
-};
+	__u32 body[KEPT_STREAMS]; /* of answers that have not ended */
+} __attribute__((aligned(8)));	  /* copied by eight bytes */
 
 /* A connection that is followed. */
 struct connection {
@@ -74,8 +76,8 @@ struct connection {
 	__u32 body;	      /* bytes of the request behind its first message (HTTP/1) */
 	struct requests requests;
 	struct requests responses; /* HTTP/2's, where answers are wanted */
-	__u32 in_step;		   /* responses are followed */
 	struct kept kept;
+	__u64 in_step; /* responses are followed; between the two, or clang clears both by one call that there is not */
 	struct ended ended;
 	__u8 capture[SPANDIAL_REQUEST_MAX];
 	__u8 response_capture[SPANDIAL_REQUEST_MAX];

@@ -141,6 +141,7 @@ TARGET = struct.Struct("=IIII")
 COUNTS = struct.Struct("=28Q")
 # struct spandial_addresses: family, local port, peer port, padding, local address, peer address
 ADDRESSES = struct.Struct("=HHHH16s16s")
+BODY_UNKNOWN = 0xFFFFFFFF
 REQUEST_MAX = 1024
 # struct spandial_entry without its request: time_ns, trace id (two halves), span id, randomness, word, connection,
 # serving, tgid, row, kind, parent, protocol, event, stream, length, flags, bytes, body, padding

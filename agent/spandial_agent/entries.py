@@ -36,8 +36,8 @@ class Entry(NamedTuple):
     serving: int  # the connection whose request the same thread is serving; 0: none is known
     stream: int  # of the connection (HTTP/2)
     flags: int  # of RecordFlag
-    size: int  # bytes of the whole message
-    body: int  # an answer's: bytes of the request that came behind the entry's message (HTTP/1)
+    size: int  # bytes of the whole message; an answer's end (HTTP/2): of its body, or BODY_UNKNOWN
+    body: int  # an answer's: bytes of the request that came behind the entry's message, or its body (HTTP/2)
     request: bytes  # its beginning
     trace_id: int  # 0: no trace context
     span_id: int

@@ -93,6 +93,8 @@ def test_http2_that_is_not_grpc_is_http(agent: AgentProcess, receiver: OtlpRecei
         spans = received(receiver, 600, SERVER)
     assert {(span.name, span.kind, span.trace_id) for span in spans} == {("GET", "server", TRACE_ID)}
     assert {span.attributes["network.protocol.version"] for span in spans} == {"2"}
+    bodies = {(span.attributes["http.request.body.size"], span.attributes["http.response.body.size"]) for span in spans}
+    assert bodies == {(0, len('{"paid": 1}'))}
     what = Counter(
         (span.attributes["url.path"], span.attributes["http.response.status_code"], span.status) for span in spans
     )

@@ -165,7 +165,25 @@ def test_data_may_end_a_stream_and_headers_may_be_in_pieces(watched: Watched, pa
     pair.answer(frame(DATA, 0, 1, bytes(70_000)) + frame(DATA, END_STREAM, 1, bytes(100)))
     block = encoder.encode([(":status", "204"), ("server", "shop")])
     pair.answer(frame(HEADERS, END_STREAM, 3, block[:1]) + frame(CONTINUATION, END_HEADERS, 3, block[1:]))
-    assert [(exchange.status, exchange.method) for exchange in finished(watched, 2)] == [(404, "POST"), (204, "POST")]
+    exchanges = finished(watched, 2)
+    assert [(exchange.status, exchange.method) for exchange in exchanges] == [(404, "POST"), (204, "POST")]
+    assert [exchange.request_body_bytes for exchange in exchanges] == [8, 8]
+    assert [exchange.response_body_bytes for exchange in exchanges] == [70_100, 0]
+
+
+def test_bodies_are_measured_however_their_frames_lie(watched: Watched, pair: RemotePair) -> None:
+    client, encoder = Client(grpc=False), Encoder()
+    for size in (10, 0, 5000):
+        pair.send(client.request(data=bytes(size)))
+    pair.send(client.request()[: -9 - 8] + frame(DATA, 0, 7, bytes(20)) + frame(DATA, PADDED, 7, b"\4" + bytes(14)))
+    begin = encoder.encode([(":status", "200")])
+    pair.answer(b"".join(frame(HEADERS, END_HEADERS, stream, begin) for stream in (1, 3, 5, 7)))
+    pair.answer(b"".join(frame(DATA, 0, stream, bytes(100 * stream)) for stream in (1, 3, 5)))
+    pair.answer(frame(DATA, 0, 5, bytes(20_000)) + frame(DATA, END_STREAM, 3, b"") + frame(DATA, END_STREAM, 1, b"end"))
+    pair.answer(frame(HEADERS, END_HEADERS | END_STREAM, 5, encoder.encode([("digest", "x")])))
+    pair.answer(frame(DATA, END_STREAM, 7, b"whole"))
+    sizes = [(exchange.request_body_bytes, exchange.response_body_bytes) for exchange in finished(watched, 4)]
+    assert sizes == [(0, 300), (10, 103), (5000, 20_500), (None, 5)]
 
 
 def test_the_middle_of_a_connection_is_joined_at_a_frame(watched: Watched) -> None:

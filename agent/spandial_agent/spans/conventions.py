@@ -101,10 +101,14 @@ def _http(exchange: Exchange, attributes: Attributes) -> str:
         attributes["url.full"] = f"{exchange.scheme}://{host}{path if path.startswith('/') else ''}"
     if exchange.status is not None:
         attributes["http.response.status_code"] = exchange.status
-    if exchange.request_bytes is not None:
-        attributes["http.request.size"] = exchange.request_bytes
-    if exchange.response_bytes is not None:
-        attributes["http.response.size"] = exchange.response_bytes
+    for name, size in (
+        ("http.request.size", exchange.request_bytes),
+        ("http.response.size", exchange.response_bytes),
+        ("http.request.body.size", exchange.request_body_bytes),
+        ("http.response.body.size", exchange.response_body_bytes),
+    ):
+        if size is not None:
+            attributes[name] = size
     if exchange.version:
         attributes["network.protocol.name"] = "http"
         attributes["network.protocol.version"] = exchange.version

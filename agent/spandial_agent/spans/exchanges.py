@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
-from spandial.abi import ADDRESSES, RANDOMNESS_MASK, EntryKind, Event, Protocol, RecordFlag
+from spandial.abi import ADDRESSES, BODY_UNKNOWN, RANDOMNESS_MASK, EntryKind, Event, Protocol, RecordFlag
 from spandial.labels import Labels
 from spandial_agent.conversations import Call
 from spandial_agent.entries import Entry
@@ -69,7 +69,7 @@ class _Open:
     last: bytes = b""
     answered_ns: int = 0  # when the last part of the answer came; 0: none has
     answer_bytes: int = 0
-    body: int = 0  # bytes of the request behind the entry's message
+    body: int = 0  # bytes of the request behind the entry's message; HTTP/2: of the request's body
     status: int | None = None  # HTTP/2's
     grpc_status: int | None = None
     reset: int | None = None  # the error code of RST_STREAM
@@ -199,6 +199,8 @@ class Exchanges:
                 exchange.grpc_status = response.grpc_status
         exchange.answered_ns = entry.time_ns
         if entry.flags & RecordFlag.END:
+            without_body = response is not None and response.status is not None  # its first block is its last
+            exchange.answer_bytes, exchange.body = 0 if without_body else entry.size, entry.body
             self._end_stream(entry.connection, entry.stream, "answered", entry.time_ns)
 
     def _close(self, connection: int, end: End, now_ns: int) -> None:
@@ -235,7 +237,7 @@ def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone:
         if alone and end == "answered":
             more |= {"request_bytes": entry.size + open_.body, "response_bytes": open_.answer_bytes}
     elif entry.protocol == Protocol.HTTP2:
-        more = _of_stream(open_)
+        more = _of_stream(open_, end)
     else:
         outcome, asked = _outcome(entry.protocol, open_.first, open_.last), call.operation
         more = {"error": outcome.error, "error_code": outcome.code}
@@ -260,7 +262,7 @@ def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone:
     )
 
 
-def _of_stream(open_: _Open) -> dict[str, Any]:
+def _of_stream(open_: _Open, end: End) -> dict[str, Any]:
     call, reset, status = open_.call, open_.reset, open_.grpc_status
     more: dict[str, Any] = {"authority": call.authority, "scheme": call.scheme or "http", "version": "2"}
     if open_.entry.kind == EntryKind.GRPC or status is not None:
@@ -270,7 +272,13 @@ def _of_stream(open_: _Open) -> dict[str, Any]:
         return more | {"protocol": "grpc", "status": status, "rpc_service": service, "rpc_method": method}
     if reset:
         more |= {"error": True, "error_code": RESET_CODES.get(reset, str(reset))}
+    if reset is None and end == "answered":
+        more |= {"request_body_bytes": _body(open_.body), "response_body_bytes": _body(open_.answer_bytes)}
     return more | {"status": open_.status}
+
+
+def _body(length: int) -> int | None:
+    return length if length != BODY_UNKNOWN else None
 
 
 def _outcome(protocol: Protocol, first: bytes, last: bytes) -> Outcome:

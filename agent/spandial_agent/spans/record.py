@@ -36,6 +36,8 @@ class Exchange(NamedTuple):
     local_port: int = 0
     request_bytes: int | None = None  # on the wire; None unless exact
     response_bytes: int | None = None
+    request_body_bytes: int | None = None  # HTTP/2; as for those
+    response_body_bytes: int | None = None
 
     # HTTP and gRPC
     method: str = ""

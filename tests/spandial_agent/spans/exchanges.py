@@ -47,6 +47,8 @@ any_exchange = st.builds(
     local_port=_ports,
     request_bytes=_sizes,
     response_bytes=_sizes,
+    request_body_bytes=_sizes,
+    response_body_bytes=_sizes,
     method=_texts | st.sampled_from(["GET", "POST", "get"]),
     path=_texts,
     authority=_texts | st.from_regex(r"[a-z.@\[\]:0-9]{0,20}", fullmatch=True),

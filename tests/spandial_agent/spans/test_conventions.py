@@ -42,6 +42,11 @@ def test_a_received_http_request() -> None:
     }
 
 
+def test_the_bodies_of_http2() -> None:
+    sizes = describe(exchange(**SHOP, request_body_bytes=0, response_body_bytes=2000)).attributes
+    assert (sizes["http.request.body.size"], sizes["http.response.body.size"]) == (0, 2000)
+
+
 def test_a_sent_http_request() -> None:
     description = describe(exchange(server=False, peer_address="10.0.0.9", peer_port=8080, **LOCAL, **SHOP, status=200))
     assert (description.name, description.kind) == ("GET", SpanKind.CLIENT)

@@ -10,7 +10,7 @@ from hpack import Encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial.abi import ADDRESSES, EntryKind, Event, Parent, Protocol, RecordFlag
+from spandial.abi import ADDRESSES, BODY_UNKNOWN, EntryKind, Event, Parent, Protocol, RecordFlag
 from spandial.labels import Labels
 from spandial_agent.conversations import Conversations
 from spandial_agent.entries import decode_entry
@@ -190,21 +190,17 @@ class _Calls:
         self._take(self._client.encode(fields), Event.ENTRY, at, stream, flags, kind)
         self._fresh = 0
 
-    def answer(self, at: int, stream: int, *fields: tuple[str, str], end: bool = False) -> None:
+    def answer(self, at: int, stream: int, *fields: tuple[str, str], end: bool = False, **sizes: int) -> None:
         block = self._server.encode(fields) if fields else b""
-        self._take(block, Event.ANSWER, at, stream, self._fresh_answers | (RecordFlag.END if end else 0))
+        self._take(block, Event.ANSWER, at, stream, self._fresh_answers | (RecordFlag.END if end else 0), **sizes)
         self._fresh_answers = 0
 
     def reset(self, at: int, stream: int, code: int) -> None:
         self._take(code.to_bytes(4, "big"), Event.ANSWER, at, stream, RecordFlag.END | RecordFlag.RESET)
 
-    def _take(self, data: bytes, event: Event, at: int, stream: int, flags: int, kind: int = EntryKind.HTTP) -> None:
-        protocol = Protocol.HTTP2
-        self._watched.take(
-            record(
-                data, time_ns=at, connection=7, stream=stream, flags=flags, event=event, protocol=protocol, kind=kind
-            )
-        )
+    def _take(self, data: bytes, event: Event, at: int, stream: int, flags: int, kind: int = 1, **sizes: int) -> None:
+        what = {"event": event, "protocol": Protocol.HTTP2, "kind": kind, "stream": stream, "flags": flags, **sizes}
+        self._watched.take(record(data, time_ns=at, connection=7, **what))
 
 
 @pytest.fixture
@@ -289,6 +285,20 @@ def test_sizes_are_said_of_a_request_that_is_alone(watched: Watched) -> None:
     watched.answer(6)
     watched.exchanges.finish_all(9)
     assert [(e.request_bytes, e.response_bytes) for e in watched.finished] == [(1100, 304), (None, None), (None, None)]
+
+
+def test_the_sizes_of_a_streams_bodies_are_said_where_they_are_known(watched: Watched, calls: _Calls) -> None:
+    for stream in (1, 3, 5, 7):
+        calls.request(stream, stream, grpc=False)
+    calls.answer(8, 1, (":status", "200"), size=99)
+    calls.answer(9, 1, end=True, size=2000, body=10)
+    calls.answer(10, 3, (":status", "204"), end=True, size=1234, body=0)  # of another stream in its place
+    calls.answer(11, 5, (":status", "200"))
+    calls.answer(12, 5, end=True, size=BODY_UNKNOWN, body=BODY_UNKNOWN)
+    calls.answer(13, 7, (":status", "200"))
+    calls.reset(14, 7, 8)
+    sizes = [(e.request_body_bytes, e.response_body_bytes) for e in watched.finished]
+    assert sizes == [(10, 2000), (0, 0), (None, None), (None, None)]
 
 
 _events = st.sampled_from([Event.ENTRY, Event.ANSWER, Event.CLOSED])
