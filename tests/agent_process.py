@@ -118,6 +118,17 @@ class AgentProcess:
         assert answer.is_success, answer.text
         return answer.json()
 
+    def begin_anew(self) -> None:
+        """For the next of the tests that share it: without rules, and without the processes of those before."""
+        for rule in self.get("/sampling")["rules"]:
+            selector = {name: rule[name] for name in ("service", "env", "version", "protocol") if rule[name]}
+            assert self.http.delete("/sampling", params=selector).is_success
+
+        def only_the_living() -> bool:
+            return all(Path(f"/proc/{target['pid']}").exists() for target in self.get("/targets"))
+
+        eventually(only_the_living, "no target of an earlier test is left")
+
     def target(self, pid: int) -> dict[str, Any] | None:
         return next((target for target in self.get("/targets") if target["pid"] == pid), None)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from spandial_agent.kernel.probe import missing_for_kernel
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import AgentProcess
 
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -83,14 +83,7 @@ def share_agent(_module_agent: Callable[..., AgentProcess]) -> Callable[..., Age
 
     def share(**settings: str) -> AgentProcess:
         agent = _module_agent(**settings)
-        for rule in agent.get("/sampling")["rules"]:
-            selector = {name: rule[name] for name in ("service", "env", "version", "protocol") if rule[name]}
-            assert agent.http.delete("/sampling", params=selector).is_success
-
-        def only_the_living() -> bool:
-            return all(Path(f"/proc/{target['pid']}").exists() for target in agent.get("/targets"))
-
-        eventually(only_the_living, "no target of an earlier test is left")
+        agent.begin_anew()
         return agent
 
     return share

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
@@ -154,9 +153,13 @@ class Discovery:
 
     def _watch(self, target: Target) -> None:
         """Learn of a target's end from its pidfd, which cannot be lost as an event can."""
-        with contextlib.suppress(OSError):  # it has ended already, or there are too many: the next scan finds it gone
+        try:
             pidfd = self._pidfds[target.pid] = os.pidfd_open(target.pid)
             self._loop.add_reader(pidfd, self._targets.remove, target.pid)
+        except ProcessLookupError:  # it has ended meanwhile
+            self._loop.call_soon(self._targets.remove, target.pid)
+        except OSError:  # there are too many: the next scan finds it gone
+            pass
 
     def _unwatch(self, target: Target) -> None:
         pidfd = self._pidfds.pop(target.pid, None)

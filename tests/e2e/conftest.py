@@ -1,8 +1,9 @@
-"""What end-to-end tests share: a receiver of spans, and an agent on each capture path."""
+"""What end-to-end tests share: a receiver of spans, and two agents, one on each capture path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,21 @@ def receiver(tmp_path: Path) -> Iterator[OtlpReceiver]:
     receiver.kill()
 
 
-@pytest.fixture(scope="module", params=["socket", "sys_exit"])
-def path(request: pytest.FixtureRequest) -> str:
-    """The capture path; of a module, so that the tests of one path come one after the other."""
-    return str(request.param)
+@pytest.fixture(scope="module")
+def _module_agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[AgentProcess]]:
+    paths = ("socket", "sys_exit")
+    agents = [AgentProcess(tmp_path_factory.mktemp("agent"), SPANDIAL_CAPTURE=path) for path in paths]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(AgentProcess.start, agents))
+        assert [agent.get("/healthz")["capture"] for agent in agents] == [*paths]
+        yield agents
+        list(pool.map(AgentProcess.stop, agents))
 
 
 @pytest.fixture
-def any_agent(path: str, share_agent: Callable[..., AgentProcess]) -> AgentProcess:
-    """An agent on each of the two capture paths."""
-    agent = share_agent(SPANDIAL_CAPTURE=path)
-    assert agent.get("/healthz")["capture"] == path
-    return agent
+def both_agents(_module_agents: list[AgentProcess]) -> list[AgentProcess]:
+    """An agent on each capture path, socket tracepoints and sys_exit: both capture the very same processes. Tests of a
+    module share them, one after the other."""
+    for agent in _module_agents:
+        agent.begin_anew()
+    return _module_agents

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from tests.e2e.programs.process import Done, Program, Tool, executable
+from tests.e2e.services import Server
 
 __all__ = ["RpcServer", "grpc_echo", "h2load", "node_h2c"]
 
@@ -43,10 +44,10 @@ class RpcServer(Program):
         return done
 
 
-def grpc_echo(socket_path: str = "", environment: dict[str, str] | None = None) -> RpcServer:
+def grpc_echo(socket_path: str = "", environment: dict[str, str] | None = None, threads: int = 64) -> RpcServer:
     """`programs/grpc_server.py`, a context manager."""
     where = [f"unix:{socket_path}"] if socket_path else []
-    command = [sys.executable, "-m", "tests.e2e.programs.grpc_server", *where]
+    command = [sys.executable, "-m", "tests.e2e.programs.grpc_server", str(threads), *where]
     return RpcServer(command, socket_path, environment)
 
 
@@ -57,23 +58,26 @@ def node_h2c(socket_path: str = "", environment: dict[str, str] | None = None) -
 
 
 def h2load(
-    server: RpcServer,
+    server: RpcServer | Server,
     requests: int,
     *headers: str,
     path: str = "/pay",
     connections: int = 1,
     streams: int = 1,
+    http1: bool = False,
     message_in: Path | None = None,
     environment: dict[str, str] | None = None,
 ) -> Tool:
-    """So many requests over HTTP/2 without TLS, at once as many as `connections * streams`.
+    """So many requests without TLS, at once as many as `connections * streams`.
 
     Args:
         headers: `name: value`.
         path: `/status/503` is answered with that status by Node.
+        http1: over HTTP/1.1, and not HTTP/2.
         message_in: a folder; with one, each request is a gRPC call, and its message is written there for h2load.
     """
     command = [executable("h2load"), "-n", str(requests), "-c", str(connections), "-m", str(streams)]
+    command += ["--h1"] if http1 else []
     for header in headers:
         command += ["-H", header]
     if message_in is not None:

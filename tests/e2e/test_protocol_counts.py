@@ -1,10 +1,9 @@
-"""Databases and gRPC: the kernel's count is what client and server say themselves, exactly, from either side."""
+"""Client libraries of databases and gRPC: the kernel's count is what client and server say themselves, exactly."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +11,11 @@ import pytest
 from spandial.abi import Mode, Parent, encode_word
 from spandial.decision import decide
 from tests.agent_process import AgentProcess, eventually
-from tests.e2e.databases import MariaDB, PostgreSQL, Redis, mariadb, redis_database
+from tests.e2e.counting import counted, found, no_losses, operations
+from tests.e2e.databases import MariaDB, PostgreSQL, Redis
 from tests.e2e.entry_stream import EntryStream
-from tests.e2e.programs.generators import mariadb_slap, redis_benchmark
-from tests.e2e.programs.process import Done, Load
-from tests.e2e.rpc import RpcServer, grpc_echo, h2load, node_h2c
+from tests.e2e.programs.process import Load
+from tests.e2e.rpc import grpc_echo
 
 pytest_plugins = ["tests.e2e.programs.fixtures"]
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
@@ -28,54 +27,6 @@ wide = pytest.mark.parametrize("connections", [1, 64])
 @pytest.fixture
 def agent(share_agent: Callable[..., AgentProcess]) -> AgentProcess:
     return share_agent()
-
-
-def found(agent: AgentProcess, service: str) -> None:
-    eventually(lambda: any(target["service"] == service for target in agent.get("/targets")), f"{service} is found")
-
-
-def counted(agent: AgentProcess, service: str, kind: str) -> Counter[str]:
-    """What the kernel counted of the service's entries of one kind."""
-    total: Counter[str] = Counter()
-    for target in agent.get("/stats")["targets"]:
-        if target["service"] == service and kind in target["kinds"]:
-            total.update(target["kinds"][kind]["kernel"])
-    return total
-
-
-def operations(done: Done) -> int:
-    """Those that count: MySQL's preparations and pings are none."""
-    return sum(count for kind, count in done.operations.items() if kind not in ("prepare", "close stmt", "ping"))
-
-
-def no_losses(agent: AgentProcess) -> bool:
-    losses = agent.get("/stats")["losses"]
-    return not any(losses[reason] for reason in ("unreadable", "desync", "no_memory", "recursion"))
-
-
-@pytest.mark.parametrize(("connections", "pipeline"), [(1, 16), (64, 1)])
-def test_redis_receives_a_hundred_thousand(any_agent: AgentProcess, connections: int, pipeline: int) -> None:
-    with redis_database(SERVER) as server:
-        found(any_agent, "store")
-        before = counted(any_agent, "store", "db")
-        with redis_benchmark(server, 100_000, clients=connections, pipeline=pipeline) as tool:
-            done = tool.run()
-        after = counted(any_agent, "store", "db")
-    assert after["reverse"] - before["reverse"] == done.total == 100_002
-    assert after["seen"] == 0
-    assert no_losses(any_agent)
-
-
-@pytest.mark.parametrize("connections", [64])
-def test_mariadb_receives_a_hundred_thousand(any_agent: AgentProcess, mariadb_template: Path, connections: int) -> None:
-    with mariadb(mariadb_template, SERVER) as server:
-        found(any_agent, "store")
-        before = counted(any_agent, "store", "db")
-        with mariadb_slap(server, 100_032, clients=connections) as tool:
-            done = tool.run()
-        after = counted(any_agent, "store", "db")
-    assert after["reverse"] - before["reverse"] == operations(done) >= 100_000
-    assert no_losses(any_agent)
 
 
 @wide
@@ -103,20 +54,6 @@ def test_psycopg_sends(agent: AgentProcess, postgres_server: PostgreSQL, connect
         assert counted(agent, "till", "db")["seen"] == operations(done) == 1920
     assert postgres_server.served() == done
     assert no_losses(agent)
-
-
-def test_psycopg_sends_a_hundred_thousand_by_pipelines_and_copies(
-    any_agent: AgentProcess, postgres_server: PostgreSQL
-) -> None:
-    with Load("postgres", CLIENT) as load:
-        found(any_agent, "till")
-        address = postgres_server.address(unix=True)
-        done = load.run("pipeline", address=address, count=100_000, connections=4, seconds=120).done
-        assert counted(any_agent, "till", "db")["seen"] == operations(done) == 100_000
-        for out in (False, True):
-            load.run("copy", address=address, count=50, rows=5000, out=out)
-        assert counted(any_agent, "till", "db")["seen"] == 100_100
-    assert no_losses(any_agent)
 
 
 @wide
@@ -208,29 +145,3 @@ def test_grpc_calls_are_decided_by_their_trace_context(make_agent: Callable[...,
     assert {entry["trace_id"] for entry in entries} == expected
     assert {(entry["method"], entry["path"]) for entry in entries} == {("POST", "/echo.Echo/Unary")}
     assert (counts["seen_traced"], counts["kept_traced"]) == (2000, len(expected))
-
-
-@pytest.mark.needs("node", "h2load")
-@pytest.mark.parametrize(("connections", "streams"), [(4, 16)])
-def test_node_receives_a_hundred_thousand_over_http2(any_agent: AgentProcess, connections: int, streams: int) -> None:
-    parent = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    with node_h2c(environment=SERVER) as server:
-        found(any_agent, "store")
-        many = 100_000
-        with h2load(server, many, parent, connections=connections, streams=streams) as tool:
-            assert tool.run().total == many
-        counts = counted(any_agent, "store", "http")
-    assert counts["seen"] == counts["seen_traced"] == counts["kept_traced"] == many
-    assert no_losses(any_agent)
-
-
-@pytest.mark.needs("h2load")
-def test_grpc_calls_of_another_client(agent: AgentProcess, tmp_path: Path) -> None:
-    server: RpcServer
-    with grpc_echo(environment=SERVER) as server:
-        found(agent, "store")
-        with h2load(server, 3200, path="/echo.Echo/Unary", connections=4, streams=16, message_in=tmp_path) as tool:
-            assert tool.run().total == 3200
-        assert counted(agent, "store", "grpc")["seen"] == 3200
-        assert not counted(agent, "store", "http")
-    assert no_losses(agent)

@@ -17,9 +17,10 @@ import pytest
 from spandial_agent.tls.mappings import Library, look_at
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e import databases
+from tests.e2e.counting import PARENT
 from tests.e2e.programs.process import Load
 from tests.e2e.services import Server, h2load
-from tests.e2e.test_counts import PARENT, counts
+from tests.e2e.test_counts import counts
 from tests.e2e.tls_servers import EDGE, FRONT, SHOP, tls_nginx, tls_node, tls_uvicorn
 from tests.spandial_agent.spans.otlp_receiver import OtlpReceiver
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -130,6 +131,23 @@ async def test_without_events_processes_are_found_by_scanning_and_it_is_said_why
         await becomes_target(targets, child.pid)
         child.kill()
         await within(lambda: targets.get(child.pid) is None, "the ended process is no target")
+
+
+async def test_a_process_that_ends_while_it_is_found_is_no_target(
+    targets: Targets, monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    pidfd_open, ended = os.pidfd_open, []
+
+    def open_too_late(pid: int) -> int:
+        os.kill(pid, signal.SIGKILL)
+        ended.append(os.waitpid(pid, 0)[0])
+        return pidfd_open(pid)
+
+    async with by_events(targets, monkeypatch):
+        monkeypatch.setattr(os, "pidfd_open", open_too_late)
+        child = start("sleep", "60", OTEL_SERVICE_NAME="checkout")
+        await within(lambda: ended == [child.pid], "it is found and ends")
+        await within(lambda: targets.get(child.pid) is None, "it is no target")
 
 
 async def test_a_process_whose_end_cannot_be_watched_is_missed_by_the_next_scan(

@@ -1,6 +1,6 @@
 """A gRPC server without protobuf. On standard input any line asks it what it served; it ends with its input.
 
-    python -m tests.e2e.programs.grpc_server [unix:PATH]
+    python -m tests.e2e.programs.grpc_server THREADS [unix:PATH]
 
 `/echo.Echo/Unary` answers with its request; `/echo.Echo/ServerStream` gives it back as often as its own text says;
 `/echo.Echo/ClientStream` says how many messages came. Every method answers with the request's metadata `echo-*` as
@@ -44,7 +44,8 @@ class Echo(grpc.GenericRpcHandler):  # type: ignore[misc]
 def _begin(context: Any) -> None:
     """Echo the metadata; end the call here if it asks for a status."""
     metadata = context.invocation_metadata()
-    context.send_initial_metadata([pair for pair in metadata if pair[0].startswith("echo-")])
+    if echoed := [pair for pair in metadata if pair[0].startswith("echo-")]:
+        context.send_initial_metadata(echoed)
     status = next((int(value) for name, value in metadata if name == "status"), 0)
     if status:
         context.abort(_CODES[status], "as asked")
@@ -68,8 +69,9 @@ def _client_stream(requests: Iterable[bytes], context: Any) -> bytes:
 
 def main() -> None:
     echo = Echo()
-    server = grpc.server(ThreadPoolExecutor(64), handlers=[echo], options=[("grpc.so_reuseport", 0)])
-    port = server.add_insecure_port(sys.argv[1] if sys.argv[1:] else "127.0.0.1:0")
+    pool = ThreadPoolExecutor(int(sys.argv[1]))
+    server = grpc.server(pool, handlers=[echo], options=[("grpc.so_reuseport", 0)])
+    port = server.add_insecure_port(sys.argv[2] if sys.argv[2:] else "127.0.0.1:0")
     server.start()
     print(json.dumps({"port": port}), flush=True)
     for _ in sys.stdin:

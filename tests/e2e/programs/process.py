@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.e2e.programs.ending import at_end, hold_at_end
 from tests.e2e.programs.operations import Operation
 
 __all__ = ["Done", "Load", "Program", "Report", "Tool", "executable"]
@@ -194,11 +195,23 @@ class Tool(_Process):
     def __enter__(self) -> Tool:
         return self
 
-    def run(self, seconds: float = 60) -> Done:
-        """Run to the end. Raises AssertionError unless the tool did what it should, by its own account."""
+    def run(self, seconds: float = 60, look: Callable[[], None] | None = None) -> Done:
+        """Run to the end. Raises AssertionError unless the tool did what it should, by its own account.
+
+        Args:
+            look: called when the tool has done everything and its process still is there.
+        """
+        if look is not None:
+            hold_at_end(self.pid)
         self._input.write("go\n")
         self._input.close()
-        output = self._read(self._output.read, seconds)
+
+        def read() -> str:
+            if look is not None:
+                at_end(self.pid, look)  # all it says until then must fit into the pipe
+            return self._output.read()
+
+        output = self._read(read, seconds)
         if self.process.wait() != 0:
             raise self._failure()
         self._check(output)

@@ -25,6 +25,8 @@ class Redis(Database):
         port, path = free_port(), folder / "redis.sock"
         command = [executable("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--unixsocket", str(path), "--unixsocketperm", "777", "--dir", str(folder)]
+        # A title would overwrite its environment, perhaps before an agent has read the labels there.
+        command += ["--set-proc-title", "no"]
         self._looks = 0
         super().__init__(folder, port, path, command, environment)
 
