@@ -6,7 +6,9 @@
 
 #include "operations.h"
 
+#define COM_INIT_DB 0x02
 #define COM_QUERY 0x03
+#define COM_CHANGE_USER 0x11
 #define COM_STMT_PREPARE 0x16
 #define COM_STMT_EXECUTE 0x17
 #define COM_STMT_CLOSE 0x19
@@ -17,6 +19,9 @@
 #define EXECUTE_MAX 16	       /* bytes: the statement's number, no parameters */
 #define MYSQL_REPLY_MAX 16
 #define MYSQL_SSL_REQUEST 32 /* bytes of its payload */
+
+/* What is no command, as one: the client's answer to the greeting, and a query that is handed over for its USE. */
+enum { MYSQL_HANDSHAKE = 0x100, MYSQL_USE = 0x101 };
 
 /* Whether a message of so many bytes is a command, judged by its first eight: COM_QUERY or
  * COM_STMT_PREPARE with a text, or a query with attributes (none of them: 0, 1). */
@@ -55,8 +60,38 @@ static __always_inline void end_mysql_packet(struct walk *walk)
 	case COM_STMT_CLOSE:
 		emit_operation(walk, SPANDIAL_EVENT_FORGET);
 		break;
+	case MYSQL_HANDSHAKE:
+	case MYSQL_USE:
+	case COM_INIT_DB:
+	case COM_CHANGE_USER:
+		emit_operation(walk, SPANDIAL_EVENT_SESSION);
+		break;
 	}
 	walk->at.inside = walk->at.capturing = walk->at.captured = 0;
+}
+
+/* Whether the query whose text follows names another database: it begins with USE. */
+static __always_inline int is_use(const struct walk *walk)
+{
+	u64 first = 0;
+
+	if (walk->left < sizeof(first) || bpf_probe_read_user(&first, sizeof(first), (void *)walk->buffer))
+		return 0;
+	if ((first & 0xffff) == 0x0100) /* no attributes */
+		first >>= 16;
+	return (LOWER(first) & 0xffffff) == CHARS4('u', 's', 'e', 0) && !(first >> 24 & 0x80) &&
+	       ((first >> 24 & 0xff) <= ' ' || (first >> 24 & 0xff) == '`');
+}
+
+/* A message that names the database begins: it is handed over from its command on. An answer to the greeting has none;
+ * it is told by its sequence number, 1, before its payload. */
+static __always_inline void begin_mysql_session(struct walk *walk, u32 message)
+{
+	u32 before = message == MYSQL_HANDSHAKE;
+
+	walk->at.inside = message;
+	walk->at.start_ns = bpf_ktime_get_boot_ns();
+	begin_capture(walk, MYSQL_PACKET_HEADER - before, 1 + before, CAPTURE_MAX);
 }
 
 static __always_inline void begin_mysql_command(struct walk *walk, u32 command)
@@ -73,6 +108,13 @@ static __always_inline void begin_mysql_command(struct walk *walk, u32 command)
 		walk->at.inside = command;
 		if (wanted(walk))
 			begin_capture(walk, MYSQL_PACKET_HEADER, 1, command == COM_QUERY ? CAPTURE_MAX : EXECUTE_MAX);
+		else if (command == COM_QUERY && emitting(walk) && is_use(walk))
+			begin_mysql_session(walk, MYSQL_USE);
+		break;
+	case COM_INIT_DB:
+	case COM_CHANGE_USER:
+		if (emitting(walk))
+			begin_mysql_session(walk, command);
 		break;
 	case COM_STMT_PREPARE:
 	case COM_STMT_CLOSE:
@@ -113,6 +155,9 @@ static __always_inline int mysql_step(void)
 			walk->at.encrypted = 1;
 			return 1;
 		}
+		/* Whatever goes on with a command comes behind its beginning. */
+		if (walk->at.header[3] == 1 && !walk->at.start_ns && emitting(walk))
+			begin_mysql_session(walk, MYSQL_HANDSHAKE);
 		/* What does not begin a sequence goes on with a command, or with the handshake. */
 		if (walk->at.header[3] == 0) {
 			if (command >= COM_MAX && command < COM_STMT_BULK) {

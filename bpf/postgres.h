@@ -9,8 +9,9 @@
 #define POSTGRES_3_0 0x00030000
 #define POSTGRES_SSL_REQUEST 80877103
 #define POSTGRES_GSS_REQUEST 80877104
-#define POSTGRES_HEADER 5 /* type and length */
-#define BIND_MAX 128	  /* bytes of a Bind: names, but as few parameters as can be */
+#define POSTGRES_HEADER 5      /* type and length */
+#define POSTGRES_STARTUP 0x100 /* as a type, which a StartupMessage has none of */
+#define BIND_MAX 128	       /* bytes of a Bind: names, but as few parameters as can be */
 
 #define TYPE(c) (1ULL << ((c) - 'A'))
 #define POSTGRES_TYPES                                                                                                 \
@@ -43,7 +44,10 @@ static __always_inline void end_postgres_message(struct walk *walk)
 	u32 type = walk->at.inside;
 
 	walk->at.inside = walk->at.capturing = 0;
-	if (type == 'Q') {
+	if (type == POSTGRES_STARTUP) {
+		emit_operation(walk, SPANDIAL_EVENT_SESSION);
+		walk->at.captured = 0;
+	} else if (type == 'Q') {
 		end_operation(walk);
 	} else if (type == 'P') {
 		int named = walk->record.request[POSTGRES_HEADER] != 0;
@@ -124,6 +128,12 @@ static __always_inline int postgres_step(void)
 			if (length < 8 || length > 10000) /* MAX_STARTUP_PACKET_LENGTH of PostgreSQL's pqcomm.h */
 				goto broken;
 			walk->at.skip = length - POSTGRES_HEADER;
+			/* The code of its kin, SSLRequest and others, begins with 4. */
+			if (!walk->at.header[4] && emitting(walk)) {
+				walk->at.inside = POSTGRES_STARTUP;
+				walk->at.start_ns = bpf_ktime_get_boot_ns();
+				begin_capture(walk, 0, POSTGRES_HEADER, CAPTURE_MAX);
+			}
 		}
 	}
 	if (!walk->at.skip && walk->at.inside)

@@ -121,6 +121,7 @@ class Event(enum.IntEnum):
     CLOSED = 6
     CONNECTION = 7
     EXAMPLE = 8
+    SESSION = 9
 
 
 class RecordFlag:

@@ -157,7 +157,11 @@ class Conversations:
                 statements = self._postgres.put(entry.connection, postgres.Statements())
             if entry.event == Event.PREPARE:
                 statements.remember(entry.request)
-            return statements.operation(entry.request) if entry.event == Event.ENTRY else None
+            elif entry.event == Event.SESSION:
+                statements.begin(entry.request, cut)
+            if entry.event != Event.ENTRY:
+                return None
+            return _within(statements.operation(entry.request), statements.namespace)
         if entry.protocol != Protocol.MYSQL:
             return None
         memory = self._mysql.get(entry.connection) or self._mysql.put(entry.connection, _MySQL())
@@ -168,7 +172,16 @@ class Conversations:
             memory.statements.remember(prepare.request, entry.request, bool(prepare.flags & RecordFlag.CUT))
         elif entry.event == Event.FORGET:
             memory.statements.forget(entry.request)
-        return memory.statements.operation(entry.request, cut) if entry.event == Event.ENTRY else None
+        elif entry.event == Event.SESSION:
+            memory.statements.name(entry.request, cut)
+        if entry.event != Event.ENTRY:
+            return None
+        operation = memory.statements.operation(entry.request, cut)
+        return _within(operation, memory.statements.namespace)
+
+
+def _within(operation: Operation, namespace: str) -> Operation:
+    return operation._replace(namespace=namespace) if namespace else operation
 
 
 def _in_step(blocks: HeaderBlocks | None, entry: Entry) -> HeaderBlocks:

@@ -76,7 +76,7 @@ def count(agents: list[AgentProcess], kind: str, concurrency: int, tool: Tool, s
 def check_requests(counts: Counts) -> None:
     """All of them have the same trace context, which says that they are kept."""
     assert counts.done.total == MANY
-    assert counts.sent == [{"reverse": MANY}] * 2
+    assert counts.sent == [dict.fromkeys(("reverse", "reverse_traced"), MANY)] * 2
     assert counts.received == [dict.fromkeys(("seen", "kept", "seen_traced", "kept_traced"), MANY)] * 2
 
 

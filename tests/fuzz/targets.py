@@ -83,6 +83,7 @@ def postgresql(data: bytes) -> None:
     parts = _parts(data)
     for part in parts:
         statements.remember(part)
+        statements.begin(part)
         _check_operation(statements.operation(part))
     for first, last in zip(parts, [*parts[1:], b""]):
         outcome = postgres.parse_reply(first, last)
@@ -98,6 +99,7 @@ def mysql_mariadb(data: bytes) -> None:
         cut = bool(part[:1] and part[0] & 1)
         statements.remember(part[1:], answer, cut)
         for payload in (part[1:], answer):
+            statements.name(payload, cut)
             operation = statements.operation(payload, cut)
             _check_operation(operation)
         statements.forget(answer)

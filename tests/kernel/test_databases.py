@@ -222,7 +222,7 @@ def test_an_entry_carries_its_request(watched: Watched, pair: Pair) -> None:
 
 def test_prepared_statements_are_handed_over_before_what_names_them(watched: Watched, pair: Pair) -> None:
     pair.send(STARTUP, pg_parse(b"name") + SYNC, pg_bind(b"name") + EXECUTE + SYNC, pg_query(b"COMMIT"))
-    prepare, execute, query = handed_over(watched, 3)
+    _session, prepare, execute, query = handed_over(watched, 4)
     assert (prepare.event, prepare.request) == (Event.PREPARE, pg_parse(b"name"))
     assert (execute.event, execute.request) == (Event.ENTRY, pg_bind(b"name"))
     assert (query.event, query.request) == (Event.ENTRY, pg_query(b"COMMIT"))
@@ -230,7 +230,7 @@ def test_prepared_statements_are_handed_over_before_what_names_them(watched: Wat
 
 def test_an_unnamed_statement_goes_with_its_execution(watched: Watched, pair: Pair) -> None:
     pair.send(STARTUP, pg_parse() + pg_bind() + EXECUTE + SYNC)
-    prepare, execute = handed_over(watched, 2)
+    _session, prepare, execute = handed_over(watched, 3)
     assert (prepare.event, prepare.request) == (Event.PREPARE, pg_parse())
     assert (execute.event, execute.request) == (Event.ENTRY, pg_bind())
 
@@ -321,3 +321,35 @@ def test_a_connection_that_goes_on_with_tls_is_left_alone(watched: Watched, pair
     pair.send(my(bytes(32), 1), b"\x16\3\1\0\3" + bytes(600), b"\x17\3\3\0\3\x03" + bytes(600))
     assert counted(watched) == (0, 0)
     assert watched.capture.losses()["desync"] == before
+
+
+def test_what_names_a_database_is_handed_over_whatever_the_rate(watched: Watched) -> None:
+    watched.set(abi.encode_word(0, emit=True))
+    postgres, mysql = Pair(), Pair()
+    startup = struct.pack("!II", 8 + 28, 0x30000) + b"user\0tester\0database\0shop\0\0\0"
+    postgres.send(startup, pg_query())
+    mysql.answer(my(b"\x0a8.0.36\0" + bytes(60)))
+    handshake = struct.pack("<IIB23x", 0x8208, 1 << 24, 45) + b"app\0\x14" + bytes(20) + b"shop\0"
+    named = [b"\x02stock", b"\x03USE orders", b"\x03\0\1use `a b`", b"\x11app\0\0shop\0"]
+    mysql.send(my(handshake, 1), *map(my, named), my(b"\x03users"), my_query())
+    large = my(b"\x03" + bytes(5000)) + my(handshake, 1)  # as if a query went on in another packet
+    mysql.send(large)
+    postgres.close()
+    mysql.close()
+    watched.set(abi.encode_word(100, emit=True))
+    last = Pair()
+    last.send(my_query())
+    last.close()
+    *sessions, entry = watched.entries(7)
+    assert entry.event == Event.ENTRY
+    assert {session.event for session in sessions} == {Event.SESSION}
+    assert [session.request for session in sessions] == [startup, b"\1" + handshake, *named]
+    assert watched.counts().seen[EntryKind.DB] == 7
+
+
+def test_without_a_reader_no_session_is_handed_over(watched: Watched, pair: Pair) -> None:
+    watched.set(abi.encode_word(100))
+    pair.send(STARTUP, pg_query())
+    watched.set(abi.encode_word(100, emit=True))
+    pair.send(pg_query())
+    assert [entry.event for entry in handed_over(watched, 1)] == [Event.ENTRY]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spandial_agent.protocols.operation import Operation, Outcome
+from spandial_agent.protocols.operation import NAMESPACE_MAX, Operation, Outcome
 from spandial_agent.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
@@ -12,11 +12,18 @@ __all__ = ["Statements", "parse_reply"]
 _STATEMENTS_MAX = 256
 _HEADER = 4  # of a packet: the payload's length in three bytes, a sequence number
 
+_INIT_DB = 0x02
 _QUERY = 0x03
+_CHANGE_USER = 0x11
 _PREPARE = 0x16
 _EXECUTE = 0x17
 _CLOSE = 0x19
 _BULK = 0xFA  # COM_STMT_BULK_EXECUTE of MariaDB
+
+# "Capability flags", and where the user's name is in the answer to a greeting.
+_CONNECT_WITH_DB, _SECURE_CONNECTION, _LENENC_AUTH = 0x8, 0x8000, 0x200000
+_USER_AT = 32
+_USE = re.compile(rb"use\s*(?:`((?:[^`]|``)+)`|\s([^\s;`]+))\s*;?\s*\Z", re.IGNORECASE)
 
 _OK = 0x00
 _ERROR = 0xFF
@@ -31,10 +38,25 @@ _LATE_ERROR = re.compile(rb"\xff..#[0-9A-Z]{5}", re.DOTALL)
 
 
 class Statements:
-    """What is prepared on one connection: the last 256 statements, by number."""
+    """What is prepared on one connection: the last 256 statements, by number.
+
+    Attributes:
+        namespace: the database, where it was seen to be named.
+    """
 
     def __init__(self) -> None:
+        self.namespace = ""
         self._known: dict[bytes, Operation] = {}
+
+    def name(self, message: bytes, cut: bool = False) -> None:
+        """A message that names the database of what follows: COM_INIT_DB, COM_CHANGE_USER or a COM_QUERY of USE, from
+        the command byte on; or the answer to the server's greeting, behind its sequence number, 1.
+
+        Args:
+            cut: its end is missing.
+        """
+        named = b"" if cut else _namespace(message)
+        self.namespace = named.decode("utf-8", "backslashreplace")[:NAMESPACE_MAX]
 
     def remember(self, prepare: bytes, reply: bytes, cut: bool = False) -> None:
         """COM_STMT_PREPARE from its command byte on, and the first bytes of the answer, which has the number.
@@ -65,7 +87,10 @@ class Statements:
         if command == _QUERY:
             start = _query_start(payload)
             if start <= len(payload):
-                return read_statement(payload[start:], "mysql", not cut)
+                operation = read_statement(payload[start:], "mysql", not cut)
+                if operation.name == "USE":
+                    self.name(payload, cut)
+                return operation
         elif command in (_EXECUTE, _BULK) and payload[1:5] in self._known:
             return self._known[payload[1:5]]
         return Operation()
@@ -91,6 +116,33 @@ def parse_reply(first: bytes, last: bytes) -> Outcome:
         if int.from_bytes(last[start : start + 3], "little") == len(payload) and _LATE_ERROR.match(payload):
             return Outcome(error=True, code=_number(payload))
     return Outcome()
+
+
+def _namespace(message: bytes) -> bytes:
+    """What is not there, or cannot be understood, is empty."""
+    kind, body = message[:1], message[1:]
+    if kind == bytes([_INIT_DB]):
+        return body
+    if kind == bytes([_QUERY]):
+        use = _USE.match(message[_query_start(message) :])
+        return (use[1] or b"").replace(b"``", b"`") or use[2] or b"" if use else b""
+    if kind == bytes([_CHANGE_USER]):
+        _, _, rest = body.partition(b"\0")
+        return rest[1 + rest[0] :].partition(b"\0")[0] if rest else b""
+    capabilities = int.from_bytes(body[:4], "little")
+    if kind != b"\1" or not capabilities & _CONNECT_WITH_DB:
+        return b""
+    at = body.find(b"\0", _USER_AT) + 1
+    if not at:
+        return b""
+    if capabilities & _LENENC_AUTH:
+        length, at = _integer(body, at)
+        at += length
+    elif capabilities & _SECURE_CONNECTION:
+        at += 1 + (body[at] if at < len(body) else 0)
+    else:
+        at = body.find(b"\0", at) + 1
+    return body[at:].partition(b"\0")[0] if at else b""
 
 
 def _payload(packets: bytes) -> bytes:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["RAW_MAX", "TEXT_MAX", "Operation", "Outcome", "raw_text"]
+__all__ = ["NAMESPACE_MAX", "RAW_MAX", "TEXT_MAX", "Operation", "Outcome", "raw_text"]
 
 TEXT_MAX = 512  # characters of a text
+NAMESPACE_MAX = 64  # characters of a database's name
 RAW_MAX = 1024  # characters of what is shown as it was received
 
 
@@ -19,6 +20,7 @@ class Operation(NamedTuple):
     raw: str = ""  # as received, for who has asked for it; "" if what was prepared is unknown
     complete: bool = False  # False: bytes are missing
     arguments: int = 0  # Redis: arguments after the name
+    namespace: str = ""  # the database; "" if unknown
 
 
 class Outcome(NamedTuple):

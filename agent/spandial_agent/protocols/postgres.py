@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spandial_agent.protocols.operation import Operation, Outcome
+from spandial_agent.protocols.operation import NAMESPACE_MAX, Operation, Outcome
 from spandial_agent.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
@@ -22,10 +22,26 @@ _FAILED = b"Z\0\0\0\x05E"  # ReadyForQuery in a failed transaction
 
 
 class Statements:
-    """What is prepared on one connection: the last 256 statements, by name. The unnamed one is one of them."""
+    """What is prepared on one connection: the last 256 statements, by name. The unnamed one is one of them.
+
+    Attributes:
+        namespace: the database, where the session's beginning was seen.
+    """
 
     def __init__(self) -> None:
+        self.namespace = ""
         self._known: dict[bytes, Operation] = {}
+
+    def begin(self, startup: bytes, cut: bool = False) -> None:
+        """A StartupMessage: the database that it names, or else its user's.
+
+        Args:
+            cut: its end is missing.
+        """
+        fields = startup[8:].split(b"\0")
+        named = dict(zip(fields[0::2], fields[1::2]))
+        database = named.get(b"database", b"") or named.get(b"user", b"")
+        self.namespace = "" if cut else database.decode("utf-8", "backslashreplace")[:NAMESPACE_MAX]
 
     def remember(self, parse: bytes) -> None:
         """A Parse message. One whose name is cut off is ignored."""

@@ -242,6 +242,7 @@ def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone:
         outcome, asked = _outcome(entry.protocol, open_.first, open_.last), call.operation
         more = {"error": outcome.error, "error_code": outcome.code}
         more |= {"operation": asked.name, "collection": asked.collection, "query_text": asked.text}
+        more["namespace"] = asked.namespace
     return Exchange(
         more.pop("protocol", _NAMES[entry.protocol]),
         server=not entry.flags & RecordFlag.SENT,

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spandial_agent.protocols.mysql import Statements, parse_reply
-from spandial_agent.protocols.operation import RAW_MAX, TEXT_MAX, Operation, Outcome
+from spandial_agent.protocols.operation import NAMESPACE_MAX, RAW_MAX, TEXT_MAX, Operation, Outcome
 
 INSERT = b"\x03INSERT INTO users VALUES (1,'secret\\'one\\\\',X'6200ff736563'),(2,'sec\\\"ret',X'78')"
 SELECT = b'\x03SELECT `name` FROM users WHERE name <> "secret" AND id IN (1,2) # secret'
@@ -177,9 +177,53 @@ def test_a_reply_that_is_cut_off_is_not_told_wrong(whole: bytes) -> None:
         assert part.code in ("", told.code)
 
 
+def handshake(flags: int, auth: bytes, database: bytes = b"shop\0", user: bytes = b"app\0") -> bytes:
+    """An answer to a server's greeting, behind its sequence number ("HandshakeResponse41")."""
+    return b"\1" + flags.to_bytes(4, "little") + b"\0\0\0\1-" + bytes(23) + user + auth + database + b"plugin\0"
+
+
+@pytest.mark.parametrize(
+    ("message", "namespace"),
+    [
+        (handshake(0x8208, b"\x14" + bytes(20)), "shop"),
+        (handshake(0x208, b"scramble\0"), "shop"),
+        (handshake(0x200208, b"\xfc\x2c\1" + bytes(300)), "shop"),
+        (handshake(0x8200, b"\x14" + bytes(20), b""), ""),
+        (b"\x02shop", "shop"),
+        (b"\x03USE shop", "shop"),
+        (b"\x03\0\1use\t`my ``shop`;", "my `shop"),
+        (b"\x03use`shop`", "shop"),
+        (b"\x03USE shop; SELECT 1", ""),
+        (b"\x11app\0\x14" + bytes(20) + b"shop\0-\0", "shop"),
+        (b"\x11app\0", ""),
+        (b"", ""),
+    ],
+)
+def test_a_session_names_its_database(message: bytes, namespace: str) -> None:
+    statements = Statements()
+    statements.name(b"\x02earlier")
+    assert statements.namespace == "earlier"
+    statements.name(message)
+    assert statements.namespace == namespace
+    statements.name(message, cut=True)
+    assert statements.namespace == ""
+
+
+def test_a_kept_use_names_the_database_of_what_follows() -> None:
+    statements = Statements()
+    statements.operation(b"\x03USE shop")
+    assert statements.namespace == "shop"
+
+
+COMMANDS = [b"\x01", b"\x03", b"\x03use ", b"\x11", b"\x16", b"\x17", b"\x19"]
+
+
 @given(
     st.binary(max_size=300)
-    | st.tuples(st.sampled_from([b"\x03", b"\x16", b"\x17", b"\x19"]), st.binary()).map(b"".join),
+    | st.binary(max_size=100).map(lambda auth: handshake(0xFFFFFFFF, auth))
+    | st.tuples(st.sampled_from([b"\x01", b"\x03", b"\x03use ", b"\x11", b"\x16", b"\x17", b"\x19"]), st.binary()).map(
+        b"".join
+    ),
     st.binary(max_size=200),
     st.booleans(),
 )
@@ -192,6 +236,8 @@ def test_no_bytes_make_it_raise(payload: bytes, answer: bytes, cut: bool) -> Non
     statements.remember(payload, answer, cut)
     statements.forget(answer)
     for message in (payload, answer):
+        statements.name(message, cut)
+        assert len(statements.namespace) <= NAMESPACE_MAX
         operation = statements.operation(message, cut)
         assert len(operation.text) <= TEXT_MAX
         assert len(operation.raw) <= RAW_MAX

@@ -58,6 +58,26 @@ def bind(name: bytes) -> bytes:
     return b"B" + (len(body) + 4).to_bytes(4, "big") + body
 
 
+@pytest.mark.parametrize(
+    ("fields", "namespace"),
+    [
+        (b"user\0app\0database\0shop\0application_name\0psql\0\0", "shop"),
+        (b"user\0app\0\0", "app"),
+        (b"user\0app\0database\0\0\0", "app"),
+        (b"", ""),
+        (b"database", ""),
+        (b"database\0" + b"x" * 100 + b"\0\0", "x" * 64),
+    ],
+)
+def test_a_session_names_its_database(fields: bytes, namespace: str) -> None:
+    statements = Statements()
+    startup = (8 + len(fields)).to_bytes(4, "big") + b"\0\3\0\0" + fields
+    statements.begin(startup)
+    assert statements.namespace == namespace
+    statements.begin(startup, cut=True)
+    assert statements.namespace == ""
+
+
 def test_a_simple_query() -> None:
     assert Statements().operation(QUERY) == Operation(
         name="INSERT",
