@@ -239,7 +239,7 @@ def _nginx(folder: Path, port: int) -> list[str]:
 
 
 def _grpcio(folder: Path, port: int) -> list[str]:
-    return [sys.executable, "-m", "tests.e2e.programs.grpc_server", f"127.0.0.1:{port}"]
+    return [sys.executable, "-m", "tests.e2e.programs.grpc_server", "64", f"127.0.0.1:{port}"]
 
 
 SERVERS = {"uvicorn": _uvicorn, "nginx": _nginx, "grpcio": _grpcio}
