@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +85,10 @@ class PropagationWatch:
         """Look again and again, until cancelled."""
         while True:
             await asyncio.sleep(self._interval_s)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:  # the next look may go well, and nothing else depends on this one
+                _log.warning("lost trace contexts could not be looked for", error=f"{type(error).__name__}: {error}")
 
     async def look(self) -> None:
         """Compare what came and went since the last time, and follow up what is suspicious."""
@@ -108,9 +112,12 @@ class PropagationWatch:
         examples = self._examples.get(entry.tgid)
         if examples is None or entry.protocol != Protocol.HTTP1 or entry.event not in (Event.ENTRY, Event.EXAMPLE):
             return
-        if len(examples) < _EXAMPLES_MAX:
-            sent = bool(entry.flags & RecordFlag.SENT)
-            examples.append(Example(sent, entry.time_ns, *parse_request_line(entry.request), entry.trace_id))
+        if len(examples) == _EXAMPLES_MAX:  # what was on its way
+            return
+        sent = bool(entry.flags & RecordFlag.SENT)
+        examples.append(Example(sent, entry.time_ns, *parse_request_line(entry.request), entry.trace_id))
+        if len(examples) == _EXAMPLES_MAX:
+            self._want_examples([entry.tgid], False)
 
     def lost(self) -> list[LostContext]:
         """The pairs of targets between which contexts are lost, those with the most requests first."""
@@ -148,28 +155,26 @@ class PropagationWatch:
     async def _evidence(self, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], Evidence]:
         """Have the kernel hand over requests of both ends, and compare them."""
         targets = {pid: self._targets.get(pid) for pair in pairs for pid in pair}
-        asked = {pid: target for pid, target in targets.items() if target is not None}
-        before = {pid: self._count(target) for pid, target in asked.items()}
-        examples: dict[int, list[Example]] = {pid: [] for pid in asked}
+        before = {pid: self._count(target) for pid, target in targets.items() if target is not None}
+        examples: dict[int, list[Example]] = {pid: [] for pid in before}
         begin_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        try:
-            self._examples = examples
-            for target in asked.values():
-                self._table.want_examples(target.row, True)
-            for _ in range(int(min(_EXAMPLES_S, self._interval_s) / _STEP_S)):
-                await asyncio.sleep(_STEP_S)
-                if all(len(some) == _EXAMPLES_MAX for some in examples.values()):
-                    break
-        finally:
-            self._examples = {}
-            asked = {pid: target for pid, target in asked.items() if self._targets.get(pid) is target}
-            for target in asked.values():
-                self._table.want_examples(target.row, False)
+        self._examples = examples
+        self._want_examples(examples, True)
+        for _ in range(int(min(_EXAMPLES_S, self._interval_s) / _STEP_S)):
+            await asyncio.sleep(_STEP_S)
+            if all(len(some) == _EXAMPLES_MAX for some in examples.values()):
+                break
+        self._want_examples(examples, False)
+        self._examples = {}
         end_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         complete_ns = {
             pid: some[-1].time_ns if len(some) == _EXAMPLES_MAX else end_ns for pid, some in examples.items()
         }
-        none_traced = {pid: self._count(target).traced == before[pid].traced for pid, target in asked.items()}
+        none_traced = {
+            pid: self._count(target).traced == before[pid].traced
+            for pid in examples
+            if (target := self._targets.get(pid)) is not None and target is targets[pid]
+        }
 
         def weigh_all() -> dict[tuple[int, int], Evidence]:
             return {
@@ -181,10 +186,16 @@ class PropagationWatch:
                     none_traced=none_traced[server],
                 )
                 for client, server in pairs
-                if {client, server} <= asked.keys()
+                if {client, server} <= none_traced.keys()
             }
 
         return await asyncio.to_thread(weigh_all)
+
+    def _want_examples(self, pids: Iterable[int], wanted: bool) -> None:
+        for pid in pids:
+            target = self._targets.get(pid)
+            if target is not None:
+                self._table.want_examples(target.row, wanted)
 
     def _judge(self, client: int, server: int, evidence: Evidence, count: int) -> None:
         pair = self._pairs.get((client, server))

@@ -10,6 +10,7 @@ import pytest
 from spandial.abi import DEFAULT_ROW, WORD_EXAMPLES, Event, RecordFlag
 from spandial.labels import Labels
 from spandial_agent.entries import decode_entry
+from spandial_agent.propagation import watch as watch_module
 from spandial_agent.propagation.examples import Evidence
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.table import RateTable, Row
@@ -171,14 +172,34 @@ async def test_who_ends_while_examples_are_collected_is_left_alone(
     assert table.backend.read(played.server.row.number)[WORD_EXAMPLES] == 0
 
 
-async def test_who_is_asked_for_examples_is_asked_no_longer_when_the_agent_ends(played: Played) -> None:
+async def test_a_busy_process_hands_over_no_more_than_is_looked_at(
+    played: Played, monkeypatch: pytest.MonkeyPatch, table: RateTable
+) -> None:
+    monkeypatch.setattr(watch_module, "_EXAMPLES_MAX", 3)
     played.passed(sent=100, untraced=60)
     looking = asyncio.create_task(played.watch.look())
     await within(lambda: played.asked, "examples are asked for")
-    looking.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await looking
+    for number in range(5):
+        assert table.backend.read(played.server.row.number)[WORD_EXAMPLES] == (number < 3)
+        played.watch.take(decode_entry(record(tgid=SERVER, event=Event.EXAMPLE)))
+    assert table.backend.read(played.client.row.number)[WORD_EXAMPLES] == 1
+    await looking
     assert not played.asked
+
+
+async def test_a_look_that_fails_is_not_the_last(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    async def fails() -> None:
+        nonlocal looks
+        looks += 1
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(played.watch, "look", fails)
+    monkeypatch.setattr(played.watch, "_interval_s", 0.01)
+    running = asyncio.create_task(played.watch.run())
+    await within(lambda: looks >= 3, "it looks again")
+    running.cancel()
 
 
 async def test_a_row_that_is_shared_is_never_asked_for_examples(table: RateTable) -> None:
