@@ -110,6 +110,8 @@ def test_every_kept_statement_is_a_span(
     assert failed == {system: done[f"{system} errors"] for system in systems}
     named = {(span.attributes["db.system.name"], span.attributes.get("db.namespace")) for span in spans}
     assert named == {("postgresql", "app"), ("mysql", "app"), ("redis", None)}
+    rows = Counter(span.attributes.get("db.response.returned_rows") for span in spans)
+    assert rows[1] == done["postgresql"] - done["postgresql errors"]
     assert {span.kind for span in spans} == {"client"}
     assert {span.resource["deployment.environment.name"] for span in spans} == {"gray"}
     codes = {span.attributes.get("db.response.status_code") for span in spans if span.status == "error"}

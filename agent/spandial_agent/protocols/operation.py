@@ -28,6 +28,8 @@ class Outcome(NamedTuple):
 
     error: bool = False
     code: str = ""  # SQLSTATE, MySQL's error number, Redis's error prefix; "" if none
+    command: str = ""  # what was done, of PostgreSQL's command tag: "SELECT"; "" if none
+    rows: int | None = None  # that were returned, of the same; of several statements the last one's
 
 
 def raw_text(data: bytes) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from spandial_agent.protocols.operation import NAMESPACE_MAX, Operation, Outcome
-from spandial_agent.protocols.statement import read_statement
+from spandial_agent.protocols.statement import COMMANDS, read_statement
 
 __all__ = ["Statements", "parse_reply"]
 
@@ -18,6 +18,8 @@ _END_MAX = 256  # bytes of a reply's end that are looked at
 _SQLSTATE = re.compile(rb"[0-9A-Z]{5}")
 # A server's error has its code before its message, and line and routine of its source last. Then ReadyForQuery.
 _ERROR_END = re.compile(rb"(?:\0(C[0-9A-Z]{5})\0M[^\0]*\0.*)?\0L[0-9]+\0R\w+\0\0Z\0\0\0\x05[ITE]\Z", re.DOTALL)
+_RETURNING = {"SELECT", "FETCH"}  # whose count is of rows that were returned
+_COUNT = re.compile(r"[0-9]{1,18}", re.ASCII)
 _FAILED = b"Z\0\0\0\x05E"  # ReadyForQuery in a failed transaction
 
 
@@ -80,13 +82,23 @@ def parse_reply(first: bytes, last: bytes) -> Outcome:
 
     An error behind so many rows that its code is in neither has none.
     """
-    for kind, body in [*_messages(first), *_end(last[-_END_MAX:])]:
+    end = [*_end(last[-_END_MAX:])]
+    for kind, body in [*_messages(first), *end]:
         if kind == b"E":
             return Outcome(error=True, code=_sqlstate(body))
     late = _ERROR_END.search(last[-_END_MAX:])
     if late or last.endswith(_FAILED):
         return Outcome(error=True, code=_sqlstate(late[1] or b"") if late else "")
-    return Outcome()
+    return _completed(end[0][1]) if end else Outcome()
+
+
+def _completed(tag: bytes) -> Outcome:
+    """A CommandComplete's tag: the command, and how many rows it returned or changed."""
+    words = tag.rstrip(b"\0").decode("ascii", "replace").split(" ")
+    command, count = words[0], words[-1]
+    if command not in COMMANDS:
+        return Outcome()
+    return Outcome(command=command, rows=int(count) if command in _RETURNING and _COUNT.fullmatch(count) else None)
 
 
 def _body(message: bytes) -> bytes:

@@ -18,7 +18,7 @@ from sqlglot.errors import SqlglotError
 
 from spandial_agent.protocols.operation import TEXT_MAX, Operation, raw_text
 
-__all__ = ["Dialect", "read_statement", "strip_literals"]
+__all__ = ["COMMANDS", "Dialect", "read_statement", "strip_literals"]
 
 Dialect = Literal["postgres", "mysql"]
 
@@ -92,7 +92,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_COMMANDS = _words(
+COMMANDS = _words(
     """ABORT ALTER ANALYZE BEGIN BINLOG CALL CHANGE CHECK CHECKPOINT CHECKSUM CLOSE CLUSTER COMMENT COMMIT COPY CREATE
     DEALLOCATE DECLARE DELETE DESC DESCRIBE DISCARD DO DROP END EXECUTE EXPLAIN FETCH FLUSH GRANT HANDLER HELP IMPORT
     INSERT INSTALL KILL LISTEN LOAD LOCK MERGE MOVE NOTIFY OPTIMIZE PREPARE PURGE REASSIGN REFRESH REINDEX RELEASE
@@ -155,7 +155,7 @@ def _describe(masked: str, dialect: Dialect) -> tuple[str, str, str]:
         parts = _parts(masked, dialect)
     except SqlglotError:
         first = _FIRST_WORD.findall(masked)[0].upper()
-        return first if first in _COMMANDS else "", "", " ".join(masked.split())[:TEXT_MAX].rstrip()
+        return first if first in COMMANDS else "", "", " ".join(masked.split())[:TEXT_MAX].rstrip()
     return _command(parts), _collection(parts)[:_COLLECTION_MAX], _text(parts)[:TEXT_MAX].rstrip()
 
 
@@ -213,7 +213,7 @@ def _command(parts: list[_Part]) -> str:
         if not common and first == "WITH":
             depth, common = 0, True
         elif not common and first != "(":
-            return first if first in _COMMANDS else ""
+            return first if first in COMMANDS else ""
     return "WITH" if common else ""
 
 

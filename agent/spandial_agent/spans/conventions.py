@@ -141,6 +141,8 @@ def _database(exchange: Exchange, attributes: Attributes) -> str:
         attributes["db.namespace"] = exchange.namespace
     if exchange.query_text:
         attributes["db.query.text"] = exchange.query_text
+    if exchange.returned_rows is not None:
+        attributes["db.response.returned_rows"] = exchange.returned_rows
     if exchange.error and exchange.error_code:
         attributes["db.response.status_code"] = exchange.error_code
     return " ".join(filter(None, (exchange.operation, exchange.collection))) or exchange.protocol

@@ -241,8 +241,9 @@ def _exchange(open_: _Open, addresses: _Addresses, end: End, end_ns: int, alone:
     else:
         outcome, asked = _outcome(entry.protocol, open_.first, open_.last), call.operation
         more = {"error": outcome.error, "error_code": outcome.code}
-        more |= {"operation": asked.name, "collection": asked.collection, "query_text": asked.text}
-        more["namespace"] = asked.namespace
+        name = asked.name or (outcome.command if alone else "")
+        more |= {"operation": name, "collection": asked.collection, "query_text": asked.text}
+        more |= {"namespace": asked.namespace, "returned_rows": outcome.rows if alone else None}
     return Exchange(
         more.pop("protocol", _NAMES[entry.protocol]),
         server=not entry.flags & RecordFlag.SENT,

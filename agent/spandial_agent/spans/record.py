@@ -54,6 +54,7 @@ class Exchange(NamedTuple):
     collection: str = ""  # the table, if there is one and no other
     namespace: str = ""  # the database's name, or Redis' index of it
     query_text: str = ""
+    returned_rows: int | None = None
 
     error: bool = False  # the answer is an error, whatever `status` says
     error_code: str = ""  # SQLSTATE, MySQL's error number, the prefix of Redis' error, a reason for an HTTP/2 reset

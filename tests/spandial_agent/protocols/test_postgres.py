@@ -154,19 +154,21 @@ def test_every_beginning_of_a_message_tells_nothing_secret_and_that_it_is_one(me
     [
         (ERROR, Outcome(error=True, code="42P01")),
         (b"1\0\0\0\x04" + ERROR, Outcome(error=True, code="42P01")),
-        (ROWS, Outcome()),
-        (NOTICE, Outcome()),
+        (ROWS, Outcome(command="SELECT", rows=4)),
+        (NOTICE, Outcome(command="DROP")),
         (LATE_ERROR, Outcome(error=True, code="22012")),
         (LATE_ERROR.replace(b"R" + b"int4div", b"R" + b"a" * 60), Outcome()),
         (LATE_ERROR.replace(b"division by zero", b"x" * 60), Outcome(error=True)),
         (LATE_ERROR[:-1] + b"E", Outcome(error=True, code="22012")),
         (b"D" * 200 + b"Z\0\0\0\x05E", Outcome(error=True)),
-        (b"1\0\0\0\x042\0\0\0\x04n\0\0\0\x04C\0\0\0\x0fINSERT 0 2\0" + READY, Outcome()),
-        (b"C\0\0\0\x08SET\0S\0\0\0\x1capplication_name\0secret\0" + READY, Outcome()),
-        (b"C\0\0\0\nBEGIN\0C\0\0\0\rUPDATE 3\0" + READY, Outcome()),
-        (b"1\0\0\0\x04" * 40 + b"C\0\0\0\x0bCOMMIT\0" + READY, Outcome()),
-        (b"1\0\0\0\x04" * 40 + b"C\0\0\0\rDELETE 1\0", Outcome()),
-        (b"C\0\0\0\x11CREATE TABLE\0" + READY, Outcome()),
+        (b"1\0\0\0\x042\0\0\0\x04n\0\0\0\x04C\0\0\0\x0fINSERT 0 2\0" + READY, Outcome(command="INSERT")),
+        (b"C\0\0\0\x08SET\0S\0\0\0\x1capplication_name\0secret\0" + READY, Outcome(command="SET")),
+        (b"C\0\0\0\nBEGIN\0C\0\0\0\rUPDATE 3\0" + READY, Outcome(command="UPDATE")),
+        (b"1\0\0\0\x04" * 40 + b"C\0\0\0\x0bCOMMIT\0" + READY, Outcome(command="COMMIT")),
+        (b"1\0\0\0\x04" * 40 + b"C\0\0\0\rDELETE 1\0", Outcome(command="DELETE")),
+        (b"C\0\0\0\x11CREATE TABLE\0" + READY, Outcome(command="CREATE")),
+        (b"C\0\0\0\x0cFETCH 0\0" + READY, Outcome(command="FETCH", rows=0)),
+        (b"C\0\0\0\x0cSELECT \0" + READY, Outcome(command="SELECT")),
         (b"I\0\0\0\x04" + READY, Outcome()),
         (b"G\0\0\0\r\0\0\x03\0\0\0\0\0\0", Outcome()),
         (b"C\0\0\0\rsecret 4\0" + READY, Outcome()),
@@ -207,4 +209,4 @@ def test_no_rows_look_like_an_error(rows: int, begin: bytes, end: bytes) -> None
     tag = b"SELECT %d\0" % rows
     row = b"D" + (len(end) + 4).to_bytes(4, "big") + end
     whole = b"D" + (len(begin) + 4).to_bytes(4, "big") + begin + row + b"C\0\0\0" + bytes([len(tag) + 4]) + tag + READY
-    assert reply(whole) == Outcome()
+    assert reply(whole) in (Outcome(command="SELECT", rows=rows), Outcome())  # rows may hide the tag

@@ -60,6 +60,7 @@ any_exchange = st.builds(
     operation=_texts,
     collection=_texts,
     namespace=_texts,
+    returned_rows=_sizes,
     query_text=_texts,
     error=st.booleans(),
     error_code=_texts,

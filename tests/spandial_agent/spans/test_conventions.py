@@ -237,6 +237,7 @@ def test_a_database_statement() -> None:
         collection="orders",
         namespace="shop",
         query_text="SELECT * FROM orders WHERE id = ?",
+        returned_rows=0,
     )
     description = describe(statement)
     assert (description.name, description.kind) == ("SELECT orders", SpanKind.CLIENT)
@@ -246,6 +247,7 @@ def test_a_database_statement() -> None:
         "db.collection.name": "orders",
         "db.namespace": "shop",
         "db.query.text": "SELECT * FROM orders WHERE id = ?",
+        "db.response.returned_rows": 0,
         "server.address": "10.0.0.5",
         "network.peer.address": "10.0.0.5",
         "network.peer.port": 5432,

@@ -156,6 +156,21 @@ def test_a_databases_answer_says_whether_it_failed(
     assert not exchange.server
 
 
+BIND = b"B\0\0\0\x0d\0name\0\0\0\0\0\0\0"  # of a statement that was prepared before anybody looked
+TAG = b"C\0\0\0\rSELECT 3\0Z\0\0\0\x05I"
+
+
+def test_a_command_tag_names_a_statement_that_is_not_known_and_counts_rows(watched: Watched) -> None:
+    watched.statement(1, BIND, Protocol.POSTGRES)
+    watched.answer(2, TAG, protocol=Protocol.POSTGRES)
+    for at in (3, 4):  # pipelined: whose answer it is, is not looked at
+        watched.statement(at, BIND, Protocol.POSTGRES)
+    watched.answer(5, TAG, protocol=Protocol.POSTGRES)
+    watched.exchanges.finish_all(6)
+    said = [(exchange.operation, exchange.returned_rows) for exchange in watched.finished]
+    assert said == [("SELECT", 3), ("", None), ("", None)]
+
+
 def test_an_entry_without_trace_context_gets_an_id_that_decides_alike(watched: Watched) -> None:
     watched.request(1, randomness=0x1234567890ABCD)
     watched.exchanges.finish_all(2)
