@@ -113,9 +113,16 @@ async def run_agent(settings: Settings) -> None:
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
         tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
-        app = build_app(control, node, token=token, token_path=token_path, version=version("spandial"))
-        running = asyncio.create_task(node.run())
-        running.add_done_callback(lambda _: stop.set())  # no lease, no agent
+        app = build_app(
+            control,
+            node,
+            token=token,
+            token_path=token_path,
+            version=version("spandial"),
+            max_rate_without_ttl=settings.max_rate_without_ttl,
+        )
+        running = asyncio.gather(node.run(), control.run())
+        running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         _log.info(
             "serving",

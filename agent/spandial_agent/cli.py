@@ -17,7 +17,15 @@ from rich.console import Console
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
-from spandial_agent.views import explanation_table, lost_context, printable, rules_table, stats_table, targets_table
+from spandial_agent.views import (
+    explanation_table,
+    lost_context,
+    printable,
+    rule_line,
+    rules_table,
+    stats_table,
+    targets_table,
+)
 
 __all__ = ["app"]
 
@@ -51,7 +59,7 @@ def agent() -> None:
         asyncio.run(run_agent(settings))
 
 
-@app.command("set", epilog="Example: spandial set 30 --env gray")
+@app.command("set", epilog="Example: spandial set 30 --env gray --ttl 10m")
 def set_rate(
     rate: Annotated[str, typer.Argument(help="Percentage 0-100: 30, 0.1 or 30%.")],
     service: Service = None,
@@ -59,22 +67,30 @@ def set_rate(
     version: Version = None,
     protocol: Protocol = None,
     mode: Annotated[str, typer.Option(help="follow, boost or strict.")] = "follow",
+    ttl: Annotated[str | None, typer.Option(help="End by itself after this time: 90s, 10m, 1h30m.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn the dial. Without a selector this sets the node's default."""
+    selector = {"service": service, "env": env, "version": version, "protocol": protocol}
     with _reported():
-        answer = _client().request(
-            "PUT", "/sampling", rate=rate, service=service, env=env, version=version, protocol=protocol, mode=mode
-        )
-        if as_json:
-            _print_json(answer)
-        else:
-            reached = answer["reached"]
-            targets = f"{reached} target" + ("" if reached == 1 else "s")
-            _out.print(
-                f"{answer['selector']}: {answer['rate']:g} %, {answer['mode']}, obeyed by {targets} "
-                f"(revision {answer['revision']})"
-            )
+        answer = _client().request("PUT", "/sampling", rate=rate, mode=mode, ttl=ttl, **selector)
+        _print_json(answer) if as_json else _out.print(rule_line(answer))
+
+
+@app.command(epilog="Example: spandial renew 10m --env gray")
+def renew(
+    ttl: Annotated[str, typer.Argument(help="How long the rule holds from now on: 90s, 10m, 1h30m.")],
+    service: Service = None,
+    env: Env = None,
+    version: Version = None,
+    protocol: Protocol = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have the rule of exactly this selector end later, or sooner."""
+    selector = {"service": service, "env": env, "version": version, "protocol": protocol}
+    with _reported():
+        answer = _client().request("PUT", "/sampling/renew", ttl=ttl, **selector)
+        _print_json(answer) if as_json else _out.print(rule_line(answer))
 
 
 @app.command(epilog="Example: spandial get --json")

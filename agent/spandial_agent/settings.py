@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
     lease_seconds: float = Field(default=10.0, gt=0, le=3600, description="rates outlive a dead agent for so long")
     default_rate: float = Field(default=100.0, description="rate of discovered processes without a rule")
+    max_rate_without_ttl: float = Field(
+        default=100.0, description="a rule of a greater rate is refused unless it says when it ends"
+    )
     discover: str = Field(
         default="",
         description="rules that include processes as targets or exclude them, beside those that name a service",
@@ -59,7 +62,7 @@ class Settings(BaseSettings):
         """The capture path to use without trying the others, if one is set."""
         return self.capture if self.capture in ("socket", "sys_exit") else None
 
-    @field_validator("default_rate", mode="before")
+    @field_validator("default_rate", "max_rate_without_ttl", mode="before")
     @classmethod
     def _rate(cls, value: object) -> float:
         return parse_rate(str(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +10,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["explanation_table", "lost_context", "printable", "rules_table", "stats_table", "targets_table"]
+from spandial_api.durations import format_duration
+
+__all__ = ["explanation_table", "lost_context", "printable", "rule_line", "rules_table", "stats_table", "targets_table"]
 
 
 def printable(text: str) -> str:
@@ -29,11 +32,21 @@ def _row(table: Table, *cells: object) -> None:
     table.add_row(*(Text("-" if cell in (None, "") else printable(str(cell))) for cell in cells))
 
 
+def rule_line(rule: dict[str, Any]) -> str:
+    """A rule that was just put or renewed."""
+    reached, expires = rule["reached"], rule["expires"]
+    targets = f"{reached} target" + ("" if reached == 1 else "s")
+    end = "" if expires is None else f", until {datetime.fromtimestamp(expires).strftime('%Y-%m-%d %H:%M:%S')}"
+    held = f"{rule['rate']:g} %, {rule['mode']}{end}, obeyed by {targets}"
+    return f"{rule['selector']}: {held} (revision {rule['revision']})"
+
+
 def rules_table(answer: dict[str, Any]) -> RenderableType:
     """GET /sampling."""
-    table = _table("rule", "rate %>", "mode", "targets>", "revision>")
+    table = _table("rule", "rate %>", "mode", "targets>", "revision>", "ends in>")
     for rule in answer["rules"]:
-        _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], rule["reached"], rule["revision"])
+        left = None if rule["expires"] is None else format_duration(rule["expires"] - time.time())
+        _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], rule["reached"], rule["revision"], left)
     return table if answer["rules"] else Text("no rules: every target keeps its own default")
 
 
@@ -90,7 +103,7 @@ def lost_context(pair: dict[str, Any]) -> str:
     """A pair of targets between which trace contexts are lost, as a sentence."""
     client, server = (f"{pair[end]['service']} (pid {pair[end]['pid']})" for end in ("client", "server"))
     example = pair["example"]
-    moment, since = (datetime.fromtimestamp(time).strftime("%H:%M:%S") for time in (example["time"], pair["since"]))
+    moment, since = (datetime.fromtimestamp(at).strftime("%H:%M:%S") for at in (example["time"], pair["since"]))
     return (
         f"requests of {client} leave with traceparent and come to {server} without: {pair['count']} since {since}, "
         f"such as {example['method']} {example['path']} at {moment} of trace {example['trace_id']}"

@@ -16,8 +16,20 @@ from spandial_api.store import StoreError
 __all__ = ["build_app"]
 
 
-def build_app(control: Control, node: Node, *, token: str, token_path: Path, version: str) -> FastAPI:
-    """The application. It starts nothing by itself: control, node and token are the caller's."""
+def build_app(
+    control: Control,
+    node: Node,
+    *,
+    token: str,
+    token_path: Path,
+    version: str,
+    max_rate_without_ttl: float = 100.0,
+) -> FastAPI:
+    """The application. It starts nothing by itself: control, node and token are the caller's.
+
+    Args:
+        max_rate_without_ttl: a rule of a greater rate must say when it ends.
+    """
     app = FastAPI(
         title="spandial",
         version=version,
@@ -27,6 +39,7 @@ def build_app(control: Control, node: Node, *, token: str, token_path: Path, ver
     app.state.node = node
     app.state.token = token
     app.state.token_path = token_path
+    app.state.max_rate_without_ttl = max_rate_without_ttl
     for module in (sampling, targets, stats, entries, metrics, health):
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _bad_input)

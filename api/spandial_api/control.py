@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook, Selector
-from spandial_api.store import Store
+from spandial_api.store import Store, StoreError
 
 __all__ = ["Control", "selector_text"]
+
+
+_CLOCK_S = 1.0  # the clock may be set, and stands still for a timer while the host sleeps
 
 
 def selector_text(selector: Selector) -> str:
@@ -30,16 +35,31 @@ def _quoted(value: str) -> str:
 class Control:
     """Rules, store and node together.
 
+    Args:
+        now: Unix time in seconds.
+
     Attributes:
-        book: the rules in force.
+        book: the rules in force. What ended while nobody looked is not in it.
     """
 
-    def __init__(self, store: Store, node: Node) -> None:
-        self.book = store.load()
+    def __init__(self, store: Store, node: Node, now: Callable[[], float] = time.time) -> None:
+        self.book = store.load().without_expired(now())
+        self.now = now
         self._store = store
         self._node = node
         self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
         node.apply(self.book)
+
+    async def run(self) -> None:
+        """End each rule when its time has come, until cancelled."""
+        while True:
+            self._changed.clear()
+            expiry = self.book.next_expiry
+            left = None if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+            await self._expire()
 
     async def put(self, rule: Rule) -> tuple[Rule, int]:
         """Upsert a rule; the rule as stored, and how many targets it reaches. Raises StoreError, nothing changed."""
@@ -49,6 +69,11 @@ class Control:
     async def remove(self, selector: Selector) -> int:
         """Remove a rule; the new revision. Raises KeyError, StoreError, nothing changed."""
         return (await self._change(lambda book: book.remove(selector))).revision
+
+    async def renew(self, selector: Selector, ttl_s: float) -> tuple[Rule, int]:
+        """Have a rule end so long from now, as `put`. Raises KeyError, StoreError, nothing changed."""
+        book = await self._change(lambda book: book.renew(selector, self.now() + ttl_s))
+        return book.rules[selector], self.reached().get(selector, 0)
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""
@@ -71,4 +96,15 @@ class Control:
                 self._node.apply(self.book)
                 raise
             self.book = book
+            self._changed.set()
             return book
+
+    async def _expire(self) -> None:
+        async with self._lock:
+            book = self.book.without_expired(self.now())
+            if book is self.book:
+                return
+            self._node.apply(book)
+            self.book = book
+            with suppress(StoreError):  # whatever the disk says: what has ended is not loaded again either
+                await asyncio.to_thread(self._store.save, book)

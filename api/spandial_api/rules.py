@@ -59,12 +59,17 @@ class Selector:
 
 @dataclass(frozen=True)
 class Rule:
-    """A selector's rate (percentage 0-100) and mode. The revision grows by one with every change of any rule."""
+    """A selector's rate (percentage 0-100) and mode. The revision grows by one with every change of any rule.
+
+    Attributes:
+        expires: when the rule ends by itself, in Unix time in seconds; None: it does not.
+    """
 
     selector: Selector
     rate: float
     mode: Mode = Mode.FOLLOW
     revision: int = 0
+    expires: float | None = None
 
     @property
     def word(self) -> int:
@@ -103,6 +108,20 @@ class RuleBook:
         left = dict(self.rules)
         del left[selector]
         return RuleBook(left, self.revision + 1)
+
+    def renew(self, selector: Selector, expires: float) -> RuleBook:
+        """The book with this selector's rule as it is, but for the time when it ends. Raises KeyError."""
+        return self.put(replace(self.rules[selector], expires=expires))
+
+    def without_expired(self, now: float) -> RuleBook:
+        """The book without the rules whose time has come; itself if there are none."""
+        left = {rule.selector: rule for rule in self.rules.values() if rule.expires is None or rule.expires > now}
+        return self if len(left) == len(self.rules) else RuleBook(left, self.revision + 1)
+
+    @property
+    def next_expiry(self) -> float | None:
+        """When the next rule ends."""
+        return min((rule.expires for rule in self.rules.values() if rule.expires is not None), default=None)
 
     def resolve(self, labels: Labels, kind: EntryKind) -> Rule | None:
         """The rule that sets the rate of this kind of entry for a process with these labels."""

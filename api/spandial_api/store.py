@@ -16,7 +16,7 @@ __all__ = ["Store", "StoreError"]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rules (
     service TEXT, version TEXT, env TEXT, protocol TEXT,
-    rate REAL NOT NULL, mode INTEGER NOT NULL, revision INTEGER NOT NULL
+    rate REAL NOT NULL, mode INTEGER NOT NULL, revision INTEGER NOT NULL, expires REAL
 );
 CREATE TABLE IF NOT EXISTS state (revision INTEGER NOT NULL);
 """
@@ -40,13 +40,18 @@ class Store:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(_SCHEMA)
+            columns = {row[1] for row in self._database.execute("PRAGMA table_info(rules)")}
+            if "expires" not in columns:  # of a version before rules ended by themselves
+                self._database.execute("ALTER TABLE rules ADD COLUMN expires REAL")
         except sqlite3.Error as error:
             raise StoreError(f"the rules in {path} cannot be opened: {error}") from error
 
     def load(self) -> RuleBook:
         """Raises StoreError."""
         try:
-            rows = self._database.execute("SELECT service, version, env, protocol, rate, mode, revision FROM rules")
+            rows = self._database.execute(
+                "SELECT service, version, env, protocol, rate, mode, revision, expires FROM rules"
+            )
             rules = [_rule(row) for row in rows]
             revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
         except (sqlite3.Error, ValueError) as error:
@@ -65,9 +70,9 @@ class Store:
             self._database.execute("DELETE FROM rules")
             self._database.execute("DELETE FROM state")
             self._database.executemany(
-                "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (s.service, s.version, s.env, s.protocol, rule.rate, int(rule.mode), rule.revision)
+                    (s.service, s.version, s.env, s.protocol, rule.rate, int(rule.mode), rule.revision, rule.expires)
                     for rule in book
                     for s in [rule.selector]
                 ],
@@ -96,9 +101,11 @@ class Store:
 
 def _rule(row: tuple[Any, ...]) -> Rule:
     """A stored rule. Raises ValueError for what this version cannot obey: another version may have stored it."""
-    service, version, env, protocol, rate, mode, revision = row
+    service, version, env, protocol, rate, mode, revision, expires = row
     if protocol is not None and protocol not in PROTOCOLS:
         raise ValueError(f"there is no protocol {protocol!r}")
     if not isinstance(rate, float) or not 0 <= rate <= 100:
         raise ValueError(f"{rate!r} is no rate")
-    return Rule(Selector(service, version, env, protocol), rate, Mode(mode), revision)
+    if not isinstance(expires, float | None):
+        raise ValueError(f"{expires!r} is no time")
+    return Rule(Selector(service, version, env, protocol), rate, Mode(mode), revision, expires)

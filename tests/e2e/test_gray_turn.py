@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,33 @@ def test_a_turn_reaches_the_next_gray_request_and_no_stable_one(agent: AgentProc
         )
         assert stable.process.poll() is None
         assert gray.process.poll() is None
+
+
+def test_a_turn_with_a_ttl_ends_by_itself_also_while_the_agent_is_down(
+    make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    agent = make_agent()
+    agent.set(1)
+    with uvicorn(agent, tmp_path, env="gray") as server:
+
+        def rate() -> float:
+            target = agent.target(server.pid)
+            assert target is not None
+            return float(target["rates"]["http"]["rate"])
+
+        expires = agent.set(100, env="gray", ttl="1s")["expires"]
+        assert rate() == 100
+        eventually(lambda: rate() == 1, "the turn has ended")
+        assert time.time() >= expires
+        assert [rule["selector"] for rule in agent.get("/sampling")["rules"]] == ["default"]
+
+        agent.set(100, env="gray", ttl="1s")
+        agent.kill()
+        time.sleep(1.1)
+        agent.start()
+        assert [rule["selector"] for rule in agent.get("/sampling")["rules"]] == ["default"]
+        agent.hooked("shop")
+        assert rate() == 1
 
 
 def kept_within_bounds(counts: dict[str, int], requests: int, share: float) -> bool:

@@ -121,8 +121,19 @@ def test_get_lists_the_rules_that_win_first(agent: FakeAgent) -> None:
     printed(agent, "set", "1")
     printed(agent, "set", "30", "--env", "gray", "--mode", "boost")
     lines = [line.split() for line in printed(agent, "get").splitlines()]
-    assert lines[0] == ["rule", "rate", "%", "mode", "targets", "revision"]
-    assert lines[1:] == [["env=gray", "30", "boost", "0", "2"], ["default", "1", "follow", "0", "1"]]
+    assert lines[0] == ["rule", "rate", "%", "mode", "targets", "revision", "ends", "in"]
+    assert lines[1:] == [["env=gray", "30", "boost", "0", "2", "-"], ["default", "1", "follow", "0", "1", "-"]]
+
+
+def test_a_rule_with_a_ttl_is_shown_with_its_end_and_can_be_renewed(agent: FakeAgent) -> None:
+    assert ", until 2" in printed(agent, "set", "100", "--env", "gray", "--ttl", "10m")
+    assert printed(agent, "get").splitlines()[1].split()[-1].startswith(("9m5", "10m"))
+    assert "env=gray: 100 %, follow, until 2" in printed(agent, "renew", "1h30m", "--env", "gray")
+    assert printed(agent, "get").splitlines()[1].split()[-1].startswith(("1h29m", "1h30m"))
+    _, err = run(agent.settings, "renew", "1h", "--env", "blue", code=1)
+    assert "there is no rule for env=blue" in err
+    _, err = run(agent.settings, "set", "100", "--ttl", "soon", code=1)
+    assert "ttl: a time from 1s to 366d" in err
 
 
 def test_targets_lists_processes_with_their_rates(agent: FakeAgent) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spandial_api import control as control_module
 from spandial_api.control import Control, selector_text
 from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
 from spandial_api.store import Store, StoreError
@@ -104,3 +105,90 @@ async def test_the_node_has_the_stored_rules_before_anything_is_asked(tmp_path: 
     assert Control(store, node).book == book
     assert node.applied == [book]
     store.close()
+
+
+class Clock:
+    """Unix time as a test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.anyio
+async def test_a_rule_ends_when_its_time_has_come_and_not_before(
+    store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    clock = Clock()
+    control = Control(store, node, clock)
+    running = asyncio.create_task(control.run())
+    gray, blue = Selector(env="gray"), Selector(env="blue")
+    await control.put(Rule(gray, 30, expires=1010))
+    await control.put(Rule(blue, 5, expires=1020))
+    await control.put(Rule(Selector(), 1))
+    clock.now = 1009.9
+    await asyncio.sleep(0.05)
+    assert set(control.book.rules) == {gray, blue, Selector()}
+    clock.now = 1010
+    await asyncio.sleep(0.05)
+    assert set(control.book.rules) == set(node.applied[-1].rules) == set(store.load().rules) == {blue, Selector()}
+    assert control.book.revision == 4
+    rule, _ = await control.renew(blue, 600)
+    assert (rule.expires, rule.rate, rule.revision) == (1610, 5, 5)
+    clock.now = 1600
+    await asyncio.sleep(0.05)
+    assert blue in control.book.rules
+    clock.now = 5000  # the clock was set, or the host slept
+    await asyncio.sleep(0.05)
+    assert set(control.book.rules) == {Selector()}
+    with pytest.raises(KeyError):
+        await control.renew(blue, 600)
+    running.cancel()
+
+
+@pytest.mark.anyio
+async def test_a_rule_that_comes_first_ends_first(store: Store, node: FakeNode) -> None:
+    control = Control(store, node)
+    running = asyncio.create_task(control.run())
+    now = control.now()
+    await control.put(Rule(Selector(env="gray"), 30, expires=now + 3600))
+    await control.put(Rule(Selector(env="blue"), 30, expires=now + 0.05))
+    await asyncio.sleep(0.2)
+    assert set(control.book.rules) == {Selector(env="gray")}
+    running.cancel()
+
+
+@pytest.mark.anyio
+async def test_what_ended_while_nobody_looked_does_not_come_back(tmp_path: Path, node: FakeNode) -> None:
+    path = tmp_path / "rules.sqlite"
+    store = Store(path)
+    store.save(RuleBook().put(Rule(Selector(env="gray"), 100, expires=1010)).put(Rule(Selector(), 1)))
+    control = Control(store, node, lambda: 1010)
+    assert set(control.book.rules) == set(node.applied[0].rules) == {Selector()}
+    assert control.book.revision == 3
+    await control.put(Rule(Selector(), 2))
+    assert set(store.load().rules) == {Selector()}
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_a_rule_ends_also_where_the_disk_fails(tmp_path: Path, node: FakeNode) -> None:
+    store = FailingStore(tmp_path / "rules.sqlite")
+    Store.commit(prepared(store, RuleBook().put(Rule(Selector(env="gray"), 100, expires=1010))))
+    clock = Clock()
+    control = Control(store, node, clock)
+    clock.now = 1010
+    running = asyncio.create_task(control.run())
+    await asyncio.sleep(0.05)
+    assert control.book.rules == node.applied[-1].rules == {}
+    assert Control(store, node, clock).book.rules == {}
+    running.cancel()
+    store.close()
+
+
+def prepared(store: Store, book: RuleBook) -> Store:
+    store.prepare(book)
+    return store

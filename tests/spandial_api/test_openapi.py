@@ -49,7 +49,7 @@ async def test_every_operation_says_what_it_does(remote: httpx.AsyncClient) -> N
 
 async def test_the_dials_parameters_are_described(remote: httpx.AsyncClient) -> None:
     parameters = {p["name"]: p for p in (await operations(remote))["PUT /sampling"]["parameters"]}
-    assert set(parameters) == {"rate", "mode", "service", "version", "env", "protocol"}
+    assert set(parameters) == {"rate", "mode", "service", "version", "env", "protocol", "ttl"}
     assert parameters["rate"]["required"]
     assert parameters["rate"]["schema"]["examples"] == ["30", "0.1", "30%"]
     assert parameters["mode"]["schema"]["enum"] == ["follow", "boost", "strict"]

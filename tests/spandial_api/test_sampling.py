@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ async def test_put_answers_with_the_rule_as_it_is_in_force(local: httpx.AsyncCli
         "rate": 30.0,
         "mode": "boost",
         "revision": 1,
+        "expires": None,
         "reached": 2,
     }
 
@@ -247,3 +249,50 @@ def test_no_parameters_make_the_control_plane_fail(requests: list[tuple[str, dic
         return [(await local.request(method, "/sampling", params=given)).status_code for method, given in requests]
 
     assert set(asyncio.run(send())) <= {200, 404, 422}
+
+
+async def test_a_rule_with_a_ttl_says_when_it_ends(local: httpx.AsyncClient) -> None:
+    before = time.time()
+    put = (await local.put("/sampling", params={"rate": "100", "env": "gray", "ttl": "10m"})).json()
+    assert before + 600 <= put["expires"] <= time.time() + 600
+    assert (await local.get("/sampling")).json()["rules"] == [put]
+    renewed = (await local.put("/sampling/renew", params={"env": "gray", "ttl": "1h30m"})).json()
+    assert before + 5400 <= renewed["expires"] <= time.time() + 5400
+    assert (renewed["rate"], renewed["revision"]) == (100, 2)
+    assert (await local.put("/sampling", params={"rate": "100", "env": "gray"})).json()["expires"] is None
+
+
+async def test_only_a_rule_can_be_renewed(local: httpx.AsyncClient, remote: httpx.AsyncClient) -> None:
+    answer = await local.put("/sampling/renew", params={"env": "gray", "ttl": "10m"})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404,
+        "there is no rule for env=gray; GET /sampling lists them",
+    )
+    assert (await remote.put("/sampling/renew", params={"env": "gray", "ttl": "10m"})).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/sampling", "/sampling/renew"])
+@pytest.mark.parametrize("ttl", ["", "0s", "10", "-1m", "1w", "9999d", "10m5", "1m1h", "nan"])
+async def test_another_ttl_is_refused(local: httpx.AsyncClient, node: FakeNode, path: str, ttl: str) -> None:
+    rate = {"rate": "30"} if path == "/sampling" else {}
+    answer = await local.put(path, params={**rate, "ttl": ttl})
+    assert answer.status_code == 422
+    [problem] = answer.json()["detail"]
+    assert (problem["field"], problem["received"]) == ("ttl", ttl)
+    assert "such as 90s, 10m or 1h30m" in problem["allowed"]
+    assert node.applied == [RuleBook()]
+
+
+async def test_a_great_rate_without_an_end_can_be_refused(store: Store, node: FakeNode) -> None:
+    app = build_app(
+        Control(store, node), node, token=TOKEN, token_path=store.path, version="0", max_rate_without_ttl=50
+    )
+    async with client_of(TrustedListener(app)) as client:
+        answer = await client.put("/sampling", params={"rate": "50.1", "env": "gray"})
+        assert answer.status_code == 422
+        [problem] = answer.json()["detail"]
+        assert problem["field"] == "ttl"
+        assert problem["allowed"].startswith("a rate above 50 % needs a ttl")
+        assert node.applied == [RuleBook()]
+        for parameters in ({"rate": "50"}, {"rate": "100", "ttl": "1d"}):
+            assert (await client.put("/sampling", params=parameters)).is_success

@@ -28,7 +28,7 @@ _KILLS = 40
 
 _texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 _selectors = st.builds(Selector, _texts, _texts, _texts, st.sampled_from([None, *PROTOCOLS]))
-_rules = st.builds(Rule, _selectors, st.floats(0, 100), st.sampled_from(Mode))
+_rules = st.builds(Rule, _selectors, st.floats(0, 100), st.sampled_from(Mode), expires=st.none() | st.floats(0, 1e12))
 
 
 def reopened(path: Path) -> RuleBook:
@@ -135,20 +135,38 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        ("checkout", None, None, None, 30.0, 9, 1),
-        ("checkout", None, None, "carrier pigeon", 30.0, 0, 1),
-        ("checkout", None, None, None, 300.0, 0, 1),
-        ("checkout", None, None, None, "much", 0, 1),
+        ("checkout", None, None, None, 30.0, 9, 1, None),
+        ("checkout", None, None, "carrier pigeon", 30.0, 0, 1, None),
+        ("checkout", None, None, None, 300.0, 0, 1, None),
+        ("checkout", None, None, None, "much", 0, 1, None),
+        ("checkout", None, None, None, 30.0, 0, 1, "soon"),
     ],
-    ids=["mode", "protocol", "rate too high", "rate no number"],
+    ids=["mode", "protocol", "rate too high", "rate no number", "time no number"],
 )
 def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, row: tuple[object, ...]) -> None:
     database = sqlite3.connect(store.path)
-    database.execute("INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    database.execute("INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
     database.commit()
     database.close()
     with pytest.raises(StoreError, match=str(store.path)):
         store.load()
+
+
+def test_a_store_of_a_version_without_expiry_is_read_and_written(tmp_path: Path) -> None:
+    path = tmp_path / "rules.sqlite"
+    database = sqlite3.connect(path)
+    database.executescript(
+        "CREATE TABLE rules (service TEXT, version TEXT, env TEXT, protocol TEXT, rate REAL NOT NULL, "
+        "mode INTEGER NOT NULL, revision INTEGER NOT NULL); CREATE TABLE state (revision INTEGER NOT NULL); "
+        "INSERT INTO rules VALUES ('checkout', NULL, NULL, NULL, 30.0, 0, 7); INSERT INTO state VALUES (7);"
+    )
+    database.close()
+    old = Rule(Selector("checkout"), 30, revision=7)
+    store = Store(path)
+    assert list(store.load()) == [old]
+    store.save(store.load().renew(Selector("checkout"), 1234.5))
+    store.close()
+    assert list(reopened(path)) == [Rule(Selector("checkout"), 30, revision=8, expires=1234.5)]
 
 
 def _save_as_nobody(path: Path, said: Connection) -> None:

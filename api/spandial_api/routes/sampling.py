@@ -11,6 +11,7 @@ from spandial.abi import Mode
 from spandial.decision import parse_rate
 from spandial_api.auth import may_write
 from spandial_api.control import Control, selector_text
+from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
 from spandial_api.rules import KindName, Rule, Selector
 
@@ -39,18 +40,43 @@ class RuleQuery(SelectorQuery):
     rate: str = Field(description="percentage 0-100", examples=["30", "0.1", "30%"])
     mode: ModeName = Field("follow", description="what the rate means where the caller has already decided")
 
+    ttl: str | None = Field(
+        None, description="how long the rule holds; without it, until it is removed", examples=["10m", "1h30m"]
+    )
+
     @field_validator("rate")
     @classmethod
     def _check_rate(cls, text: str) -> str:
         parse_rate(text)
         return text
 
-    def rule(self) -> Rule:
-        return Rule(self.selector(), parse_rate(self.rate), Mode[self.mode.upper()])
+    @field_validator("ttl")
+    @classmethod
+    def _check_ttl(cls, text: str | None) -> str | None:
+        if text is not None:
+            parse_duration(text)
+        return text
+
+    def rule(self, now: float) -> Rule:
+        expires = None if self.ttl is None else now + parse_duration(self.ttl)
+        return Rule(self.selector(), parse_rate(self.rate), Mode[self.mode.upper()], expires=expires)
+
+
+class RenewalQuery(SelectorQuery):
+    """A rule, and how long it holds from now on."""
+
+    ttl: str = Field(description="how long the rule holds from now on", examples=["10m", "1h30m"])
+
+    @field_validator("ttl")
+    @classmethod
+    def _check_ttl(cls, text: str) -> str:
+        parse_duration(text)
+        return text
 
 
 _SELECTOR = tuple(SelectorQuery.model_fields)
 _RULE = tuple(RuleQuery.model_fields)
+_RENEWAL = tuple(RenewalQuery.model_fields)
 
 
 class RuleState(BaseModel):
@@ -64,6 +90,7 @@ class RuleState(BaseModel):
     rate: float
     mode: ModeName
     revision: int
+    expires: float | None = Field(description="when it ends by itself, in Unix time in seconds; null: it does not")
     reached: int = Field(description="targets that have this rule's rate for at least one kind of entry")
 
 
@@ -92,6 +119,7 @@ def _state(rule: Rule, reached: int) -> RuleState:
         rate=rule.rate,
         mode=_mode_name(rule.mode),
         revision=rule.revision,
+        expires=rule.expires,
         reached=reached,
     )
 
@@ -101,6 +129,10 @@ def _mode_name(mode: Mode) -> ModeName:
     return names[mode]
 
 
+def _no_rule(query: SelectorQuery) -> HTTPException:
+    return HTTPException(404, f"there is no rule for {selector_text(query.selector())}; GET /sampling lists them")
+
+
 def _control(request: Request) -> Control:
     control: Control = request.app.state.control
     return control
@@ -108,9 +140,23 @@ def _control(request: Request) -> Control:
 
 @router.put("/sampling", dependencies=[Depends(may_write), Depends(only(*_RULE))])
 async def put_rule(request: Request, query: Annotated[RuleQuery, Query()]) -> RuleState:
-    """Turn the dial: make or replace the rule of this selector. When this is answered, every reader has it."""
-    rule, reached = await _control(request).put(query.rule())
-    return _state(rule, reached)
+    """Turn the dial: make or replace the rule of this selector. When this is answered, every reader has it. With a ttl
+    the rule ends by itself, on time also where the agent was down at that moment."""
+    control, bound = _control(request), request.app.state.max_rate_without_ttl
+    rule = query.rule(control.now())
+    if rule.expires is None and rule.rate > bound:
+        allowed = f"a rate above {bound:g} % needs a ttl, such as ttl=10m (SPANDIAL_MAX_RATE_WITHOUT_TTL)"
+        raise HTTPException(422, [{"field": "ttl", "received": None, "allowed": allowed}])
+    return _state(*await control.put(rule))
+
+
+@router.put("/sampling/renew", dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
+async def renew_rule(request: Request, query: Annotated[RenewalQuery, Query()]) -> RuleState:
+    """Have the rule of exactly this selector hold for so long from now on."""
+    try:
+        return _state(*await _control(request).renew(query.selector(), parse_duration(query.ttl)))
+    except KeyError:
+        raise _no_rule(query) from None
 
 
 @router.delete("/sampling", dependencies=[Depends(may_write), Depends(only(*_SELECTOR))])
@@ -120,7 +166,7 @@ async def delete_rule(request: Request, query: Annotated[SelectorQuery, Query()]
     try:
         revision = await _control(request).remove(selector)
     except KeyError:
-        raise HTTPException(404, f"there is no rule for {selector_text(selector)}; GET /sampling lists them") from None
+        raise _no_rule(query) from None
     return Removed(removed=selector_text(selector), revision=revision)
 
 
