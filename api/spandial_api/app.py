@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from spandial_api.control import Control
+from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.routes import entries, health, metrics, sampling, stats, targets
 from spandial_api.store import StoreError
@@ -44,6 +44,7 @@ def build_app(
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
+    app.add_exception_handler(RevisionConflict, sampling.conflict)
     return app
 
 

@@ -12,8 +12,13 @@ from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook, Selector
 from spandial_api.store import Store, StoreError
 
-__all__ = ["Control", "selector_text"]
+__all__ = ["ANY_REVISION", "Control", "Expected", "RevisionConflict", "selector_text"]
 
+
+Expected = Callable[[int], bool]
+"""Whether the rules of a revision are those that a change was meant for."""
+
+ANY_REVISION: Expected = lambda revision: True  # noqa: E731
 
 _CLOCK_S = 1.0  # the clock may be set, and stands still for a timer while the host sleeps
 
@@ -30,6 +35,10 @@ def selector_text(selector: Selector) -> str:
 
 def _quoted(value: str) -> str:
     return value if value.isprintable() and not {" ", '"'} & set(value) else json.dumps(value)
+
+
+class RevisionConflict(Exception):
+    """The rules are not those that a change was meant for. Nothing was changed."""
 
 
 class Control:
@@ -61,18 +70,20 @@ class Control:
                 await asyncio.wait_for(self._changed.wait(), left)
             await self._expire()
 
-    async def put(self, rule: Rule) -> tuple[Rule, int]:
-        """Upsert a rule; the rule as stored, and how many targets it reaches. Raises StoreError, nothing changed."""
-        book = await self._change(lambda book: book.put(rule))
+    async def put(self, rule: Rule, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
+        """Upsert a rule; the rule as stored, and how many targets it reaches. Raises RevisionConflict, StoreError,
+        nothing changed."""
+        book = await self._change(lambda book: book.put(rule), expected)
         return book.rules[rule.selector], self.reached().get(rule.selector, 0)
 
-    async def remove(self, selector: Selector) -> int:
-        """Remove a rule; the new revision. Raises KeyError, StoreError, nothing changed."""
-        return (await self._change(lambda book: book.remove(selector))).revision
+    async def remove(self, selector: Selector, expected: Expected = ANY_REVISION) -> int:
+        """Remove a rule; the new revision. Raises KeyError, RevisionConflict, StoreError, nothing changed."""
+        return (await self._change(lambda book: book.remove(selector), expected)).revision
 
-    async def renew(self, selector: Selector, ttl_s: float) -> tuple[Rule, int]:
-        """Have a rule end so long from now, as `put`. Raises KeyError, StoreError, nothing changed."""
-        book = await self._change(lambda book: book.renew(selector, self.now() + ttl_s))
+    async def renew(self, selector: Selector, ttl_s: float, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
+        """Have a rule end so long from now, as `put`. Raises KeyError, RevisionConflict, StoreError, nothing
+        changed."""
+        book = await self._change(lambda book: book.renew(selector, self.now() + ttl_s), expected)
         return book.rules[selector], self.reached().get(selector, 0)
 
     def reached(self) -> dict[Selector, int]:
@@ -80,12 +91,14 @@ class Control:
         counts = self._node.reached()
         return {selector: counts.get(selector, 0) for selector in self.book.rules}
 
-    async def _change(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
+    async def _change(self, change: Callable[[RuleBook], RuleBook], expected: Expected) -> RuleBook:
         # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
-        return await asyncio.shield(self._commit(change))
+        return await asyncio.shield(self._commit(change, expected))
 
-    async def _commit(self, change: Callable[[RuleBook], RuleBook]) -> RuleBook:
+    async def _commit(self, change: Callable[[RuleBook], RuleBook], expected: Expected) -> RuleBook:
         async with self._lock:
+            if not expected(self.book.revision):
+                raise RevisionConflict
             book = change(self.book)
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
             await asyncio.to_thread(self._store.prepare, book)

@@ -31,6 +31,8 @@ async def test_the_documentation_is_served(remote: httpx.AsyncClient) -> None:
 async def test_every_route_is_documented(remote: httpx.AsyncClient) -> None:
     assert set(await operations(remote)) >= {
         "PUT /sampling",
+        "POST /sampling",
+        "PUT /sampling/renew",
         "DELETE /sampling",
         "GET /sampling",
         "GET /targets",
@@ -49,7 +51,7 @@ async def test_every_operation_says_what_it_does(remote: httpx.AsyncClient) -> N
 
 async def test_the_dials_parameters_are_described(remote: httpx.AsyncClient) -> None:
     parameters = {p["name"]: p for p in (await operations(remote))["PUT /sampling"]["parameters"]}
-    assert set(parameters) == {"rate", "mode", "service", "version", "env", "protocol", "ttl"}
+    assert set(parameters) == {"rate", "mode", "service", "version", "env", "protocol", "ttl", "if-match"}
     assert parameters["rate"]["required"]
     assert parameters["rate"]["schema"]["examples"] == ["30", "0.1", "30%"]
     assert parameters["mode"]["schema"]["enum"] == ["follow", "boost", "strict"]

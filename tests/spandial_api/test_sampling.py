@@ -296,3 +296,43 @@ async def test_a_great_rate_without_an_end_can_be_refused(store: Store, node: Fa
         assert node.applied == [RuleBook()]
         for parameters in ({"rate": "50"}, {"rate": "100", "ttl": "1d"}):
             assert (await client.put("/sampling", params=parameters)).is_success
+
+
+async def test_a_change_that_was_meant_for_other_rules_changes_nothing(
+    local: httpx.AsyncClient, node: FakeNode
+) -> None:
+    first = await local.put("/sampling", params={"rate": "30", "env": "gray"}, headers={"If-Match": '"0"'})
+    assert (first.status_code, first.headers["ETag"]) == (200, '"1"')
+    rules = await local.get("/sampling")
+    assert rules.headers["ETag"] == '"1"'
+    await local.put("/sampling", params={"rate": "1"})
+    stale = {"If-Match": rules.headers["ETag"]}
+    for answer in (
+        await local.put("/sampling", params={"rate": "100", "env": "gray"}, headers=stale),
+        await local.put("/sampling/renew", params={"ttl": "1m", "env": "gray"}, headers=stale),
+        await local.delete("/sampling", params={"env": "gray"}, headers=stale),
+        await local.delete("/sampling", params={"env": "gray"}, headers={"If-Match": 'W/"2", nonsense'}),
+    ):
+        assert (answer.status_code, answer.headers["ETag"]) == (412, '"2"')
+        assert "revision 2" in answer.json()["detail"]
+        assert answer.json()["current"] == (await local.get("/sampling")).json()
+    assert [book.revision for book in node.applied] == [0, 1, 2]
+    removed = await local.delete("/sampling", params={"env": "gray"}, headers={"If-Match": '"1", "2"'})
+    assert (removed.status_code, removed.headers["ETag"]) == (200, '"3"')
+    assert (await local.put("/sampling", params={"rate": "5"}, headers={"If-Match": "*"})).status_code == 200
+
+
+async def test_of_many_who_start_from_the_same_rules_one_wins(local: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(
+        *(local.put("/sampling", params={"rate": str(n)}, headers={"If-Match": '"0"'}) for n in range(20))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * 19
+    [won] = [answer.json() for answer in answers if answer.status_code == 200]
+    assert (await local.get("/sampling")).json()["rules"] == [won]
+
+
+async def test_who_cannot_put_may_post(local: httpx.AsyncClient, remote: httpx.AsyncClient) -> None:
+    put = (await local.post("/sampling", params={"rate": "30", "env": "gray", "ttl": "1m"})).json()
+    renewed = (await local.post("/sampling/renew", params={"env": "gray", "ttl": "1h"})).json()
+    assert (put["rate"], put["revision"], renewed["rate"], renewed["revision"]) == (30, 1, 30, 2)
+    assert (await remote.post("/sampling", params={"rate": "30"})).status_code == 401

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, field_validator
 
 from spandial.abi import Mode
 from spandial.decision import parse_rate
 from spandial_api.auth import may_write
-from spandial_api.control import Control, selector_text
+from spandial_api.control import ANY_REVISION, Control, Expected, selector_text
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
 from spandial_api.rules import KindName, Rule, Selector
 
-__all__ = ["router"]
+__all__ = ["conflict", "router"]
 
 router = APIRouter(tags=["sampling"])
 
@@ -138,8 +139,33 @@ def _control(request: Request) -> Control:
     return control
 
 
+def _expected(
+    if_match: Annotated[
+        str | None,
+        Header(
+            description="change nothing (412) unless this is the rules' ETag, which is their revision", examples=['"7"']
+        ),
+    ] = None,
+) -> Expected:
+    """RFC 9110, section 13.1.1."""
+    if if_match is None or if_match.strip() == "*":
+        return ANY_REVISION
+    tags = {tag.strip() for tag in if_match.split(",")}
+    return lambda revision: _etag(revision) in tags
+
+
+def _etag(revision: int) -> str:
+    return f'"{revision}"'
+
+
 @router.put("/sampling", dependencies=[Depends(may_write), Depends(only(*_RULE))])
-async def put_rule(request: Request, query: Annotated[RuleQuery, Query()]) -> RuleState:
+@router.post("/sampling", dependencies=[Depends(may_write), Depends(only(*_RULE))])
+async def put_rule(
+    request: Request,
+    response: Response,
+    query: Annotated[RuleQuery, Query()],
+    expected: Annotated[Expected, Depends(_expected)],
+) -> RuleState:
     """Turn the dial: make or replace the rule of this selector. When this is answered, every reader has it. With a ttl
     the rule ends by itself, on time also where the agent was down at that moment."""
     control, bound = _control(request), request.app.state.max_rate_without_ttl
@@ -147,35 +173,61 @@ async def put_rule(request: Request, query: Annotated[RuleQuery, Query()]) -> Ru
     if rule.expires is None and rule.rate > bound:
         allowed = f"a rate above {bound:g} % needs a ttl, such as ttl=10m (SPANDIAL_MAX_RATE_WITHOUT_TTL)"
         raise HTTPException(422, [{"field": "ttl", "received": None, "allowed": allowed}])
-    return _state(*await control.put(rule))
+    state = _state(*await control.put(rule, expected))
+    response.headers["ETag"] = _etag(state.revision)
+    return state
 
 
 @router.put("/sampling/renew", dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
-async def renew_rule(request: Request, query: Annotated[RenewalQuery, Query()]) -> RuleState:
+@router.post("/sampling/renew", dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
+async def renew_rule(
+    request: Request,
+    response: Response,
+    query: Annotated[RenewalQuery, Query()],
+    expected: Annotated[Expected, Depends(_expected)],
+) -> RuleState:
     """Have the rule of exactly this selector hold for so long from now on."""
     try:
-        return _state(*await _control(request).renew(query.selector(), parse_duration(query.ttl)))
+        state = _state(*await _control(request).renew(query.selector(), parse_duration(query.ttl), expected))
     except KeyError:
         raise _no_rule(query) from None
+    response.headers["ETag"] = _etag(state.revision)
+    return state
 
 
 @router.delete("/sampling", dependencies=[Depends(may_write), Depends(only(*_SELECTOR))])
-async def delete_rule(request: Request, query: Annotated[SelectorQuery, Query()]) -> Removed:
+async def delete_rule(
+    request: Request,
+    response: Response,
+    query: Annotated[SelectorQuery, Query()],
+    expected: Annotated[Expected, Depends(_expected)],
+) -> Removed:
     """Remove the rule of exactly this selector."""
     selector = query.selector()
     try:
-        revision = await _control(request).remove(selector)
+        revision = await _control(request).remove(selector, expected)
     except KeyError:
         raise _no_rule(query) from None
+    response.headers["ETag"] = _etag(revision)
     return Removed(removed=selector_text(selector), revision=revision)
 
 
 @router.get("/sampling", dependencies=[Depends(only())])
-async def get_rules(request: Request) -> Rules:
-    """The rules, the ones that win first, and how many targets each reaches."""
-    control = _control(request)
+async def get_rules(request: Request, response: Response) -> Rules:
+    """The rules, the ones that win first, and how many targets each reaches. The ETag is their revision."""
+    rules = _rules(_control(request))
+    response.headers["ETag"] = _etag(rules.revision)
+    return rules
+
+
+async def conflict(request: Request, _error: Exception) -> JSONResponse:
+    """412 with the rules as they are."""
+    current = _rules(_control(request))
+    detail = f"the rules have changed: they are at revision {current.revision}, which If-Match does not name"
+    headers = {"ETag": _etag(current.revision)}
+    return JSONResponse({"detail": detail, "current": current.model_dump()}, status_code=412, headers=headers)
+
+
+def _rules(control: Control) -> Rules:
     reached = control.reached()
-    return Rules(
-        revision=control.book.revision,
-        rules=[_state(rule, reached[rule.selector]) for rule in control.book],
-    )
+    return Rules(revision=control.book.revision, rules=[_state(rule, reached[rule.selector]) for rule in control.book])
