@@ -25,6 +25,7 @@ from spandial_agent.views import (
     rules_table,
     stats_table,
     targets_table,
+    verdicts_table,
 )
 
 __all__ = ["app"]
@@ -113,6 +114,19 @@ def rm(
     with _reported():
         answer = _client().request("DELETE", "/sampling", service=service, env=env, version=version, protocol=protocol)
         _print_json(answer) if as_json else _out.print(f"removed {answer['removed']} (revision {answer['revision']})")
+
+
+@app.command(epilog="Example: spandial explain --service checkout --env gray")
+def explain(
+    service: Annotated[str, typer.Option(help="Service name.")] = "",
+    env: Annotated[str, typer.Option(help="Environment.")] = "",
+    version: Annotated[str, typer.Option(help="Service version.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Say which rule wins for a process with these labels, and why the others lose. It need not be running."""
+    with _reported():
+        answer = _client().request("GET", "/sampling/explain", service=service, env=env, version=version)
+        _print_json(answer) if as_json else _out.print(verdicts_table(answer))
 
 
 @app.command(epilog="Example: spandial targets --explain 4711")

@@ -23,7 +23,6 @@ from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_agent.tls.follower import TlsFollower
-from spandial_api.control import selector_text
 from spandial_api.node import (
     EntryEvent,
     Health,
@@ -38,7 +37,7 @@ from spandial_api.node import (
     TargetState,
     TargetStats,
 )
-from spandial_api.rules import PROTOCOLS, RuleBook, Selector
+from spandial_api.rules import PROTOCOLS, RuleBook, Selector, selector_text
 
 __all__ = ["LocalNode"]
 

@@ -12,7 +12,16 @@ from rich.text import Text
 
 from spandial_api.durations import format_duration
 
-__all__ = ["explanation_table", "lost_context", "printable", "rule_line", "rules_table", "stats_table", "targets_table"]
+__all__ = [
+    "explanation_table",
+    "lost_context",
+    "printable",
+    "rule_line",
+    "rules_table",
+    "stats_table",
+    "targets_table",
+    "verdicts_table",
+]
 
 
 def printable(text: str) -> str:
@@ -48,6 +57,16 @@ def rules_table(answer: dict[str, Any]) -> RenderableType:
         left = None if rule["expires"] is None else format_duration(rule["expires"] - time.time())
         _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], rule["reached"], rule["revision"], left)
     return table if answer["rules"] else Text("no rules: every target keeps its own default")
+
+
+def verdicts_table(answer: dict[str, Any]) -> RenderableType:
+    """GET /sampling/explain: a line for each rule, and one for the kinds that no rule is for."""
+    table = _table("rule", "rate %>", "mode", "wins for", "why not")
+    for rule in answer["rules"]:
+        _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], ", ".join(rule["wins"]), rule["why"])
+    default = Text(f"the process's own default holds for {', '.join(answer['default'])}")
+    parts: list[RenderableType] = [table] if answer["rules"] else []
+    return Group(*parts, *([default] if answer["default"] else []))
 
 
 def targets_table(answer: list[dict[str, Any]]) -> RenderableType:

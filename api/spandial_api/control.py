@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,7 +11,7 @@ from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook, Selector
 from spandial_api.store import Store, StoreError
 
-__all__ = ["ANY_REVISION", "Control", "Expected", "RevisionConflict", "selector_text"]
+__all__ = ["ANY_REVISION", "Control", "Expected", "RevisionConflict"]
 
 
 Expected = Callable[[int], bool]
@@ -21,20 +20,6 @@ Expected = Callable[[int], bool]
 ANY_REVISION: Expected = lambda revision: True  # noqa: E731
 
 _CLOCK_S = 1.0  # the clock may be set, and stands still for a timer while the host sleeps
-
-
-def selector_text(selector: Selector) -> str:
-    """A selector as people write it: `service=checkout env=gray`, or `default`. No two selectors have the same text."""
-    fields = [
-        f"{name}={_quoted(value)}"
-        for name in ("service", "version", "env", "protocol")
-        if (value := getattr(selector, name)) is not None
-    ]
-    return " ".join(fields) or "default"
-
-
-def _quoted(value: str) -> str:
-    return value if value.isprintable() and not {" ", '"'} & set(value) else json.dumps(value)
 
 
 class RevisionConflict(Exception):

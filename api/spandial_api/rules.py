@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from spandial.abi import EntryKind, Mode, encode_word
 from spandial.labels import Labels
 
-__all__ = ["PROTOCOLS", "KindName", "Rule", "RuleBook", "Selector"]
+__all__ = ["PROTOCOLS", "Finding", "KindName", "Rule", "RuleBook", "Selector", "selector_text"]
 
 KindName = Literal["internal", "http", "grpc", "db"]
 
@@ -57,6 +58,20 @@ class Selector:
         return (sum(rank > 0 for rank in ranks), sum(rank == 2 for rank in ranks), *ranks, literal)
 
 
+def selector_text(selector: Selector) -> str:
+    """A selector as people write it: `service=checkout env=gray`, or `default`. No two selectors have the same text."""
+    fields = [
+        f"{name}={_quoted(value)}"
+        for name in ("service", "version", "env", "protocol")
+        if (value := getattr(selector, name)) is not None
+    ]
+    return " ".join(fields) or "default"
+
+
+def _quoted(value: str) -> str:
+    return value if value.isprintable() and not {" ", '"'} & set(value) else json.dumps(value)
+
+
 @dataclass(frozen=True)
 class Rule:
     """A selector's rate (percentage 0-100) and mode. The revision grows by one with every change of any rule.
@@ -75,6 +90,19 @@ class Rule:
     def word(self) -> int:
         """The rate word. A rule that names a protocol also thins the children of kept parents."""
         return encode_word(self.rate, self.mode, thin=self.selector.protocol is not None)
+
+
+class Finding(NamedTuple):
+    """What one rule is to a process.
+
+    Attributes:
+        wins: the kinds of entry whose rate it sets.
+        why: why it sets no other's, or none at all; empty where nothing more is to be said.
+    """
+
+    rule: Rule
+    wins: tuple[KindName, ...]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -127,8 +155,33 @@ class RuleBook:
         """The rule that sets the rate of this kind of entry for a process with these labels."""
         return next((rule for rule in self if rule.selector.matches(labels, kind)), None)
 
+    def explain(self, labels: Labels) -> list[Finding]:
+        """What each rule is to a process with these labels, the ones that win first."""
+        winners = {kind: self.resolve(labels, kind) for kind in EntryKind}
+        return [_finding(rule, labels, winners) for rule in self]
+
     @property
     def fallback(self) -> int | None:
         """The word that holds when the agent is gone: the node default's rate, in mode follow. None without one."""
         default = self.rules.get(Selector())
         return None if default is None else encode_word(default.rate)
+
+
+def _finding(rule: Rule, labels: Labels, winners: dict[EntryKind, Rule | None]) -> Finding:
+    selector = rule.selector
+    for name in _LABELS:
+        pattern, label = getattr(selector, name), getattr(labels, name)
+        if pattern is not None and not fnmatchcase(label, pattern):
+            return Finding(rule, (), f"{name} is {label!r}, which {pattern!r} does not match")
+    wins = tuple(name for name, kind in PROTOCOLS.items() if winners[kind] is rule)
+    others = {
+        winner.selector: winner
+        for kind, winner in winners.items()
+        if winner is not None and winner is not rule and selector.matches(labels, kind)
+    }
+    reasons = [
+        f"{'more specific' if winner.selector.specificity > selector.specificity else 'as specific, and put later'}: "
+        f"{selector_text(winner.selector)}"
+        for winner in others.values()
+    ]
+    return Finding(rule, wins, "; ".join(reasons))

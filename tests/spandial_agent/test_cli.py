@@ -30,7 +30,7 @@ from tests.spandial_agent.command import run, run_all, start
 from tests.spandial_agent.fake_agent import FakeAgent
 from tests.spandial_api.fake_node import entry
 
-COMMANDS = ["agent", "set", "get", "rm", "targets", "watch", "stats", "doctor"]
+COMMANDS = ["agent", "set", "renew", "get", "rm", "explain", "targets", "watch", "stats", "doctor"]
 LONG = "a-service-whose-name-is-" + "very-" * 20 + "long"
 
 
@@ -134,6 +134,18 @@ def test_a_rule_with_a_ttl_is_shown_with_its_end_and_can_be_renewed(agent: FakeA
     assert "there is no rule for env=blue" in err
     _, err = run(agent.settings, "set", "100", "--ttl", "soon", code=1)
     assert "ttl: a time from 1s to 366d" in err
+
+
+def test_explain_says_which_rule_wins_and_why_the_others_lose(agent: FakeAgent) -> None:
+    assert (
+        printed(agent, "explain", "--env", "gray") == "the process's own default holds for internal, http, grpc, db\n"
+    )
+    printed(agent, "set", "1")
+    printed(agent, "set", "30", "--env", "gray")
+    _, gray, default = printed(agent, "explain", "--env", "gray").splitlines()
+    assert gray.split() == ["env=gray", "30", "follow", "internal,", "http,", "grpc,", "db", "-"]
+    assert default.endswith("more specific: env=gray")
+    assert parsed(agent, "explain")["rules"][0]["why"] == "env is '', which 'gray' does not match"
 
 
 def test_targets_lists_processes_with_their_rates(agent: FakeAgent) -> None:

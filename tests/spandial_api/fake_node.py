@@ -9,9 +9,8 @@ from contextlib import asynccontextmanager
 
 from spandial.abi import Mode
 from spandial.labels import Labels
-from spandial_api.control import selector_text
 from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
-from spandial_api.rules import PROTOCOLS, KindName, RuleBook, Selector
+from spandial_api.rules import PROTOCOLS, KindName, RuleBook, Selector, selector_text
 
 __all__ = ["FakeNode", "entry"]
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial_api import control as control_module
-from spandial_api.control import Control, selector_text
-from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
+from spandial_api.control import Control
+from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector, selector_text
 from spandial_api.store import Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.labels import Labels
-from spandial_api.rules import PROTOCOLS, KindName, Rule, RuleBook, Selector
+from spandial_api.rules import PROTOCOLS, KindName, Rule, RuleBook, Selector, selector_text
 
 CHECKOUT = Labels(service="checkout", version="v1.2", env="gray")
 
@@ -114,6 +114,48 @@ def test_the_rule_that_resolves_is_the_greatest_that_matches(
     matching = [rule for rule in book.rules.values() if rule.selector.matches(labels, kind)]
     best = max(matching, key=lambda rule: (rule.selector.specificity, rule.revision), default=None)
     assert book.resolve(labels, kind) == best
+
+
+def test_every_rule_says_what_it_wins_and_why_no_more() -> None:
+    selectors = [
+        Selector(),
+        Selector(service="check*"),
+        Selector(service="*ckout"),
+        Selector(service="checkout", protocol="http"),
+        Selector(service="checkout", env="gra?"),
+        Selector(service="checkout", env="stable"),
+        Selector(version="v9"),
+    ]
+    findings = {selector_text(f.rule.selector): (f.wins, f.why) for f in book_of(*selectors).explain(CHECKOUT)}
+    gray = "service=checkout env=gra?"
+    assert findings == {
+        "service=checkout protocol=http": (("http",), ""),
+        gray: (("internal", "grpc", "db"), "more specific: service=checkout protocol=http"),
+        "service=checkout env=stable": ((), "env is 'gray', which 'stable' does not match"),
+        "version=v9": ((), f"version is {CHECKOUT.version!r}, which 'v9' does not match"),
+        "service=*ckout": ((), f"more specific: {gray}; more specific: service=checkout protocol=http"),
+        "service=check*": ((), f"more specific: {gray}; more specific: service=checkout protocol=http"),
+        "default": ((), f"more specific: {gray}; more specific: service=checkout protocol=http"),
+    }
+    two = book_of(Selector(service="check*"), Selector(service="*ckout")).explain(CHECKOUT)
+    assert [(f.wins, f.why) for f in two] == [
+        (tuple(PROTOCOLS), ""),
+        ((), "as specific, and put later: service=*ckout"),
+    ]
+
+
+@given(st.lists(_selectors, unique=True, max_size=12), _labels)
+def test_what_is_explained_is_what_holds(selectors: list[Selector], labels: Labels) -> None:
+    book = book_of(*selectors)
+    findings = book.explain(labels)
+    assert [finding.rule for finding in findings] == list(book)
+    for name, kind in PROTOCOLS.items():
+        assert [f.rule for f in findings if name in f.wins] == [
+            r for r in [book.resolve(labels, kind)] if r is not None
+        ]
+    for rule, wins, why in findings:
+        kinds = [name for name, kind in PROTOCOLS.items() if rule.selector.matches(labels, kind)]
+        assert bool(why) == (list(wins) != kinds or not kinds)
 
 
 @given(st.lists(_selectors, unique=True, max_size=12))

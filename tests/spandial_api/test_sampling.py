@@ -336,3 +336,26 @@ async def test_who_cannot_put_may_post(local: httpx.AsyncClient, remote: httpx.A
     renewed = (await local.post("/sampling/renew", params={"env": "gray", "ttl": "1h"})).json()
     assert (put["rate"], put["revision"], renewed["rate"], renewed["revision"]) == (30, 1, 30, 2)
     assert (await remote.post("/sampling", params={"rate": "30"})).status_code == 401
+
+
+async def test_which_rule_wins_is_explained(remote: httpx.AsyncClient, local: httpx.AsyncClient) -> None:
+    await local.put("/sampling", params={"rate": "100", "env": "gray", "protocol": "http"})
+    await local.put("/sampling", params={"rate": "5", "service": "cart"})
+    answer = await remote.get("/sampling/explain", params={"service": "checkout", "env": "gray"})
+    assert answer.json() == {
+        "service": "checkout",
+        "version": "",
+        "env": "gray",
+        "default": ["internal", "grpc", "db"],
+        "rules": [
+            {"selector": "env=gray protocol=http", "rate": 100, "mode": "follow", "wins": ["http"], "why": ""},
+            {
+                "selector": "service=cart",
+                "rate": 5,
+                "mode": "follow",
+                "wins": [],
+                "why": "service is 'checkout', which 'cart' does not match",
+            },
+        ],
+    }
+    assert (await remote.get("/sampling/explain", params={"pid": "1"})).status_code == 422

@@ -10,11 +10,12 @@ from pydantic import BaseModel, Field, field_validator
 
 from spandial.abi import Mode
 from spandial.decision import parse_rate
+from spandial.labels import Labels
 from spandial_api.auth import may_write
-from spandial_api.control import ANY_REVISION, Control, Expected, selector_text
+from spandial_api.control import ANY_REVISION, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
-from spandial_api.rules import KindName, Rule, Selector
+from spandial_api.rules import PROTOCOLS, KindName, Rule, Selector, selector_text
 
 __all__ = ["conflict", "router"]
 
@@ -107,6 +108,37 @@ class Removed(BaseModel):
 
     removed: str
     revision: int
+
+
+class ProcessQuery(BaseModel):
+    """The labels of a process, which need not be running."""
+
+    service: str = Field("", max_length=255, examples=["checkout"])
+    env: str = Field("", max_length=255, examples=["gray"])
+    version: str = Field("", max_length=255, examples=["v2"])
+
+
+class RuleVerdict(BaseModel):
+    """What one rule is to a process."""
+
+    selector: str = Field(examples=["service=checkout env=gray"])
+    rate: float
+    mode: ModeName
+    wins: list[KindName] = Field(description="the kinds of entry whose rate it sets")
+    why: str = Field(
+        description="why it sets no other's, or none at all",
+        examples=["env is 'stable', which 'gray' does not match", "more specific: service=checkout env=gray"],
+    )
+
+
+class RuleExplanation(BaseModel):
+    """Which rules win for a process, and why the others do not."""
+
+    service: str
+    version: str
+    env: str
+    default: list[KindName] = Field(description="kinds of entry that no rule is for: the process's own default holds")
+    rules: list[RuleVerdict] = Field(description="all rules, the most specific first")
 
 
 def _state(rule: Rule, reached: int) -> RuleState:
@@ -218,6 +250,28 @@ async def get_rules(request: Request, response: Response) -> Rules:
     rules = _rules(_control(request))
     response.headers["ETag"] = _etag(rules.revision)
     return rules
+
+
+@router.get("/sampling/explain", dependencies=[Depends(only(*ProcessQuery.model_fields))])
+async def explain_rules(request: Request, query: Annotated[ProcessQuery, Query()]) -> RuleExplanation:
+    """Which rule wins for a process with these labels, for each kind of entry, and why the others lose."""
+    labels = Labels(query.service, query.version, query.env)
+    findings = _control(request).book.explain(labels)
+    won = {kind for finding in findings for kind in finding.wins}
+    return RuleExplanation(
+        **labels._asdict(),
+        default=[kind for kind in PROTOCOLS if kind not in won],
+        rules=[
+            RuleVerdict(
+                selector=selector_text(finding.rule.selector),
+                rate=finding.rule.rate,
+                mode=_mode_name(finding.rule.mode),
+                wins=list(finding.wins),
+                why=finding.why,
+            )
+            for finding in findings
+        ],
+    )
 
 
 async def conflict(request: Request, _error: Exception) -> JSONResponse:
