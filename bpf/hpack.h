@@ -7,8 +7,8 @@
 #include "operations.h"
 #include "tracecontext.h"
 
-#define FIELDS_MAX 128	  /* of a block that are looked at */
-#define FIELDS_BURST 16	  /* that one callback looks at: a call costs as much as some of them */
+#define FIELDS_MAX 120	  /* of a block that are looked at */
+#define FIELDS_BURST 12	  /* that one callback looks at: a call costs as much as some of them */
 #define STATIC_ENTRIES 61 /* RFC 7541, appendix A */
 #define STATIC_CONTENT_TYPE 31
 #define TRACEPARENT_AT 8 /* where values are laid for the parsers of tracecontext.h */

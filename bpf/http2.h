@@ -147,8 +147,7 @@ static __always_inline void on_block(struct walk *walk)
 	block->traceparent_huffman = block->tracestate_huffman = block->traceparent_inserted = 0;
 	block->context_known = block->changed = block->indexed = block->cut = block->undecided = 0;
 	block->grpc = GRPC_UNKNOWN;
-	if (!scan_fields(walk)) /* most blocks are short, and do without a call */
-		bpf_loop(FIELDS_MAX / FIELDS_BURST - 1, CALLBACK(SCAN_FIELDS), 0, 0);
+	bpf_loop(FIELDS_MAX / FIELDS_BURST, CALLBACK(SCAN_FIELDS), 0, 0);
 	if (walk->responses)
 		on_response_block(walk);
 	else
