@@ -121,7 +121,7 @@ async def run_agent(settings: Settings) -> None:
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
         )
-        running = asyncio.gather(node.run(), control.run())
+        running = asyncio.create_task(_run(node, control))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         _log.info(
@@ -136,6 +136,10 @@ async def run_agent(settings: Settings) -> None:
         if running.done():
             running.result()
     _log.info("stopped")
+
+
+async def _run(node: LocalNode, control: Control) -> None:
+    await asyncio.gather(node.run(), control.run())
 
 
 def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:

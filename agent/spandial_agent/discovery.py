@@ -71,6 +71,7 @@ class Discovery:
         self._making_good: asyncio.TimerHandle | None = None
         self._ports: dict[int, _Ports] = {}  # stays empty unless a rule names a port
         self._agent_pid = os.getpid() if agent_pid is None else agent_pid
+        self._closed = False
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -97,6 +98,7 @@ class Discovery:
 
     def close(self) -> None:
         """Watch nothing any more. The targets keep their rows: whoever reads them does so until the lease ends."""
+        self._closed = True
         for task in self._tasks:
             task.cancel()
         if self._making_good is not None:
@@ -266,6 +268,8 @@ class Discovery:
                 return
 
     def _handle(self, came: list[tuple[int, int]] | None) -> None:
+        if self._closed:  # what the reader had told by then
+            return
         if came is None:
             self.lost += 1
             # Where the processor is short, a scan takes longer than events take to be lost again: scanning for each
