@@ -74,8 +74,10 @@ static __always_inline void end_mysql_packet(struct walk *walk)
 static __always_inline int is_use(const struct walk *walk)
 {
 	u64 first = 0;
+	u32 length = walk->left < sizeof(first) ? walk->left : sizeof(first);
 
-	if (walk->left < sizeof(first) || bpf_probe_read_user(&first, sizeof(first), (void *)walk->buffer))
+	asm volatile("%0 &= 0xf" : "+r"(length));
+	if (length > sizeof(first) || bpf_probe_read_user(&first, length, (void *)walk->buffer))
 		return 0;
 	if ((first & 0xffff) == 0x0100) /* no attributes */
 		first >>= 16;

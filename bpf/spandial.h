@@ -112,8 +112,8 @@ enum spandial_event {
 	SPANDIAL_EVENT_ANSWER = 5,
 	SPANDIAL_EVENT_CLOSED = 6,     /* the other side ended the connection */
 	SPANDIAL_EVENT_CONNECTION = 7, /* followed from now on: struct spandial_addresses */
-	SPANDIAL_EVENT_SESSION = 9,    /* a message of a database's client that names the database it works with */
 	SPANDIAL_EVENT_EXAMPLE = 8,    /* a request of HTTP/1 that is handed over for its row's EXAMPLES alone */
+	SPANDIAL_EVENT_SESSION = 9,    /* a message of a database's client that names the database it works with */
 };
 
 enum spandial_record_flag {

@@ -330,7 +330,7 @@ def test_what_names_a_database_is_handed_over_whatever_the_rate(watched: Watched
     postgres.send(startup, pg_query())
     mysql.answer(my(b"\x0a8.0.36\0" + bytes(60)))
     handshake = struct.pack("<IIB23x", 0x8208, 1 << 24, 45) + b"app\0\x14" + bytes(20) + b"shop\0"
-    named = [b"\x02stock", b"\x03USE orders", b"\x03\0\1use `a b`", b"\x11app\0\0shop\0"]
+    named = [b"\x02stock", b"\x03USE orders", b"\x03use a", b"\x03\0\1use `a b`", b"\x11app\0\0shop\0"]
     mysql.send(my(handshake, 1), *map(my, named), my(b"\x03users"), my_query())
     large = my(b"\x03" + bytes(5000)) + my(handshake, 1)  # as if a query went on in another packet
     mysql.send(large)
@@ -340,11 +340,11 @@ def test_what_names_a_database_is_handed_over_whatever_the_rate(watched: Watched
     last = Pair()
     last.send(my_query())
     last.close()
-    *sessions, entry = watched.entries(7)
+    *sessions, entry = watched.entries(8)
     assert entry.event == Event.ENTRY
     assert {session.event for session in sessions} == {Event.SESSION}
     assert [session.request for session in sessions] == [startup, b"\1" + handshake, *named]
-    assert watched.counts().seen[EntryKind.DB] == 7
+    assert watched.counts().seen[EntryKind.DB] == 8
 
 
 def test_without_a_reader_no_session_is_handed_over(watched: Watched, pair: Pair) -> None:

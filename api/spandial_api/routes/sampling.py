@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 
 from spandial.abi import Mode
 from spandial.decision import parse_rate
@@ -22,6 +22,14 @@ __all__ = ["conflict", "router"]
 router = APIRouter(tags=["sampling"])
 
 ModeName = Literal["follow", "boost", "strict"]
+
+
+def _check_ttl(text: str) -> str:
+    parse_duration(text)
+    return text
+
+
+Ttl = Annotated[str, AfterValidator(_check_ttl)]
 
 
 class SelectorQuery(BaseModel):
@@ -42,7 +50,7 @@ class RuleQuery(SelectorQuery):
     rate: str = Field(description="percentage 0-100", examples=["30", "0.1", "30%"])
     mode: ModeName = Field("follow", description="what the rate means where the caller has already decided")
 
-    ttl: str | None = Field(
+    ttl: Ttl | None = Field(
         None, description="how long the rule holds; without it, until it is removed", examples=["10m", "1h30m"]
     )
 
@@ -50,13 +58,6 @@ class RuleQuery(SelectorQuery):
     @classmethod
     def _check_rate(cls, text: str) -> str:
         parse_rate(text)
-        return text
-
-    @field_validator("ttl")
-    @classmethod
-    def _check_ttl(cls, text: str | None) -> str | None:
-        if text is not None:
-            parse_duration(text)
         return text
 
     def rule(self, now: float) -> Rule:
@@ -67,13 +68,7 @@ class RuleQuery(SelectorQuery):
 class RenewalQuery(SelectorQuery):
     """A rule, and how long it holds from now on."""
 
-    ttl: str = Field(description="how long the rule holds from now on", examples=["10m", "1h30m"])
-
-    @field_validator("ttl")
-    @classmethod
-    def _check_ttl(cls, text: str) -> str:
-        parse_duration(text)
-        return text
+    ttl: Ttl = Field(description="how long the rule holds from now on", examples=["10m", "1h30m"])
 
 
 _SELECTOR = tuple(SelectorQuery.model_fields)
