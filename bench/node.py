@@ -18,7 +18,8 @@ from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable, TableBackend
 from spandial_agent.targets import Target, Targets
 from spandial_api.control import Control
-from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
 from spandial_api.store import Store
 
 __all__ = ["BenchNode", "PutTimes"]

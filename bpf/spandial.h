@@ -10,7 +10,7 @@
 #include <linux/types.h>
 
 /* "SPANDI" in the upper 48 bits, the ABI version in the lower 16. */
-#define SPANDIAL_ABI 1
+#define SPANDIAL_ABI 2
 #define SPANDIAL_MAGIC 0x5350414e44490000ULL
 
 #define SPANDIAL_ROWS 4098 /* header + node default + 4,096 targets */
@@ -26,6 +26,7 @@
 
 /* Words of every other row; the first four are indexed by entry kind. */
 #define SPANDIAL_WORD_EXAMPLES 4 /* not 0: hand over requests that are received, and traced ones that are sent */
+#define SPANDIAL_WORD_OPERATIONS 5 /* set << 32 | offset in the hooks' sheet; 0: no rules by operation */
 #define SPANDIAL_WORD_FALLBACK 6 /* obeyed when the lease has run out */
 #define SPANDIAL_WORD_OWNER 7	 /* epoch << 32 | tgid; 0: free */
 
@@ -40,6 +41,7 @@ enum spandial_entry_kind {
 /* A rate word: threshold << 8 | flags. */
 #define SPANDIAL_VALID 0x80
 #define SPANDIAL_NEVER 0x40
+#define SPANDIAL_OPERATIONS 0x10 /* rules by operation may say otherwise: this word is for all other operations */
 #define SPANDIAL_EMIT 0x08
 #define SPANDIAL_THIN 0x04
 #define SPANDIAL_MODE 0x03 /* mask */

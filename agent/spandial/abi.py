@@ -25,7 +25,7 @@ __all__ = [
     "word_rate",
 ]
 
-ABI = 1
+ABI = 2
 MAGIC = 0x5350414E44490000  # "SPANDI", ABI version in the lower 16 bits
 
 ROWS = 4098  # header, node default, 4,096 targets
@@ -41,6 +41,7 @@ HEADER_LEASE = 2  # deadline, CLOCK_BOOTTIME ns; 0: expired
 HEADER_ROWS = 3
 
 WORD_EXAMPLES = 4  # not 0: hand over requests that are received, and traced ones that are sent
+WORD_OPERATIONS = 5  # set << 32 | offset in the sheet (spandial/operations.py); 0: no rules by operation
 WORD_FALLBACK = 6
 WORD_OWNER = 7  # epoch << 32 | tgid; 0: free
 
@@ -62,6 +63,7 @@ class Flag:
 
     VALID = 0x80
     NEVER = 0x40
+    OPERATIONS = 0x10
     EMIT = 0x08
     THIN = 0x04
 

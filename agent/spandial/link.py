@@ -162,8 +162,9 @@ class Link:
     def _register(self, connection: socket.socket) -> None:
         hello = {
             "abi": abi.ABI,
-            **self._labels._asdict(),
-            "attributes": {},
+            **self._labels.main,
+            "tenant": self._labels.tenant,
+            "attributes": dict(self._labels.others),
             "pid": os.getpid(),
             "default": self._decider.default,
         }

@@ -7,7 +7,7 @@ import os
 
 from spandial import abi
 from spandial.decider import Decider
-from spandial.labels import Labels, labels_from_environ
+from spandial.labels import labels_from_environ
 from spandial.link import Link as AgentLink
 
 __all__ = ["Sampler", "parse_default"]
@@ -40,7 +40,7 @@ class Sampler(Decider):
 
     Args:
         default: a ratio (`0.1`) or a percentage (`"10%"`), as in OTEL_TRACES_SAMPLER_ARG; everything without it.
-        service, version, env: labels; those left out come from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+        service, version, env, tenant: labels; those left out come from OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
         run_dir: the agent's run directory; SPANDIAL_RUN_DIR or /run/spandial without it.
     """
 
@@ -51,6 +51,7 @@ class Sampler(Decider):
         service: str | None = None,
         version: str | None = None,
         env: str | None = None,
+        tenant: str | None = None,
         run_dir: str | None = None,
     ) -> None:
         try:
@@ -59,10 +60,11 @@ class Sampler(Decider):
             _logger.warning("OTEL_TRACES_SAMPLER_ARG: %s; sampling everything until an agent says otherwise", error)
             rate = 100.0
         found = labels_from_environ(os.environ)
-        labels = Labels(
+        labels = found._replace(
             service=found.service if service is None else service,
             version=found.version if version is None else version,
             env=found.env if env is None else env,
+            tenant=found.tenant if tenant is None else tenant,
         )
         super().__init__(abi.encode_word(rate))
         self._link = AgentLink(labels, self, run_dir or os.environ.get("SPANDIAL_RUN_DIR") or "/run/spandial")

@@ -23,7 +23,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from spandial.labels import Labels
 from spandial_agent.errors import SpandialError
@@ -41,6 +41,7 @@ _KINDS: tuple[Kind, ...] = get_args(Kind)
 _TRAITS = {"exe": "exe", "cgroup": "cgroups", "environ": "environ", "cmdline": "cmdline"}
 _LABEL_MAX = 255
 _NO_LABELS = Labels()
+_LABELS = ("service", "env", "version", "tenant")
 
 
 class RuleError(SpandialError, ValueError):
@@ -108,11 +109,7 @@ class DiscoveryRule:
     labels: Labels = _NO_LABELS
 
     def __str__(self) -> str:
-        named = [
-            f"{name}={_quoted(getattr(self.labels, name))}"
-            for name in ("service", "env", "version")
-            if getattr(self.labels, name)
-        ]
+        named = [f"{name}={_quoted(getattr(self.labels, name))}" for name in _LABELS if getattr(self.labels, name)]
         return " ".join([self.action, *map(str, self.conditions), *named])
 
     def holds(self, traits: Traits) -> bool | None:
@@ -155,7 +152,7 @@ def judge(rules: Iterable[DiscoveryRule], process: Process, traits: Traits) -> V
         elif holds and rule.action == "exclude":
             return Verdict(False, True, f"rule: {rule}", by_rule=True)
         elif holds:
-            named = Labels(*(own or other for own, other in zip(rule.labels, process.labels)))
+            named = rule.labels.over(process.labels)
             service = named.service or os.path.basename(traits.exe) or process.name
             return Verdict(True, False, f"rule: {rule}", named._replace(service=service), True, waits)
     if process.labels.service:
@@ -201,19 +198,20 @@ def _parse_rule(words: list[str]) -> DiscoveryRule:
         kind = next((kind for kind in _KINDS if kind == key), None)
         if equals and kind is not None:
             conditions.append(Condition(kind, _checked(kind, value, received)))
-        elif equals and key in Labels._fields and action == "include":
+        elif equals and key in _LABELS and action == "include":
             if getattr(labels, key):
                 raise RuleError(f"{key} is named twice in {received!r}; a label has one value")
-            labels = labels._replace(**{key: _checked_label(key, value, received)})
-        elif equals and key in Labels._fields:
+            given: dict[str, Any] = {key: _checked_label(key, value, received)}
+            labels = labels._replace(**given)
+        elif equals and key in _LABELS:
             raise RuleError(
                 f"an exclude rule gives no labels; received {word!r} in {received!r}. "
-                "A variable is environ=NAME=GLOB; only include rules name service, env, version"
+                "A variable is environ=NAME=GLOB; only include rules name service, env, version, tenant"
             )
         else:
             raise RuleError(
                 f"no such condition: {word!r} in {received!r}; there are {', '.join(f'{kind}=' for kind in _KINDS)}"
-                " and, to label what is included, service=, env=, version="
+                " and, to label what is included, service=, env=, version=, tenant="
             )
     if not conditions:
         raise RuleError(f"{received!r} has no condition; it takes one at least of {', '.join(_KINDS)}")

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
+from typing import Any
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Protocol, word_rate
@@ -37,7 +38,8 @@ from spandial_api.node import (
     TargetState,
     TargetStats,
 )
-from spandial_api.rules import PROTOCOLS, RuleBook, Selector, selector_text
+from spandial_api.rules import RuleBook
+from spandial_api.selectors import PROTOCOLS, Selector, selector_text
 
 __all__ = ["LocalNode"]
 
@@ -200,7 +202,9 @@ class LocalNode:
             {
                 "pid": target.pid,
                 "name": target.process.name,
-                **target.labels._asdict(),
+                **target.labels.main,
+                "tenant": target.labels.tenant,
+                "labels": dict(target.labels.others),
                 "kind": "hooked" if target.hooked else "discovered",
                 "row": target.row.number,
                 "rates": rates,
@@ -221,7 +225,7 @@ class LocalNode:
                 (state.hook or HookCounts()).model_dump().values()
             ):
                 kinds[_KIND_NAMES[kind]] = state
-        return TargetStats.model_validate({"pid": target.pid, **target.labels._asdict(), "kinds": kinds})
+        return TargetStats.model_validate({"pid": target.pid, **target.labels.main, "kinds": kinds})
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self._watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -272,7 +276,7 @@ class LocalNode:
                     self._nobodys += 1
             if not isinstance(said, Call) or not entry.entered or not self._watchers:
                 continue
-            labels = target.labels._asdict() if target else {"service": "", "version": "", "env": ""}
+            labels: dict[str, Any] = {**(target.labels if target else Labels()).main}
             self._watchers.offer(
                 EntryEvent.model_construct(
                     time=self._epoch_s + entry.time_ns / 1e9,

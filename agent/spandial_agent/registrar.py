@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from spandial import abi
-from spandial.labels import Labels
+from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.processes import read_process
 from spandial_agent.table import RateTable
@@ -24,7 +24,6 @@ __all__ = ["Registrar"]
 _log = structlog.get_logger("spandial.registrar")
 
 _MESSAGE_MAX = 65536
-_LABEL_MAX = 255
 _PER_PROCESS = 8
 _WAITING_MAX = 1024  # connections that have not registered yet
 _UCRED = struct.Struct("iII")
@@ -192,10 +191,16 @@ def _parse_hello(message: bytes) -> tuple[Labels, int]:
         raise _BadHello("a registration is a JSON object")
     if hello.get("abi") != abi.ABI:
         raise _BadHello(f"the agent speaks ABI version {abi.ABI}, the process {hello.get('abi')!r:.40}")
-    labels = [hello.get(name, "") for name in Labels._fields]
-    if not all(isinstance(label, str) and len(label) <= _LABEL_MAX and label.isprintable() for label in labels):
-        raise _BadHello(f"service, version and env are printable texts of up to {_LABEL_MAX} characters")
+    main = [hello.get(name, "") for name in ("service", "version", "env", "tenant")]
+    attributes = hello.get("attributes", {})
+    if not isinstance(attributes, dict) or len(attributes) > ATTRIBUTES_MAX:
+        raise _BadHello(f"attributes are an object of up to {ATTRIBUTES_MAX} texts")
+    for label in (*main, *attributes, *attributes.values()):
+        if not isinstance(label, str) or len(label) > LABEL_MAX or not label.isprintable():
+            raise _BadHello(f"labels are printable texts of up to {LABEL_MAX} characters")
     default = hello.get("default")
     if not isinstance(default, int) or not 0 <= default < 1 << 64 or not default & abi.Flag.VALID:
         raise _BadHello("default is a valid rate word")
-    return Labels(*labels), default & ~(abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK)
+    return Labels(*main)._replace(others=other_labels(attributes.items())), default & ~(
+        abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK
+    )

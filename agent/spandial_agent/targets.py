@@ -16,7 +16,8 @@ from spandial_agent.discovery_rules import NAMED
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
-from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
 
 __all__ = ["REGISTERED", "Target", "Targets"]
 
@@ -69,6 +70,7 @@ class Targets:
     Attributes:
         emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
             not: only while somebody reads them. Call `rewrite` when it answers differently.
+        rate_of: the percentage that a rule has for processes with these labels.
         answers: whether it shall emit the answers to those of processes without a hook, too.
         on_program: called with each target that comes, and when it runs another program.
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
@@ -99,6 +101,7 @@ class Targets:
         self._book = RuleBook()
         self._resolved: dict[tuple[Labels, int, bool], _Resolved] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
+        self.rate_of: Callable[[Rule, Labels], float] = _fixed_rate
         self.answers = False
         self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
@@ -269,7 +272,11 @@ class Targets:
             return known
         rules = tuple(self._book.resolve(labels, kind) for kind in EntryKind)
         emit = Flag.EMIT if self.emit(labels, hooked) else 0
-        words = [(rule.word if rule else default) | emit for rule in rules]
+        words = [(rule.word(self.rate_of(rule, labels)) if rule else default) | emit for rule in rules]
         fallback = default if self._book.fallback is None else self._book.fallback
         resolved = self._resolved[labels, default, hooked] = rules, words, fallback
         return resolved
+
+
+def _fixed_rate(rule: Rule, _labels: Labels) -> float:
+    return rule.floor if rule.rate is None else rule.rate

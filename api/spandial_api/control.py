@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from spandial_api.node import Node
-from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
 from spandial_api.store import Store, StoreError
 
 __all__ = ["ANY_REVISION", "Control", "Expected", "RevisionConflict"]

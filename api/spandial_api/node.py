@@ -8,7 +8,8 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, Field
 
-from spandial_api.rules import KindName, RuleBook, Selector
+from spandial_api.rules import RuleBook
+from spandial_api.selectors import KindName, Selector
 
 __all__ = [
     "TargetName",
@@ -51,6 +52,8 @@ class TargetState(BaseModel):
     service: str
     version: str
     env: str
+    tenant: str = ""
+    labels: dict[str, str] = Field(default={}, description="its other resource attributes")
     kind: Literal["hooked", "discovered"]
     row: int
     rates: dict[KindName, RateState]

@@ -2,94 +2,54 @@
 
 from __future__ import annotations
 
-import json
+from bisect import insort
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from spandial.abi import EntryKind, Mode, encode_word
 from spandial.labels import Labels
+from spandial.operations import parse_operation
+from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
-__all__ = ["PROTOCOLS", "Finding", "KindName", "Rule", "RuleBook", "Selector", "selector_text"]
+__all__ = ["DEFAULT_FLOOR", "Finding", "Rule", "RuleBook"]
 
-KindName = Literal["internal", "http", "grpc", "db"]
-
-PROTOCOLS: dict[KindName, EntryKind] = {
-    "internal": EntryKind.INTERNAL,
-    "http": EntryKind.HTTP,
-    "grpc": EntryKind.GRPC,
-    "db": EntryKind.DB,
-}
-
-_LABELS = ("service", "version", "env")
-_GLOB = frozenset("*?[")
-
-
-@dataclass(frozen=True)
-class Selector:
-    """What a rule applies to. A field that is None applies to all; service, version and env are globs."""
-
-    service: str | None = None
-    version: str | None = None
-    env: str | None = None
-    protocol: KindName | None = None
-
-    def matches(self, labels: Labels, kind: EntryKind) -> bool:
-        if self.protocol is not None and PROTOCOLS[self.protocol] != kind:
-            return False
-        return self.matches_labels(labels)
-
-    def matches_labels(self, labels: Labels) -> bool:
-        for name in _LABELS:
-            pattern = getattr(self, name)
-            if pattern is not None and not fnmatchcase(getattr(labels, name), pattern):
-                return False
-        return True
-
-    @property
-    def specificity(self) -> tuple[int, ...]:
-        """Greater wins. In this order: more fields named; more of them without a wildcard; service, then version,
-        then env, then protocol, each exact before glob before absent; more literal characters."""
-        fields = (self.service, self.version, self.env, self.protocol)
-        ranks = tuple(0 if text is None else 1 if _GLOB & set(text) else 2 for text in fields)
-        literal = sum(sum(char not in _GLOB for char in text) for text in fields if text is not None)
-        return (sum(rank > 0 for rank in ranks), sum(rank == 2 for rank in ranks), *ranks, literal)
-
-
-def selector_text(selector: Selector) -> str:
-    """A selector as people write it: `service=checkout env=gray`, or `default`. No two selectors have the same text."""
-    fields = [
-        f"{name}={_quoted(value)}"
-        for name in ("service", "version", "env", "protocol")
-        if (value := getattr(selector, name)) is not None
-    ]
-    return " ".join(fields) or "default"
-
-
-def _quoted(value: str) -> str:
-    return value if value.isprintable() and not {" ", '"'} & set(value) else json.dumps(value)
+DEFAULT_FLOOR = 0.001  # percent: one in 100,000, Jaeger's least probability of adaptive sampling
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A selector's rate (percentage 0-100) and mode. The revision grows by one with every change of any rule.
+    """A selector's rate and mode. The revision grows by one with every change of any rule.
 
     Attributes:
+        rate: percentage 0-100; None for a rule with a target.
         expires: when the rule ends by itself, in Unix time in seconds; None: it does not.
+        target: kept entries per second and service on this node, to which the rate is steered.
+        floor: percentage below which a rate is not steered.
     """
 
     selector: Selector
-    rate: float
+    rate: float | None
     mode: Mode = Mode.FOLLOW
     revision: int = 0
     expires: float | None = None
+    target: float | None = None
+    floor: float = DEFAULT_FLOOR
+
+    def word(self, rate: float) -> int:
+        """The word of a rate under this rule. A rule that names a protocol also thins the children of kept parents."""
+        return encode_word(rate, self.mode, thin=self.selector.protocol is not None)
 
     @property
-    def word(self) -> int:
-        """The rate word. A rule that names a protocol also thins the children of kept parents."""
-        return encode_word(self.rate, self.mode, thin=self.selector.protocol is not None)
+    def says(self) -> tuple[object, ...]:
+        """What is to be obeyed, whenever it was put."""
+        return self.selector, self.rate, self.mode, self.expires, self.target, self.floor
+
+    @cached_property
+    def order(self) -> tuple[tuple[int, ...], int]:
+        """Of two rules for the same entry the greater wins: the more specific; of two equally specific the later."""
+        return self.selector.specificity, self.revision
 
 
 class Finding(NamedTuple):
@@ -105,37 +65,46 @@ class Finding(NamedTuple):
     why: str
 
 
-@dataclass(frozen=True)
-class RuleBook:
-    """All rules, at most one for a selector. Immutable: a change makes another book."""
+_Buckets = dict[tuple[str, str] | None, list[Rule]]
 
-    rules: dict[Selector, Rule] = field(default_factory=dict)
-    revision: int = 0
+
+class RuleBook:
+    """All rules, at most one for a selector. Immutable: a change makes another book, at a cost that hardly grows with
+    the number of rules.
+
+    Attributes:
+        rules: by selector.
+        revision: of the latest change.
+    """
+
+    def __init__(self, rules: dict[Selector, Rule] | None = None, revision: int = 0) -> None:
+        self.rules = rules or {}
+        self.revision = revision
+        # Every rule once, by a label that it needs; those that win come last.
+        self._buckets: _Buckets = {}
+        for rule in sorted(self.rules.values(), key=_order):
+            self._buckets.setdefault(rule.selector.bucket, []).append(rule)
+        self._by_operation = sum(selector.operation is not None for selector in self.rules)
 
     @classmethod
     def of(cls, rules: Iterable[Rule], revision: int = 0) -> RuleBook:
         book = {rule.selector: rule for rule in rules}
         return cls(book, max([revision, *(rule.revision for rule in book.values())]))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RuleBook) and (self.rules, self.revision) == (other.rules, other.revision)
+
     def __iter__(self) -> Iterator[Rule]:
         """The rules, the ones that win first."""
-        return iter(self._ordered)
-
-    @cached_property
-    def _ordered(self) -> list[Rule]:
-        # Of two equally specific rules the later one wins.
-        return sorted(self.rules.values(), key=lambda rule: (rule.selector.specificity, rule.revision), reverse=True)
+        return iter(sorted(self.rules.values(), key=_order, reverse=True))
 
     def put(self, rule: Rule) -> RuleBook:
         """The book with this rule, which replaces the one of the same selector and gets the next revision."""
-        revision = self.revision + 1
-        return RuleBook({**self.rules, rule.selector: replace(rule, revision=revision)}, revision)
+        return self.change([rule])
 
     def remove(self, selector: Selector) -> RuleBook:
         """The book without this selector's rule. Raises KeyError."""
-        left = dict(self.rules)
-        del left[selector]
-        return RuleBook(left, self.revision + 1)
+        return self.change([], [selector])
 
     def renew(self, selector: Selector, expires: float) -> RuleBook:
         """The book with this selector's rule as it is, but for the time when it ends. Raises KeyError."""
@@ -143,8 +112,34 @@ class RuleBook:
 
     def without_expired(self, now: float) -> RuleBook:
         """The book without the rules whose time has come; itself if there are none."""
-        left = {rule.selector: rule for rule in self.rules.values() if rule.expires is None or rule.expires > now}
-        return self if len(left) == len(self.rules) else RuleBook(left, self.revision + 1)
+        over = [rule.selector for rule in self.rules.values() if rule.expires is not None and rule.expires <= now]
+        return self.change([], over) if over else self
+
+    def change(self, put: Iterable[Rule], removed: Iterable[Selector] = ()) -> RuleBook:
+        """The book with all of these changes, under one revision; first the rules are removed, then the others put.
+        Raises KeyError for a rule that is not there, nothing changed."""
+        book = RuleBook()
+        book.revision = self.revision + 1
+        book.rules = self.rules.copy()
+        book._buckets = self._buckets.copy()
+        book._by_operation = self._by_operation
+        for selector in removed:
+            book._drop(book.rules.pop(selector))
+        for rule in put:
+            old = book.rules.get(rule.selector)
+            if old is not None:
+                book._drop(old)
+            new = book.rules[rule.selector] = replace(rule, revision=book.revision)
+            bucket = book._buckets[rule.selector.bucket] = book._buckets.get(rule.selector.bucket, []).copy()
+            insort(bucket, new, key=_order)
+            book._by_operation += rule.selector.operation is not None
+        return book
+
+    def _drop(self, rule: Rule) -> None:
+        self._buckets[rule.selector.bucket] = [r for r in self._buckets[rule.selector.bucket] if r is not rule]
+        if not self._buckets[rule.selector.bucket]:
+            del self._buckets[rule.selector.bucket]
+        self._by_operation -= rule.selector.operation is not None
 
     @property
     def next_expiry(self) -> float | None:
@@ -152,32 +147,86 @@ class RuleBook:
         return min((rule.expires for rule in self.rules.values() if rule.expires is not None), default=None)
 
     def resolve(self, labels: Labels, kind: EntryKind) -> Rule | None:
-        """The rule that sets the rate of this kind of entry for a process with these labels."""
-        return next((rule for rule in self if rule.selector.matches(labels, kind)), None)
+        """The rule that sets the rate of this kind of entry for a process with these labels, but for operations that
+        have rules of their own."""
+        best: Rule | None = None
+        for bucket in self._buckets_of(labels):
+            for rule in reversed(bucket):
+                if best is not None and rule.order < best.order:
+                    break
+                if rule.selector.operation is None and rule.selector.matches(labels, kind):
+                    best = rule
+                    break
+        return best
 
-    def explain(self, labels: Labels) -> list[Finding]:
-        """What each rule is to a process with these labels, the ones that win first."""
+    def operations(self, labels: Labels) -> list[Rule]:
+        """The rules by operation for a process with these labels, the ones that win first. They win over all others."""
+        if not self._by_operation:
+            return []
+        found = [
+            rule
+            for bucket in self._buckets_of(labels)
+            for rule in bucket
+            if rule.selector.operation is not None and rule.selector.matches_labels(labels)
+        ]
+        return sorted(found, key=_order, reverse=True)
+
+    def explain(self, labels: Labels, operation: str = "") -> list[Finding]:
+        """What each rule is to a process with these labels, the ones that win first.
+
+        Args:
+            operation: `GET /pay`, to be told of that one; without it, rules by operation are for the operations that
+                they name, and all others are for the rest.
+        """
         winners = {kind: self.resolve(labels, kind) for kind in EntryKind}
-        return [_finding(rule, labels, winners) for rule in self]
+        if operation:
+            for kind in EntryKind:
+                of_operation = (rule for rule in self.operations(labels) if _is_for(rule, operation, kind))
+                winners[kind] = next(of_operation, winners[kind])
+        return [_finding(rule, labels, operation, winners) for rule in self]
 
     @property
     def fallback(self) -> int | None:
-        """The word that holds when the agent is gone: the node default's rate, in mode follow. None without one."""
+        """The word that holds when the agent is gone: the node default's rate (its floor, where nobody is left to steer
+        it), in mode follow. None without one."""
         default = self.rules.get(Selector())
-        return None if default is None else encode_word(default.rate)
+        if default is None:
+            return None
+        return encode_word(default.floor if default.rate is None else default.rate)
+
+    def _buckets_of(self, labels: Labels) -> Iterator[list[Rule]]:
+        pairs = (*labels.main.items(), ("tenant", labels.tenant), *((f"label.{n}", v) for n, v in labels.others))
+        for key in (None, *pairs):
+            if (bucket := self._buckets.get(key)) is not None:
+                yield bucket
 
 
-def _finding(rule: Rule, labels: Labels, winners: dict[EntryKind, Rule | None]) -> Finding:
+def _order(rule: Rule) -> tuple[tuple[int, ...], int]:
+    return rule.order
+
+
+def _is_for(rule: Rule, operation: str, kind: EntryKind) -> bool:
+    pattern, asked = rule.selector.pattern, parse_operation(operation)
+    if pattern is None:
+        return rule.selector.matches_kind(kind)
+    return rule.selector.matches_kind(kind) and pattern.matches(asked.method, asked.path)
+
+
+def _finding(rule: Rule, labels: Labels, operation: str, winners: dict[EntryKind, Rule | None]) -> Finding:
     selector = rule.selector
-    for name in _LABELS:
-        pattern, label = getattr(selector, name), getattr(labels, name)
-        if pattern is not None and not fnmatchcase(label, pattern):
-            return Finding(rule, (), f"{name} is {label!r}, which {pattern!r} does not match")
-    wins = tuple(name for name, kind in PROTOCOLS.items() if winners[kind] is rule)
+    mismatch = selector.mismatch(labels)
+    if mismatch is not None:
+        return Finding(rule, (), f"{mismatch.name} is {mismatch.value!r}, which {mismatch.pattern!r} does not match")
+    kinds = [name for name, kind in PROTOCOLS.items() if selector.matches_kind(kind)]
+    if selector.operation is not None and not operation:
+        return Finding(rule, tuple(kinds), f"for operations that match {selector.operation!r} only")
+    if operation and not any(_is_for(rule, operation, PROTOCOLS[name]) for name in kinds):
+        return Finding(rule, (), f"the operation is {operation!r}, which {selector.operation!r} does not match")
+    wins = tuple(name for name in kinds if winners[PROTOCOLS[name]] is rule)
     others = {
         winner.selector: winner
-        for kind, winner in winners.items()
-        if winner is not None and winner is not rule and selector.matches(labels, kind)
+        for name in kinds
+        if (winner := winners[PROTOCOLS[name]]) is not None and winner is not rule
     }
     reasons = [
         f"{'more specific' if winner.selector.specificity > selector.specificity else 'as specific, and put later'}: "

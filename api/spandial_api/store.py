@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spandial.abi import Mode
-from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import PROTOCOLS, Selector
 
 __all__ = ["Store", "StoreError"]
 

@@ -18,8 +18,12 @@ def test_an_empty_environment_has_no_labels() -> None:
 
 
 def test_labels_come_from_the_resource_attributes() -> None:
-    found = labels("service.name=shop,service.version=2.1,deployment.environment.name=gray,host.name=a")
-    assert found == Labels(service="shop", version="2.1", env="gray")
+    found = labels(
+        "service.name=shop,service.version=2.1,deployment.environment.name=gray,tenant.id=acme,team=pay,host.name=a"
+    )
+    others = (("host.name", "a"), ("team", "pay"))
+    assert found == Labels(service="shop", version="2.1", env="gray", tenant="acme", others=others)
+    assert (found.get("team"), found.get("service.name")) == ("pay", "")
 
 
 def test_the_service_name_variable_wins_over_the_attribute() -> None:
@@ -58,4 +62,12 @@ def test_what_is_no_pair_is_passed_over(malformed: str) -> None:
 
 @given(st.dictionaries(st.sampled_from(["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"]), st.text()))
 def test_no_environment_makes_it_fail(environ: dict[str, str]) -> None:
-    assert all(isinstance(label, str) for label in labels_from_environ(environ))
+    found = labels_from_environ(environ)
+    assert all(isinstance(label, str) for label in found[:4])
+    assert all(name and value and f"{name}{value}".isprintable() for name, value in found.others)
+
+
+def test_of_too_many_attributes_or_too_long_ones_the_rest_are_labels() -> None:
+    many = ",".join(f"a{n:03}=x" for n in range(100))
+    assert [name for name, _ in labels(many).others] == [f"a{n:03}" for n in range(32)]
+    assert labels(f"a={256 * 'x'},b={255 * 'x'}").others == (("b", 255 * "x"),)

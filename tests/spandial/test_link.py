@@ -166,12 +166,12 @@ report(Sampler("30%"))
 
 def test_an_application_of_another_abi_is_refused_and_unharmed(steady_agent: AgentProcess, service: str) -> None:
     steady_agent.set(70, service=service)
-    script = "from spandial import abi\nabi.ABI = 2\nserve(Sampler('30%'))"
+    script = "from spandial import abi\nabi.ABI = 1\nserve(Sampler('30%'))"
     with Application(steady_agent.run_dir, script, OTEL_SERVICE_NAME=service) as application:
         eventually(lambda: application.errors, "it says that it was refused")
         application.report()
         assert (application.end(), application.rates()) == (0, [30])
-        assert ["the agent speaks ABI version 1, the process 2" in line for line in application.errors] == [True]
+        assert ["the agent speaks ABI version 2, the process 1" in line for line in application.errors] == [True]
 
 
 def test_an_agent_that_comes_late_is_found_and_obeyed(make_agent: MakeAgent, future_run_dir: Path) -> None:

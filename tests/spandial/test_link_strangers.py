@@ -58,7 +58,7 @@ def say_nothing(_connection: socket.socket, _hello: dict[str, Any]) -> None:
 
 DESCRIPTORS = (proper_table, page)
 BAD_MESSAGES: dict[str, bytes] = {
-    "another ABI": answer(abi=2),
+    "another ABI": answer(abi=9),
     "a refusal": json.dumps({"error": "not today", "abi": 1}).encode(),
     "a refusal that is no text": b'{"error": null}',
     "no JSON": b"\xff\x00 not JSON",
@@ -81,7 +81,7 @@ RESPONSES: dict[str, Respond] = {
     "one descriptor": send(answer(), proper_table),
     "a table too short": send(answer(), lambda: table(SEVENTY, size=4096), page),
     "an empty table": send(answer(), lambda: table(SEVENTY, size=0), page),
-    "another table": send(answer(), lambda: table(SEVENTY, magic=abi.MAGIC | 2), page),
+    "another table": send(answer(), lambda: table(SEVENTY, magic=abi.MAGIC | 9), page),
     "a counter page too short": send(answer(), proper_table, lambda: page(100)),
     "a counter page for reading only": send(answer(), proper_table, lambda: os.open("/proc/self/exe", os.O_RDONLY)),
     "a pipe for a table": send(answer(), pipe_end, page),
@@ -91,10 +91,10 @@ RESPONSES: dict[str, Respond] = {
     "the end at once": hang_up,
 }
 WHAT_IT_SAYS = {
-    "another ABI": "it speaks ABI version 2, this process speaks 1",
+    "another ABI": "it speaks ABI version 9, this process speaks 2",
     "a refusal": "not today",
     "a table too short": "4096 bytes long",
-    "another table": "does not begin with ABI version 1",
+    "another table": "does not begin with ABI version 2",
     "no descriptors": "0 descriptors",
     "one descriptor": "1 descriptor",
 }
@@ -119,7 +119,7 @@ def test_an_agent_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_bad_answers_leave_no_descriptors_behind(tmp_path: Path) -> None:
-    with FakeAgent(tmp_path, send(b'{"abi": 1}', *DESCRIPTORS)) as agent, Application(tmp_path) as application:
+    with FakeAgent(tmp_path, send(b'{"abi": 2}', *DESCRIPTORS)) as agent, Application(tmp_path) as application:
         eventually(lambda: len(agent.hellos) >= 4, "it tries again and again")
         eventually(lambda: not descriptors_of(application.pid, "fake-"), "no descriptor is left")
         eventually(lambda: len(descriptors_of(application.pid, "socket:")) <= 1, "no connection is left")

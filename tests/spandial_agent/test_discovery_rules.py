@@ -41,7 +41,7 @@ _conditions = st.one_of(
 _some = st.lists(_conditions, min_size=1, max_size=4).map(tuple)
 _labels = st.just("") | _texts.filter(str.isprintable)
 _rules = st.builds(DiscoveryRule, st.just("exclude"), _some) | st.builds(
-    DiscoveryRule, st.just("include"), _some, st.builds(Labels, _labels, _labels, _labels)
+    DiscoveryRule, st.just("include"), _some, st.builds(Labels, _labels, _labels, _labels, _labels, st.just(()))
 )
 
 

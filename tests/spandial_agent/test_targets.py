@@ -13,7 +13,8 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable
 from spandial_agent.targets import Target, Targets
-from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of
 

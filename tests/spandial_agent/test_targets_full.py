@@ -13,7 +13,8 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Target, Targets
-from spandial_api.rules import Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.fake_capture import FakeCapture
 
@@ -159,7 +160,7 @@ class Comings(RuleBasedStateMachine):
             for kind in EntryKind:
                 rule_ = self.book.resolve(target.labels, kind)
                 assert target.rules[kind] == rule_
-                assert found[kind] == (rule_.word if rule_ else target.default) | emit
+                assert found[kind] == (rule_.word(rule_.rate) if rule_ else target.default) | emit
             assert found[abi.WORD_OWNER] == target.row.epoch << 32 | target.pid
         assert len({target.row.number for target in self.targets}) == len(self.targets)
         assert self.table.free_rows == 8 - len(self.targets)

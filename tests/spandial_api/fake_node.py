@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from spandial.abi import Mode
 from spandial.labels import Labels
 from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
-from spandial_api.rules import PROTOCOLS, KindName, RuleBook, Selector, selector_text
+from spandial_api.rules import RuleBook
+from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
 __all__ = ["FakeNode", "entry"]
 

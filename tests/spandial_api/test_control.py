@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from spandial_api import control as control_module
 from spandial_api.control import Control
-from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector, selector_text
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import PROTOCOLS, Selector, selector_text
 from spandial_api.store import Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
 

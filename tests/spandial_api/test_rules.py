@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.labels import Labels
-from spandial_api.rules import PROTOCOLS, KindName, Rule, RuleBook, Selector, selector_text
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
 CHECKOUT = Labels(service="checkout", version="v1.2", env="gray")
 
@@ -217,7 +218,7 @@ def test_each_kind_of_entry_resolves_for_itself() -> None:
 
 @given(_selectors, st.floats(0, 100), st.sampled_from(Mode))
 def test_only_a_rule_that_names_a_protocol_thins(selector: Selector, rate: float, mode: Mode) -> None:
-    word = Rule(selector, rate, mode).word
+    word = Rule(selector, rate, mode).word(rate)
     assert bool(word & Flag.THIN) == (selector.protocol is not None)
     assert word & ~Flag.THIN == encode_word(rate, mode)
 

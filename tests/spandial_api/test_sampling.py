@@ -19,7 +19,8 @@ from spandial.labels import Labels
 from spandial_api.app import build_app
 from spandial_api.auth import TrustedListener
 from spandial_api.control import Control
-from spandial_api.rules import RuleBook, Selector
+from spandial_api.rules import RuleBook
+from spandial_api.selectors import Selector
 from spandial_api.store import Store, StoreError
 from tests.spandial_api.conftest import TOKEN, client_of
 from tests.spandial_api.fake_node import FakeNode

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spandial.abi import Mode
-from spandial_api.rules import PROTOCOLS, Rule, RuleBook, Selector
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import PROTOCOLS, Selector
 from spandial_api.store import Store, StoreError
 
 _NOBODY = 65534

@@ -222,4 +222,4 @@ def _is_counted(target: Target) -> bool:
 
 
 def _name(target: Target) -> TargetName:
-    return TargetName(pid=target.pid, **target.labels._asdict())
+    return TargetName(pid=target.pid, **target.labels.main)

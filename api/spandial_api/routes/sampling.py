@@ -15,7 +15,8 @@ from spandial_api.auth import may_write
 from spandial_api.control import ANY_REVISION, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
-from spandial_api.rules import PROTOCOLS, KindName, Rule, Selector, selector_text
+from spandial_api.rules import Rule
+from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
 __all__ = ["conflict", "router"]
 

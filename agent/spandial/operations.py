@@ -1,0 +1,58 @@
+"""Operations and the patterns that select them: `GET /pay*`, `/pkg.Service/*`, `nightly report`.
+
+An operation is a request's method and path or route, a call's full method name, or a span's name.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import translate
+from typing import NamedTuple
+
+__all__ = ["PATTERN_MAX", "OperationPattern", "parse_operation"]
+
+PATTERN_MAX = 255  # characters
+
+_METHOD = re.compile(r"([A-Z]{1,16}) (?=[/*])")
+_GLOB = re.compile(r"[*?\[]")
+
+
+class OperationPattern(NamedTuple):
+    """A parsed pattern.
+
+    Attributes:
+        text: the pattern as written: a glob that a whole operation must match.
+        method: the HTTP method that it names; empty where it names none.
+        path: the glob of the path, route or name.
+        prefix: where the kernel can apply it: what the path begins with, or all of it if `exact`. None where the
+            pattern is no path, or has a wildcard before its end.
+        exact: the path has no wildcard.
+    """
+
+    text: str
+    method: str
+    path: str
+    prefix: str | None
+    exact: bool
+
+    def matches(self, method: str, path: str) -> bool:
+        """Whether this selects an operation; method is empty where there is none."""
+        return (not self.method or self.method == method) and re.compile(translate(self.path)).match(path) is not None
+
+
+def parse_operation(text: str) -> OperationPattern:
+    """Raises ValueError that says what was received."""
+    if not text.strip() or len(text) > PATTERN_MAX or not text.isprintable():
+        raise ValueError(
+            f"an operation is a glob of up to {PATTERN_MAX} printable characters, such as 'GET /pay*', "
+            f"'/pkg.Service/*' or a span's name; received {text!r}"
+        )
+    found = _METHOD.match(text)
+    method = found[1] if found else ""
+    path = text[found.end() :] if found else text
+    wildcard = _GLOB.search(path)
+    exact = wildcard is None
+    prefix = path if exact else path[:-1] if wildcard and path.find("*") == wildcard.start() == len(path) - 1 else None
+    if prefix is not None and not prefix.startswith("/"):
+        prefix = None
+    return OperationPattern(text, method, path, prefix, exact)
