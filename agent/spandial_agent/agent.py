@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import signal
+import ssl
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -25,7 +26,7 @@ from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
-from spandial_agent.server import bind_tcp, bind_unix, serve
+from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve, tls_context
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
@@ -35,9 +36,10 @@ from spandial_agent.table import MemfdTable, RateTable, TableBackend
 from spandial_agent.targets import Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
-from spandial_api.auth import read_or_make_token
+from spandial_api.auth import Access
 from spandial_api.control import Control
 from spandial_api.store import Store, StoreError
+from spandial_api.token_file import TokenFile
 
 __all__ = ["configure_log", "run_agent"]
 
@@ -66,6 +68,7 @@ async def run_agent(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
         _raise_descriptor_limit()
+        context = _tls_context(settings)
         stack.enter_context(_only_agent(settings))
         backend, capture, missing = _kernel_side(settings)
         stack.callback(backend.close)
@@ -95,8 +98,8 @@ async def run_agent(settings: Settings) -> None:
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node)
-            token_path = settings.state_dir / "token"
-            token = read_or_make_token(token_path)
+            token_file = TokenFile(settings.state_dir, _log.warning)
+            token_file.make()
         except (StoreError, OSError) as error:
             raise SpandialError(f"{error}: is {settings.state_dir} writable?") from error
 
@@ -112,12 +115,12 @@ async def run_agent(settings: Settings) -> None:
                 f"cannot listen in {settings.run_dir} ({error}): SPANDIAL_RUN_DIR sets another folder"
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
-        tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
+        tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=context is not None))
+        free_to_read = {"auto": is_loopback(tcp), "on": True, "off": False}[settings.read_without_token]
         app = build_app(
             control,
             node,
-            token=token,
-            token_path=token_path,
+            access=Access(token_file, read_without_token=free_to_read, writes_per_second=settings.writes_per_second),
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
         )
@@ -126,13 +129,13 @@ async def run_agent(settings: Settings) -> None:
         stack.callback(running.cancel)
         _log.info(
             "serving",
-            url=f"http://{settings.host}:{tcp.getsockname()[1]}",
+            url=_url(settings.host, tcp.getsockname()[1], context is not None),
             socket=str(unix_path),
             table=backend.name,
             capture=capture.path if capture else "off",
             targets=len(targets),
         )
-        await serve(app, tcp, unix, stop, node.end_watches)
+        await serve(app, tcp, unix, stop, node.end_watches, context)
         if running.done():
             running.result()
     _log.info("stopped")
@@ -140,6 +143,19 @@ async def run_agent(settings: Settings) -> None:
 
 async def _run(node: LocalNode, control: Control) -> None:
     await asyncio.gather(node.run(), control.run())
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """Raises SpandialError."""
+    if settings.tls_cert is not None:
+        return tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    if settings.tls_key is not None or settings.tls_client_ca is not None:
+        raise SpandialError("SPANDIAL_TLS_KEY and SPANDIAL_TLS_CLIENT_CA need SPANDIAL_TLS_CERT, too")
+    return None
+
+
+def _url(host: str, port: int, tls: bool) -> str:
+    return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
+from spandial_agent import token_commands
 from spandial_agent.client import AgentUnreachable, Client
-from spandial_agent.errors import SpandialError
-from spandial_agent.settings import Settings
+from spandial_agent.terminal import err as _err
+from spandial_agent.terminal import out as _out
+from spandial_agent.terminal import print_json as _print_json
+from spandial_agent.terminal import reported as _reported
+from spandial_agent.terminal import settings as _settings
 from spandial_agent.views import (
     explanation_table,
     lost_context,
@@ -37,10 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Names are printed as they are, and nothing is cut off: long lines are the terminal's to wrap.
-_WIDTH = 1 << 16
-_out = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
-_err = Console(width=_WIDTH, markup=False, emoji=False, highlight=False, stderr=True)
+app.add_typer(token_commands.app, name="token")
 
 Service = Annotated[str | None, typer.Option(help="Service name, a glob.")]
 Env = Annotated[str | None, typer.Option(help="Environment, a glob.")]
@@ -228,34 +225,5 @@ def doctor(as_json: AsJson = False) -> None:
             raise typer.Exit(3)
 
 
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        problems = [
-            f"SPANDIAL_{str(e['loc'][0]).upper()}={printable(str(e['input']))}: {e['msg']}" for e in error.errors()
-        ]
-        raise SpandialError("; ".join(problems)) from error
-
-
 def _client() -> Client:
     return Client(_settings().run_dir)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Errors as one line and an exit code."""
-    try:
-        yield
-    except AgentUnreachable as error:
-        _err.print(f"spandial: {error}")
-        raise typer.Exit(3) from error
-    except SpandialError as error:
-        _err.print(f"spandial: {error}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None

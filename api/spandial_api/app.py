@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
+from spandial_api.auth import Access, Refusal, may_read
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.routes import entries, health, metrics, sampling, stats, targets
@@ -20,14 +20,14 @@ def build_app(
     control: Control,
     node: Node,
     *,
-    token: str,
-    token_path: Path,
+    access: Access,
     version: str,
     max_rate_without_ttl: float = 100.0,
 ) -> FastAPI:
-    """The application. It starts nothing by itself: control, node and token are the caller's.
+    """The application. It starts nothing by itself: control, node and access are the caller's.
 
     Args:
+        access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
     """
     app = FastAPI(
@@ -37,15 +37,22 @@ def build_app(
     )
     app.state.control = control
     app.state.node = node
-    app.state.token = token
-    app.state.token_path = token_path
+    app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, targets, stats, entries, metrics, health):
-        app.include_router(module.router)
+    for module in (sampling, targets, stats, entries, metrics):
+        app.include_router(module.router, dependencies=[Depends(may_read)])
+    app.include_router(health.router)  # whoever looks whether it is alive has no token
+    app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
     return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    request.app.state.access.refused[error.reason] += 1
+    return await http_exception_handler(request, error)
 
 
 async def _bad_input(_request: Request, error: Exception) -> JSONResponse:

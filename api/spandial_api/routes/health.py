@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
+from spandial_api.auth import Access
 from spandial_api.node import Health, Node
 from spandial_api.parameters import only
 
@@ -14,4 +15,10 @@ router = APIRouter(tags=["node"])
 async def get_health(request: Request) -> Health:
     """200 as long as the agent serves, also without the kernel side: `status` and `missing` tell."""
     node: Node = request.app.state.node
-    return node.health()
+    access: Access = request.app.state.access
+    health = node.health()
+    access.token_file.refresh()
+    if access.token_file.trouble:
+        health.status = "degraded"
+        health.missing = [*health.missing, access.token_file.trouble]
+    return health

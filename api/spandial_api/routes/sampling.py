@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, field_validator
 from spandial.abi import Mode
 from spandial.decision import parse_rate
 from spandial.labels import Labels
-from spandial_api.auth import may_write
+from spandial_api.auth import Principal, may_write
 from spandial_api.control import ANY_REVISION, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
@@ -191,6 +191,7 @@ def _etag(revision: int) -> str:
 async def put_rule(
     request: Request,
     response: Response,
+    principal: Annotated[Principal, Depends(may_write)],
     query: Annotated[RuleQuery, Query()],
     expected: Annotated[Expected, Depends(_expected)],
 ) -> RuleState:
@@ -198,6 +199,7 @@ async def put_rule(
     the rule ends by itself, on time also where the agent was down at that moment."""
     control, bound = _control(request), request.app.state.max_rate_without_ttl
     rule = query.rule(control.now())
+    principal.check(rule.selector)
     if rule.expires is None and rule.rate > bound:
         allowed = f"a rate above {bound:g} % needs a ttl, such as ttl=10m (SPANDIAL_MAX_RATE_WITHOUT_TTL)"
         raise HTTPException(422, [{"field": "ttl", "received": None, "allowed": allowed}])
@@ -211,10 +213,12 @@ async def put_rule(
 async def renew_rule(
     request: Request,
     response: Response,
+    principal: Annotated[Principal, Depends(may_write)],
     query: Annotated[RenewalQuery, Query()],
     expected: Annotated[Expected, Depends(_expected)],
 ) -> RuleState:
     """Have the rule of exactly this selector hold for so long from now on."""
+    principal.check(query.selector())
     try:
         state = _state(*await _control(request).renew(query.selector(), parse_duration(query.ttl), expected))
     except KeyError:
@@ -227,11 +231,13 @@ async def renew_rule(
 async def delete_rule(
     request: Request,
     response: Response,
+    principal: Annotated[Principal, Depends(may_write)],
     query: Annotated[SelectorQuery, Query()],
     expected: Annotated[Expected, Depends(_expected)],
 ) -> Removed:
     """Remove the rule of exactly this selector."""
     selector = query.selector()
+    principal.check(selector)
     try:
         revision = await _control(request).remove(selector, expected)
     except KeyError:
