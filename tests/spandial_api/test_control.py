@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial_api import control as control_module
+from spandial_api.audit import Entry
 from spandial_api.control import Author, Control
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
-from spandial_api.store import Store, StoreError
+from spandial_api.store import LastGoodRules, Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
 from tests.spandial_api.saving import entry_of, save
 
@@ -196,3 +198,70 @@ async def test_a_rule_ends_also_where_the_disk_fails(tmp_path: Path, node: FakeN
 def prepared(store: Store, book: RuleBook) -> Store:
     store.prepare(entry_of(book))
     return store
+
+
+class MovedStore(Store):
+    """A store on a disk that is there or not, as a test says."""
+
+    there = True
+
+    def prepare(self, *entries: Entry) -> None:
+        self.probe()
+        super().prepare(*entries)
+
+    def probe(self) -> None:
+        if not self.there:
+            raise StoreError("read-only file system")
+
+
+@pytest.mark.anyio
+async def test_while_the_disk_takes_nothing_the_last_rules_are_obeyed_and_it_is_said_why(
+    tmp_path: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    store = MovedStore(tmp_path / "rules.sqlite")
+    clock = Clock()
+    control = Control(store, node, clock)
+    gray, blue = Selector(env="gray"), Selector(env="blue")
+    await control.put(Rule(gray, 30, expires=1010), AUTHOR)
+    await control.put(Rule(blue, 5), AUTHOR)
+    assert control.trouble == ""
+    running = asyncio.create_task(control.run())
+    store.there = False
+    with pytest.raises(StoreError):
+        await control.put(Rule(gray, 50), AUTHOR)
+    assert control.trouble == "read-only file system"
+    assert node.applied[-1] == control.book
+    clock.now = 1010  # what ends meanwhile ends all the same
+    await until(lambda: set(node.applied[-1].rules) == {blue})
+    assert set(store.load().rules) == {gray, blue}
+    store.there = True
+    await until(lambda: control.trouble == "" and set(store.load().rules) == {blue})
+    assert [(entry.revision, entry.action) for entry in store.audit(9)] == [(3, "expire"), (2, "put"), (1, "put")]
+    rule, _ = await control.put(Rule(gray, 50), AUTHOR)
+    assert rule.revision == store.load().revision == 4
+    running.cancel()
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_the_copy_follows_the_rules(
+    tmp_path: Path, store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    monkeypatch.setattr(control_module, "_COPY_S", 0.02)
+    copy = LastGoodRules(tmp_path / "rules.json")
+    control = Control(store, node, copy=copy)
+    running = asyncio.create_task(control.run())
+    for rate in range(5):
+        await control.put(Rule(Selector(env="gray"), rate), AUTHOR)
+    await until(lambda: copy.path.exists() and copy.load() == control.book)
+    running.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came")
