@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from spandial_agent.console import AsJson, err, out, print_json, read_settings, reported
 from spandial_agent.errors import SpandialError
-from spandial_agent.terminal import err, out, print_json, reported, settings
 from spandial_agent.views import tokens_table
 from spandial_api.bindings import EVERYTHING, binding_fields, parse_binding
 from spandial_api.durations import parse_duration
@@ -18,19 +18,18 @@ from spandial_api.selectors import selector_text
 from spandial_api.token_file import TokenFile
 from spandial_api.tokens import SCOPES, Token, check_token_name, digest_of, new_token
 
-__all__ = ["app"]
+__all__ = ["tokens"]
 
-app = typer.Typer(
+tokens = typer.Typer(
     help="Make, list and remove the tokens that let others in over TCP. A running agent obeys at once.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 Name = Annotated[str, typer.Argument(help="Its name in the audit log.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command(epilog="Example: sudo spandial token add ci --service checkout --ttl 30d")
+@tokens.command(epilog="Example: sudo spandial token add ci --service checkout --ttl 30d")
 def add(
     name: Name,
     scope: Annotated[str, typer.Option(help="read, write or admin; each implies those before.")] = "write",
@@ -65,7 +64,7 @@ def add(
         with _changing():
             file = _file()
             file.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            file.change(lambda tokens: tokens.with_token(token))
+            file.change(lambda before: before.with_token(token))
         if as_json:
             print_json({**_shown(token), "token": plain})
             return
@@ -75,29 +74,29 @@ def add(
         err.print("it is shown this once, and kept nowhere but as its hash")
 
 
-@app.command("list", epilog="Example: sudo spandial token list")
+@tokens.command("list", epilog="Example: sudo spandial token list")
 def list_tokens(as_json: AsJson = False) -> None:
     """List the tokens, without what their holders send."""
     with reported():
         with _changing():
-            tokens = [_shown(token) for token in _file().read()]
-        print_json(tokens) if as_json else out.print(tokens_table(tokens))
+            shown = [_shown(token) for token in _file().read()]
+        print_json(shown) if as_json else out.print(tokens_table(shown))
 
 
-@app.command(epilog="Example: sudo spandial token rm ci")
+@tokens.command(epilog="Example: sudo spandial token rm ci")
 def rm(name: Name) -> None:
     """Remove a token: whoever has it is let in no more."""
     with reported():
         try:
             with _changing():
-                _file().change(lambda tokens: tokens.without(name))
+                _file().change(lambda before: before.without(name))
         except KeyError:
             raise SpandialError(f"there is no token {name!r}; 'spandial token list' has all") from None
         out.print(f"removed token {name}")
 
 
 def _file() -> TokenFile:
-    return TokenFile(settings().state_dir)
+    return TokenFile(read_settings().state_dir)
 
 
 def _token(name: str, plain: str, scope: str, binding: dict[str, str], ttl: str | None) -> Token:

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from spandial_api.auth import Access, Refusal, may_read
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
-from spandial_api.routes import entries, health, metrics, sampling, stats, targets
+from spandial_api.routes import audit, entries, explain, health, metrics, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -39,7 +39,7 @@ def build_app(
     app.state.node = node
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, targets, stats, entries, metrics):
+    for module in (sampling, explain, audit, targets, stats, entries, metrics):
         app.include_router(module.router, dependencies=[Depends(may_read)])
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_exception_handler(Refusal, _refused)

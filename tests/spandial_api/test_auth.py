@@ -99,7 +99,7 @@ async def test_a_writer_on_the_trusted_listener_needs_no_token(local: httpx.Asyn
 
 
 async def test_trust_is_the_listeners_and_cannot_be_claimed(remote: httpx.AsyncClient) -> None:
-    claims = {"spandial.trusted": "true", "X-Forwarded-For": "127.0.0.1", "X-Real-IP": "unix"}
+    claims = {"spandial.peer": "uid 0", "X-Forwarded-For": "127.0.0.1", "X-Real-IP": "unix"}
     answer = await remote.put("/sampling", params={"rate": "30"}, headers=claims)
     assert answer.status_code == 401
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Depends, Request
 
 from spandial_api.auth import Access
+from spandial_api.control import Control
 from spandial_api.node import Health, Node
 from spandial_api.parameters import only
 
@@ -16,9 +17,11 @@ async def get_health(request: Request) -> Health:
     """200 as long as the agent serves, also without the kernel side: `status` and `missing` tell."""
     node: Node = request.app.state.node
     access: Access = request.app.state.access
+    control: Control = request.app.state.control
     health = node.health()
     access.token_file.refresh()
-    if access.token_file.trouble:
+    troubles = [f"{control.trouble}." if control.trouble else "", access.token_file.trouble]
+    if any(troubles):
+        health.missing = [*health.missing, *filter(None, troubles)]
         health.status = "degraded"
-        health.missing = [*health.missing, access.token_file.trouble]
     return health

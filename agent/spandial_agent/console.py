@@ -1,30 +1,32 @@
-"""What all commands share: where they print, the settings, and errors as exit codes."""
+"""What all commands share: the terminal, the agent to talk to, and errors as one line and an exit code."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from spandial_agent.client import AgentUnreachable
+from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
 from spandial_agent.views import printable
 
-__all__ = ["err", "out", "print_json", "reported", "settings"]
+__all__ = ["AsJson", "client", "err", "out", "print_json", "read_settings", "reported"]
 
 # Names are printed as they are, and nothing is cut off: long lines are the terminal's to wrap.
 _WIDTH = 1 << 16
 out = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
 err = Console(width=_WIDTH, markup=False, emoji=False, highlight=False, stderr=True)
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-def settings() -> Settings:
+
+def read_settings() -> Settings:
     """Raises SpandialError that names the variable."""
     try:
         return Settings()
@@ -33,6 +35,11 @@ def settings() -> Settings:
             f"SPANDIAL_{str(e['loc'][0]).upper()}={printable(str(e['input']))}: {e['msg']}" for e in error.errors()
         ]
         raise SpandialError("; ".join(problems)) from error
+
+
+def client() -> Client:
+    """The agent of this run directory."""
+    return Client(read_settings().run_dir)
 
 
 def print_json(value: Any) -> None:
