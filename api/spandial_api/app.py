@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from fastapi import Depends, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
-from spandial_api.auth import Access, Refusal, may_read
+from spandial_api.auth import REFUSALS, Access, Refusal, may_read
+from spandial_api.body_limit import BodyLimit
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.routes import audit, entries, explain, health, metrics, sampling, stats, targets
@@ -40,8 +44,9 @@ def build_app(
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     for module in (sampling, explain, audit, targets, stats, entries, metrics):
-        app.include_router(module.router, dependencies=[Depends(may_read)])
+        app.include_router(module.router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
+    app.add_middleware(BodyLimit)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
@@ -62,12 +67,21 @@ async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
         {
             "field": str(item["loc"][-1]),
             # Of a missing parameter, pydantic's input is all the others.
-            "received": None if item["type"] == "missing" else item.get("input"),
+            "received": None if item["type"] == "missing" else _sayable(item.get("input")),
             "allowed": str(item["msg"]).removeprefix("Value error, "),
         }
         for item in error.errors()
     ]
     return JSONResponse({"detail": problems}, status_code=422)
+
+
+def _sayable(received: Any) -> Any:
+    """What JSON can say of what was received: bytes, NaN and halves of characters it cannot."""
+    try:
+        json.dumps(received, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        return repr(received)[:200]
+    return received
 
 
 async def _bad_store(_request: Request, error: Exception) -> JSONResponse:

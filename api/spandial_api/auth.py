@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spandial_api import tokens
@@ -19,11 +20,25 @@ from spandial_api.selectors import Selector, selector_text
 from spandial_api.token_file import TokenFile
 from spandial_api.tokens import SCOPES
 
-__all__ = ["Access", "Principal", "Refusal", "TrustedListener", "may_admin", "may_read", "may_write"]
+__all__ = ["REFUSALS", "Access", "Principal", "Refusal", "TrustedListener", "may_admin", "may_read", "may_write"]
 
 _PEER = "spandial.peer"
 
 _FAILURES_PER_SECOND = 10.0
+
+
+class Refused(BaseModel):
+    """Why somebody may not."""
+
+    detail: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Refused, "description": "No token, or one that is not known, where one is needed."},
+    403: {"model": Refused, "description": "The token's scope or what it is bound to does not allow this."},
+    429: {"model": Refused, "description": "Too many changes, or too many requests without a right token."},
+}
+"""For the description of every route."""
 
 
 class Refusal(HTTPException):
