@@ -9,13 +9,13 @@ import logging
 import os
 import resource
 import signal
-import ssl
 from collections.abc import Iterator
 from importlib.metadata import version
 
 import structlog
 
 from spandial.abi import encode_word
+from spandial_agent.certificate import ServerCertificate
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
@@ -26,7 +26,7 @@ from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
-from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve, tls_context
+from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
@@ -68,7 +68,7 @@ async def run_agent(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
         _raise_descriptor_limit()
-        context = _tls_context(settings)
+        certificate = _certificate(settings)
         stack.enter_context(_only_agent(settings))
         backend, capture, missing = _kernel_side(settings)
         stack.callback(backend.close)
@@ -118,7 +118,7 @@ async def run_agent(settings: Settings) -> None:
                 f"cannot listen in {settings.run_dir} ({error}): SPANDIAL_RUN_DIR sets another folder"
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
-        tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=context is not None))
+        tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=certificate is not None))
         free_to_read = {"auto": is_loopback(tcp), "on": True, "off": False}[settings.read_without_token]
         app = build_app(
             control,
@@ -130,15 +130,17 @@ async def run_agent(settings: Settings) -> None:
         running = asyncio.create_task(_run(node, control))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
+        if certificate is not None:
+            stack.callback(asyncio.create_task(certificate.run()).cancel)
         _log.info(
             "serving",
-            url=_url(settings.host, tcp.getsockname()[1], context is not None),
+            url=_url(settings.host, tcp.getsockname()[1], certificate is not None),
             socket=str(unix_path),
             table=backend.name,
             capture=capture.path if capture else "off",
             targets=len(targets),
         )
-        await serve(app, tcp, unix, stop, node.end_watches, context)
+        await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
         if running.done():
             running.result()
     _log.info("stopped")
@@ -148,10 +150,10 @@ async def _run(node: LocalNode, control: Control) -> None:
     await asyncio.gather(node.run(), control.run())
 
 
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+def _certificate(settings: Settings) -> ServerCertificate | None:
     """Raises SpandialError."""
     if settings.tls_cert is not None:
-        return tls_context(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+        return ServerCertificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca, _log.warning)
     if settings.tls_key is not None or settings.tls_client_ca is not None:
         raise SpandialError("SPANDIAL_TLS_KEY and SPANDIAL_TLS_CLIENT_CA need SPANDIAL_TLS_CERT, too")
     return None

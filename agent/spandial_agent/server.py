@@ -20,44 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from spandial_agent.errors import SpandialError
 from spandial_api.auth import TrustedListener
 
-__all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve", "tls_context"]
+__all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
 
 _PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
-
-
-def tls_context(certificate: Path, key: Path | None, client_ca: Path | None) -> ssl.SSLContext:
-    """What a TLS listener needs.
-
-    Args:
-        certificate: PEM, with the chain that leads to it.
-        key: PEM; None: it is in the certificate's file.
-        client_ca: PEM; clients must show a certificate that leads to one of these.
-
-    Raises SpandialError that names the setting.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for name, path in (("CERT", certificate), ("KEY", key), ("CLIENT_CA", client_ca)):
-        if path is not None:
-            try:
-                path.open("rb").close()
-            except OSError as error:
-                raise SpandialError(f"SPANDIAL_TLS_{name}={path} cannot be read: {error.strerror}") from error
-    try:
-        # Without a password here, OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(certificate, key, password="")
-    except (ssl.SSLError, OSError, ValueError) as error:
-        pair = f"SPANDIAL_TLS_CERT={certificate}" + (f" and SPANDIAL_TLS_KEY={key}" if key else "")
-        raise SpandialError(
-            f"{pair} are no certificate in PEM and its key without a password, or do not fit together ({error})"
-        ) from error
-    if client_ca is not None:
-        try:
-            context.load_verify_locations(client_ca)
-        except (ssl.SSLError, OSError) as error:
-            raise SpandialError(f"SPANDIAL_TLS_CLIENT_CA={client_ca} holds no certificates in PEM ({error})") from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
 
 
 def is_loopback(listener: socket.socket) -> bool:

@@ -18,8 +18,9 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from spandial_agent.certificate import ServerCertificate
 from spandial_agent.errors import SpandialError
-from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve, tls_context
+from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve
 from tests.certificates import Certificate, self_signed
 
 NO_GROUP = "no-group-of-this-name"
@@ -119,49 +120,6 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certific
     return {name: self_signed(tmp_path_factory.mktemp(name)) for name in ("server", "client", "stranger")}
 
 
-def test_files_of_tls_that_cannot_be_read_are_named_with_their_setting(
-    tmp_path: Path, certificates: dict[str, Certificate]
-) -> None:
-    server, none = certificates["server"], tmp_path / "none.pem"
-    for name, files in (
-        ("CERT", (none, server.key, None)),
-        ("KEY", (server.certificate, none, None)),
-        ("CLIENT_CA", (server.certificate, server.key, none)),
-        ("CLIENT_CA", (server.certificate, server.key, tmp_path)),
-    ):
-        with pytest.raises(SpandialError, match=rf"^SPANDIAL_TLS_{name}=.* cannot be read: (No such|Is a dir)"):
-            tls_context(*files)
-
-
-def test_files_of_tls_that_do_not_fit_together_are_refused(
-    tmp_path: Path, certificates: dict[str, Certificate]
-) -> None:
-    server, other, junk = certificates["server"], certificates["client"], tmp_path / "junk.pem"
-    junk.write_text("-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----\n")
-    encrypted = tmp_path / "encrypted.pem"
-    command = ["openssl", "pkey", "-in", str(server.key), "-aes128", "-passout", "pass:secret", "-out", str(encrypted)]
-    subprocess.run(command, check=True, capture_output=True)
-    for certificate, key in (
-        (server.certificate, other.key),
-        (server.certificate, None),
-        (server.certificate, encrypted),
-        (junk, server.key),
-        (server.certificate, junk),
-        (server.key, server.certificate),
-    ):
-        with pytest.raises(SpandialError, match=r"SPANDIAL_TLS_CERT=.* do not fit together"):
-            tls_context(certificate, key, None)
-    for ca in (junk, server.key):
-        with pytest.raises(SpandialError, match=r"^SPANDIAL_TLS_CLIENT_CA=.* holds no certificates"):
-            tls_context(server.certificate, server.key, ca)
-
-
-def test_the_key_may_be_in_the_certificates_file(tmp_path: Path, certificates: dict[str, Certificate]) -> None:
-    server, both = certificates["server"], tmp_path / "both.pem"
-    both.write_text(server.key.read_text() + server.certificate.read_text())
-    assert tls_context(both, None, None).verify_mode == ssl.CERT_NONE
-
-
 def client_context(server: Certificate, own: Certificate | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(server.certificate))
     if own is not None:
@@ -204,7 +162,7 @@ async def test_with_tls_there_is_nothing_else_on_tcp(
     server, stop = certificates["server"], asyncio.Event()
     port = tcp.getsockname()[1]
     with bind_unix(tmp_path / "api.sock", NO_GROUP) as unix:
-        tls = tls_context(server.certificate, server.key, None)
+        tls = ServerCertificate(server.certificate, server.key).context
         serving = asyncio.create_task(serve(says_who_is_trusted, tcp, unix, stop, tls=tls))
         async with httpx.AsyncClient(verify=client_context(server)) as client:
             assert (await client.get(f"https://127.0.0.1:{port}/")).text == "stranger"
@@ -226,13 +184,14 @@ async def test_with_mtls_only_clients_with_a_certificate_connect(
     server, stop = certificates["server"], asyncio.Event()
     url = f"https://127.0.0.1:{tcp.getsockname()[1]}/"
     with bind_unix(tmp_path / "api.sock", NO_GROUP) as unix:
-        tls = tls_context(server.certificate, server.key, certificates["client"].certificate)
+        own = certificates["client"]
+        tls = ServerCertificate(server.certificate, server.key, own.certificate).context
         serving = asyncio.create_task(serve(says_who_is_trusted, tcp, unix, stop, tls=tls))
-        for own in (None, certificates["stranger"]):
-            async with httpx.AsyncClient(verify=client_context(server, own)) as client:
+        for wrong in (None, certificates["stranger"]):
+            async with httpx.AsyncClient(verify=client_context(server, wrong)) as client:
                 with pytest.raises(httpx.TransportError):
                     await client.get(url)
-        async with httpx.AsyncClient(verify=client_context(server, certificates["client"])) as client:
+        async with httpx.AsyncClient(verify=client_context(server, own)) as client:
             assert (await client.get(url)).text == "stranger"  # a certificate is no token
         stop.set()
         await asyncio.wait_for(serving, 10)
