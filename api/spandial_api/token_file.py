@@ -45,12 +45,19 @@ class TokenFile:
         self._version: _Version | None = None
 
     def make(self) -> None:
-        """At the first start: a token for the operator, or the one that an older version has left. Raises OSError."""
-        with self._locked():
-            self._make()
-        with contextlib.suppress(FileNotFoundError):
-            if self.refresh().find(self.operator_path.read_text().strip()) is None:
-                self._warn(f"the token in {self.operator_path} is none of those in {self.path}, and lets nobody in.")
+        """At the first start: a token for the operator, or the one that an older version has left.
+
+        Raises OSError where there is no token and none can be written.
+        """
+        try:
+            with self._locked():
+                self._make()
+        except OSError:
+            if not (copy := _read(self.operator_path)):
+                raise
+            self.tokens = Tokens([_operator(copy)])
+        if (copy := _read(self.operator_path)) and self.refresh().find(copy) is None:
+            self._warn(f"the token in {self.operator_path} is none of those in {self.path}, and lets nobody in.")
 
     def read(self) -> Tokens:
         """What is in the file. Raises OSError, ValueError that names it."""
@@ -94,8 +101,7 @@ class TokenFile:
 
     def _make(self) -> None:
         if not self.path.exists():
-            operator = Token(OPERATOR, digest_of(_read_or_make(self.operator_path)), "admin", created=time.time())
-            self._write(Tokens([operator]))
+            self._write(Tokens([_operator(_read_or_make(self.operator_path))]))
 
     def _say(self, sentence: str) -> None:
         if sentence != self.trouble:
@@ -131,12 +137,23 @@ class TokenFile:
             os.close(folder)
 
 
+def _operator(plain: str) -> Token:
+    return Token(OPERATOR, digest_of(plain), "admin", created=time.time())
+
+
+def _read(path: Path) -> str:
+    """A token; empty where there is none that can be read."""
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="surrogateescape").strip()
+    return ""
+
+
 def _read_or_make(path: Path) -> str:
     """A token, made in a file that only its owner can read. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        token = path.read_text().strip()
+        token = path.read_text(errors="surrogateescape").strip()
         if token:
             return token
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)

@@ -65,6 +65,7 @@ def test_tokens_are_made_bound_and_removed_while_it_runs(memfd_agent: AgentProce
     memfd_agent.stop()
     memfd_agent.start()
     assert not (memfd_agent.state_dir / "token").exists()
+    assert [entry["who"] for entry in memfd_agent.get("/audit")["entries"]] == ["token operator", "token ci"]
     assert [rule["selector"] for rule in memfd_agent.get("/sampling")["rules"]] == ["service=checkout", "default"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -30,6 +31,11 @@ def operators(folder: Path) -> str:
 
 def ci(sends: str = "secret") -> Token:
     return Token("ci", digest_of(sends), "write")
+
+
+class FullDisk(TokenFile):
+    def _write(self, tokens: Tokens) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def names(tokens: Tokens) -> list[str]:
@@ -183,3 +189,25 @@ def test_changes_at_once_lose_none(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=str(tmp_path / "none")):
         made(tmp_path / "none")
+
+
+def test_where_nothing_can_be_written_the_token_of_an_older_version_still_holds(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    said: list[str] = []
+    file = FullDisk(tmp_path, said.append)
+    file.make()
+    assert names(file.refresh()) == [OPERATOR]
+    assert file.tokens.find("secret") is not None
+    assert said == [file.trouble]
+    assert not file.path.exists()
+
+
+def test_where_nothing_can_be_written_and_there_is_no_token_the_reason_is_told(tmp_path: Path) -> None:
+    (tmp_path / "token").mkdir()
+    with pytest.raises(OSError, match="token"):
+        made(tmp_path)
+
+
+def test_a_copy_that_is_no_text_is_a_token_like_any_other(tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfe secret")
+    assert names(made(tmp_path).refresh()) == [OPERATOR]
