@@ -130,6 +130,7 @@ class Groups:
         self, default: int, emit: Callable[[Labels, bool], bool], percent_of: Callable[[Rule, Labels], float]
     ) -> None:
         self.book = RuleBook()
+        self._fallback = self.book.fallback
         self._emit = emit
         self._percent_of = percent_of
         self._by_key: dict[tuple[Labels, int, bool], Group] = {}
@@ -170,8 +171,8 @@ class Groups:
 
         Rules that both books have are told by their identity, and cost next to nothing.
         """
-        old, before, fallback = self.book, self._ids, self.book.fallback
-        self.book, self._ids = book, set(map(id, book.rules.values()))
+        old, before, fallback = self.book, self._ids, self._fallback
+        self.book, self._ids, self._fallback = book, set(map(id, book.rules.values())), book.fallback
         changes: dict[Selector, tuple[Rule | None, Rule | None]] = {}
         if before - self._ids:
             changes = {rule.selector: (rule, None) for rule in old.rules.values() if id(rule) not in self._ids}
@@ -179,7 +180,7 @@ class Groups:
             for rule in book.rules.values():
                 if id(rule) not in before:
                     changes[rule.selector] = changes.get(rule.selector, (None, None))[0], rule
-        concerned = set(self) if fallback != book.fallback or len(changes) > _MANY else set()
+        concerned = set(self) if fallback != self._fallback or len(changes) > _MANY else set()
         if len(changes) > _MANY:
             for group in self:
                 group.resolve(book)
@@ -246,5 +247,5 @@ class Groups:
         return group
 
     def _reword(self, group: Group) -> None:
-        group.fallback = group.default if self.book.fallback is None else self.book.fallback
+        group.fallback = group.default if self._fallback is None else self._fallback
         group.ask(self._percent_of)

@@ -65,11 +65,8 @@ class Selector:
         return self.protocol is None or PROTOCOLS[self.protocol] == kind
 
     def matches_labels(self, labels: Labels) -> bool:
-        for (
-            value_of,
-            matches,
-            _,
-        ) in self._matchers:  # faster than all(): a change of the rules asks this thousands of times
+        # Not all(), which takes three times as long: a change of the rules asks this thousands of times.
+        for value_of, matches, _ in self._matchers:  # noqa: SIM110
             if not matches(value_of(labels)):
                 return False
         return True
