@@ -49,7 +49,7 @@ class Rule:
     @cached_property
     def order(self) -> tuple[tuple[int, ...], int, str]:
         """Of two rules for the same entry the greater wins: the more specific; of two equally specific the later; of
-        two that were put together the one whose text comes later."""
+        two of one batch the one whose selector, written, comes later in the alphabet."""
         return self.selector.specificity, self.revision, selector_text(self.selector)
 
 
