@@ -181,6 +181,23 @@ async def test_a_bound_token_touches_only_what_it_is_bound_to(
     assert node.applied[-1] is before
 
 
+async def test_a_bound_token_gets_nowhere_by_a_batch_or_by_undoing(
+    remote: httpx.AsyncClient, local: httpx.AsyncClient, node: FakeNode, tmp_path: Path
+) -> None:
+    header = add_token(tmp_path, "ci", "write", Selector("checkout"))
+    await local.put("/sampling", params={"rate": "5", "service": "shop"})
+    await local.put("/sampling", params={"rate": "5", "service": "checkout"})
+    before = node.applied[-1]
+    inside, outside = {"service": "checkout", "rate": 30}, {"service": "shop", "rate": 30}
+    for body in ({"put": [inside, outside]}, {"put": [inside], "remove": [{"service": "shop"}]}):
+        assert (await remote.post("/sampling/batch", json=body, headers=header)).status_code == 403
+    assert (await remote.post("/sampling/undo", params={"revision": 1}, headers=header)).status_code == 403
+    assert node.applied[-1] is before
+    assert (await remote.post("/sampling/undo", params={"revision": 2}, headers=header)).status_code == 200
+    assert (await remote.post("/sampling/batch", json={"put": [inside]}, headers=header)).status_code == 200
+    assert [entry["who"] for entry in (await remote.get("/audit")).json()["entries"]][:2] == ["token ci"] * 2
+
+
 async def test_without_free_reading_every_route_but_health_needs_a_token(
     store: Store, node: FakeNode, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spandial_api.bindings import binding_fields
 from spandial_api.selectors import Selector
 from spandial_api.tokens import SCOPES, Token, Tokens, digest_of, new_token
 
@@ -87,6 +88,31 @@ def test_what_is_kept_is_read_as_it_was() -> None:
 def test_anything_else_is_no_file_of_tokens(content: str | bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Tokens.from_json(content)
+
+
+_junk = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from([*ROW.values()][:3]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*ROW, "label.x", "service"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*ROW]), _junk), st.sampled_from([*ROW]))
+def test_whatever_is_in_the_file_it_is_read_whole_or_not_at_all(changed: dict[str, object], left_out: str) -> None:
+    row = {**ROW, **changed}
+    if left_out not in changed:
+        del row[left_out]
+    try:
+        [token] = Tokens.from_json(json.dumps({"tokens": [row]}))
+    except ValueError:
+        return
+    assert (token.name, token.scope, token.digest.hex()) == (row["name"], row["scope"], row["sha256"])
+    assert binding_fields(token.binding) == row.get("binding", {})
 
 
 def test_a_binding_that_cannot_be_read_never_becomes_none() -> None:
