@@ -64,7 +64,7 @@ class Principal:
     """
 
     name: str
-    scopes: frozenset[tokens.Scope] = SCOPES["admin"]
+    scopes: frozenset[tokens.Scope]
     binding: Selector = EVERYTHING
 
     def check(self, selector: Selector) -> None:
@@ -90,7 +90,7 @@ class TrustedListener:
 
     def __init__(self, app: ASGIApp, uid: int | None = None) -> None:
         self._app = app
-        self._peer = Principal("local" if uid is None else f"uid {uid}")
+        self._peer = Principal("local" if uid is None else f"uid {uid}", SCOPES["admin"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app({**scope, _PEER: self._peer}, receive, send)

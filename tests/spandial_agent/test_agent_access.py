@@ -161,6 +161,13 @@ def test_mtls_and_free_reading(make_agent: MakeAgent, certificates: dict[str, Ce
         assert client.put("/sampling", params={"rate": "30"}, headers=operators(agent)).status_code == 200
 
 
+@pytest.mark.skipif(not Path("/proc/sys/net/ipv6").exists(), reason="this kernel has no IPv6")
+def test_on_ipv6_its_url_is_one(make_agent: MakeAgent) -> None:
+    url = url_of(make_agent(SPANDIAL_TABLE="memfd", SPANDIAL_HOST="::1"))
+    assert url.startswith("http://[::1]:")
+    assert httpx.get(f"{url}/sampling").status_code == 200
+
+
 def test_reading_can_need_a_token_on_this_host_too(make_agent: MakeAgent) -> None:
     agent = make_agent(SPANDIAL_TABLE="memfd", SPANDIAL_READ_WITHOUT_TOKEN="off")
     assert httpx.get(f"{url_of(agent)}/sampling").status_code == 401
