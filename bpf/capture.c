@@ -645,6 +645,8 @@ static __always_inline void decide_block(struct walk *walk)
 		/* What the table alone knows may be the trace context, if one is in there. */
 		if (!traced && (block->cut || (block->indexed && walk->at.traceparent_inserted)))
 			block->undecided = 1;
+		if (walk->word & SPANDIAL_OPERATIONS) /* its path, user space knows */
+			block->undecided = 1;
 		if (!block->undecided)
 			kept =
 			    (walk->entries || walk->answers) && spandial_decide(walk->word, context.randomness, parent);

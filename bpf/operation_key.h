@@ -9,9 +9,9 @@
 #define OPERATION_PATH_WORDS 15 /* of eight bytes */
 
 struct operation_key {
-	__u32 prefix;		 /* bits of what follows */
-	__u32 set;		 /* of the row's word SPANDIAL_WORD_OPERATIONS */
-	__u64 kind_method;	 /* the kind, and behind it seven bytes of the method; zeros: whatever it is */
+	__u32 prefix;			  /* bits of what follows */
+	__u32 set;			  /* of the row's word SPANDIAL_WORD_OPERATIONS */
+	__u64 kind_method;		  /* the kind, and behind it seven bytes of the method; zeros: whatever it is */
 	__u64 path[OPERATION_PATH_WORDS]; /* without the query; zeros behind its end */
 };
 

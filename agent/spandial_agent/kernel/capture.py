@@ -156,8 +156,8 @@ class Capture:
         self._targets.pop(tgid)
 
     def set_operations(self, operation_set: int, rules: Sequence[OperationRule]) -> list[OperationRule]:
-        """Obey these rules by operation for targets whose row names the set (`abi.WORD_OPERATIONS`), for the kinds whose
-        word has `Flag.OPERATIONS`. Another set of the same number is replaced; while it is, either's rules hold.
+        """Obey these rules by operation for targets whose row names the set (`abi.WORD_OPERATIONS`), for the kinds
+        whose word has `Flag.OPERATIONS`. Another set of the same number is replaced; while it is, either's rules hold.
 
         A rule's row says by kind what holds for its operations; it must be written before, and be freed only when no
         set refers to it any more. A word without `Flag.VALID` leaves that kind to the target's own word.
