@@ -26,12 +26,13 @@ BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
 BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
 BPF_F_TABLE("lpm_trie", struct operation_key, u32, operations, SPANDIAL_OPERATION_KEYS, BPF_F_NO_PREALLOC); /* rows */
 
-/* Paths in the dynamic tables of connections (HTTP/2) whose words say that rules by operation may be about them. */
-struct path_entry {
+/* Methods and paths in the dynamic tables of connections (HTTP/2) whose words say that rules by operation may be about
+ * them. */
+struct table_field {
 	u64 connection;
 	u64 entry;
 };
-BPF_TABLE("lru_hash", struct path_entry, struct operation, paths, SPANDIAL_PATHS);
+BPF_TABLE("lru_hash", struct table_field, struct operation, fields, SPANDIAL_FIELDS);
 
 #ifdef SPANDIAL_TLS
 BPF_TASK_STORAGE(threads, struct thread);
@@ -630,18 +631,18 @@ int scan_operation_callback(void *index)
 	return walk ? scan_operation(walk) : 1;
 }
 
-static __always_inline const struct operation *known_path(const struct walk *walk, u32 entry)
+static __always_inline const struct operation *known_field(const struct walk *walk, u32 entry)
 {
-	struct path_entry name = {.connection = walk->record.connection, .entry = entry};
+	struct table_field name = {.connection = walk->record.connection, .entry = entry};
 
-	return paths.lookup(&name);
+	return fields.lookup(&name);
 }
 
-static __always_inline void remember_path(const struct walk *walk, u32 entry, struct operation *path)
+static __always_inline void remember_field(const struct walk *walk, u32 entry, struct operation *field)
 {
-	struct path_entry name = {.connection = walk->record.connection, .entry = entry};
+	struct table_field name = {.connection = walk->record.connection, .entry = entry};
 
-	paths.update(&name, path);
+	fields.update(&name, field);
 }
 
 /* The walk's word becomes that of the operation that its block asks for, or stays where that cannot be known here. In a

@@ -13,9 +13,10 @@ enum static_entry { STATIC_GET = 2, STATIC_POST = 3, STATIC_ROOT = 4, STATIC_IND
 
 enum operation_field { OTHER_FIELD, METHOD_FIELD, PATH_FIELD };
 
-/* With maps, and so in capture.c. */
-static __always_inline const struct operation *known_path(const struct walk *walk, u32 entry);
-static __always_inline void remember_path(const struct walk *walk, u32 entry, struct operation *path);
+/* What an entry of the dynamic table is: a method, if there is one in kind_method, or else a path. With maps, and so in
+ * capture.c. */
+static __always_inline const struct operation *known_field(const struct walk *walk, u32 entry);
+static __always_inline void remember_field(const struct walk *walk, u32 entry, struct operation *field);
 
 /* The number of an entry of the dynamic table, by an index that the current field has. */
 static __always_inline u32 table_entry(const struct walk *walk, u32 index)
@@ -23,11 +24,21 @@ static __always_inline u32 table_entry(const struct walk *walk, u32 index)
 	return RECALL(walk->block.insertions) - (index - STATIC_ENTRIES - 1);
 }
 
-static __always_inline enum operation_field field_by_index(const struct walk *walk, u32 index)
+static __always_inline enum operation_field field_by_index(const struct walk *walk, u32 index, u64 *method)
 {
-	if (index - STATIC_GET <= STATIC_INDEX_HTML - STATIC_GET)
+	const struct operation *known;
+
+	if (index - STATIC_GET <= STATIC_INDEX_HTML - STATIC_GET) {
+		*method = index == STATIC_GET ? CHARS4('G', 'E', 'T', 0) : CHARS4('P', 'O', 'S', 'T');
 		return index >= STATIC_ROOT ? PATH_FIELD : METHOD_FIELD;
-	return index > STATIC_ENTRIES && known_path(walk, table_entry(walk, index)) ? PATH_FIELD : OTHER_FIELD;
+	}
+	if (index <= STATIC_ENTRIES)
+		return OTHER_FIELD;
+	known = known_field(walk, table_entry(walk, index));
+	if (!known)
+		return OTHER_FIELD;
+	*method = known->kind_method >> 8;
+	return *method ? METHOD_FIELD : PATH_FIELD;
 }
 
 static __always_inline enum operation_field field_by_name(const struct walk *walk, u32 at, u32 length)
@@ -51,6 +62,7 @@ static __always_inline int scan_operation(struct walk *walk)
 	struct block *block = &walk->block;
 	u32 at = RECALL(block->at), end = RECALL(block->end), first, index, length, inserted, huffman;
 	enum operation_field field;
+	u64 method = 0;
 
 	if (at >= end)
 		return 1;
@@ -60,10 +72,10 @@ static __always_inline int scan_operation(struct walk *walk)
 		return 1;
 	if ((first & 0xe0) == 0x20)
 		goto next;
-	field = field_by_index(walk, index);
+	field = field_by_index(walk, index, &method);
 	if (first & 0x80) {
 		if (field == METHOD_FIELD)
-			block->method = index == STATIC_GET ? CHARS4('G', 'E', 'T', 0) : CHARS4('P', 'O', 'S', 'T');
+			block->method = method;
 		else if (field == PATH_FIELD && index <= STATIC_INDEX_HTML)
 			block->path_static = index;
 		else if (field == PATH_FIELD)
@@ -86,6 +98,7 @@ static __always_inline int scan_operation(struct walk *walk)
 	REMEMBER(block->insertions, RECALL(block->insertions) + inserted);
 	if (field == METHOD_FIELD && !huffman && length < 8) {
 		block->method = block8(walk, at) & ((1ULL << 8 * length) - 1);
+		block->method_entry = inserted * RECALL(block->insertions);
 	} else if (field == PATH_FIELD) {
 		block->path = at;
 		block->path_length = length;
@@ -125,14 +138,18 @@ static __always_inline int lay_out_block_operation(struct walk *walk, struct ope
 
 	REMEMBER(block->at, 0);
 	block->method = 0;
-	block->path = block->path_static = block->path_entry = block->path_huffman = 0;
+	block->method_entry = block->path = block->path_static = block->path_entry = block->path_huffman = 0;
 	bpf_loop(OPERATION_FIELDS, CALLBACK(SCAN_OPERATION), 0, 0);
+	if (RECALL(block->method_entry)) {
+		operation->kind_method = block->method << 8;
+		remember_field(walk, block->method_entry, operation);
+	}
 	if (RECALL(block->path)) {
 		lay_out_literal(walk, operation);
 		if (block->path_entry)
-			remember_path(walk, block->path_entry, operation);
+			remember_field(walk, block->path_entry, operation);
 	} else if (RECALL(block->path_entry)) {
-		known = known_path(walk, block->path_entry);
+		known = known_field(walk, block->path_entry);
 		if (!known)
 			return 0;
 		*operation = *known;

@@ -6,9 +6,12 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
+from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +27,7 @@ from tests.kernel.conftest import Watched
 from tests.kernel.remote import RemotePair
 from tests.kernel.test_capture import traced
 from tests.kernel.test_databases import Pair
-from tests.kernel.test_http2 import PREFACE, Client, traceparent
+from tests.kernel.test_http2 import END_HEADERS, END_STREAM, HEADERS, PREFACE, Client, frame, traceparent
 
 pytestmark = pytest.mark.kernel
 
@@ -278,6 +281,61 @@ def test_a_request_of_http2_is_decided_by_its_operation(
     eventually(lambda: len(read_all(watched)) >= len(expected), "all kept requests")
     assert [(call.path, call.trace_id) for call in read_all(watched)] == expected
     assert not any(entry.flags & RecordFlag.UNDECIDED for entry in watched.emitted())
+
+
+def test_a_method_is_known_by_its_entry_of_the_table(watched: Watched, rules: Rules) -> None:
+    rules.set({"PUT /*": 100, "DELETE /shop.Carts/*": 100, "OPTIONS *": 100})
+    before = watched.capture.losses()["undecided"]
+    client, pair = Client(), Pair()
+    pair.send(PREFACE)
+    for method in ("PUT", "DELETE", "GET", "OPTIONS", "PATCH", "POST") * 10:
+        pair.send(client.request(method=method))
+    pair.close()
+    assert watched.counts().kept[EntryKind.GRPC] == 20
+    assert watched.capture.losses()["undecided"] == before
+
+
+def test_behind_a_block_with_more_fields_than_are_looked_at_no_path_is_mistaken(watched: Watched, rules: Rules) -> None:
+    rules.set({"/a": 100})
+    before = watched.capture.losses()["undecided"]
+    client, pair = Client(grpc=False), Pair()
+    pair.send(PREFACE, *(client.request(path=f"/{path}") for path in "abcdefgh"))
+    assert watched.kept() == 1
+    client.stream += 2
+    fields = [HeaderTuple(*field) for field in ((":method", "GET"), (":path", "/"), (":scheme", "http"))]
+    fields += [NeverIndexedHeaderTuple("x", "")] * 120 + [HeaderTuple("y", str(n)) for n in range(3)]
+    pair.send(frame(HEADERS, END_HEADERS | END_STREAM, client.stream, client.encoder.encode(fields)))
+    pair.send(*(client.request(path=f"/{path}") for path in "adh"))
+    pair.close()
+    assert watched.kept() == 1
+    assert watched.capture.losses()["undecided"] == before + 4
+
+
+def test_the_calls_of_grpc_are_decided_without_user_space(watched: Watched, rules: Rules) -> None:
+    """As its C core writes them: the path's name and text plain, and later by their entry of the table."""
+
+    class Anything(grpc.GenericRpcHandler):
+        def service(self, _call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
+
+    rules.set({"/shop.Orders/*": 100, "/shop.Carts/Add": 100, "GET *": 100})
+    before = watched.capture.losses()["undecided"]
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Anything()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for call in (
+            "shop.Orders/Get",
+            "shop.Orders/List",
+            "shop.Carts/Add",
+            "shop.Carts/AddAll",
+            "shop.Order/Get",
+        ) * 20:
+            channel.unary_unary(f"/{call}")(b"hello")
+    server.stop(None).wait()
+    counts = watched.counts()
+    assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (100, 60)
+    assert watched.capture.losses()["undecided"] == before
 
 
 def test_what_only_user_space_knows_it_decides(watched: Watched, rules: Rules) -> None:

@@ -136,6 +136,12 @@ def test_a_rule_by_operation_holds_for_calls(watched: Watched, pair: Pair, rules
     assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (6, 3)
 
 
+def test_the_verifier_has_instructions_to_spare(watched: Watched) -> None:
+    tls = watched.capture.tls()
+    assert 0 < max(program.verified_instructions for program in tls.programs.values()) < 700_000
+    tls.close()
+
+
 def test_bytes_over_memory_are_counted_as_those_over_sockets(watched: Watched, certificate: Certificate) -> None:
     """As asyncio has it: the library never touches the socket."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

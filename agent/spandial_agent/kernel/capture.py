@@ -27,13 +27,13 @@ _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
 _BATCH = 2048  # records handed over at once
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
-_PATHS = 4096  # of HTTP/2 connections' header tables, while rules by operation may be about them
+_FIELDS = 4096  # methods and paths in the header tables of HTTP/2 connections that rules by operation may be about
 _OPERATIONS = 32_768  # entries of the longest-prefix map, of all sets of rules by operation together
 # Of a set that changes the map holds new entries and old ones for a moment. It takes memory for those it has.
 _DEFINES = {
     "SPANDIAL_CONNECTIONS": _CONNECTIONS,
     "SPANDIAL_OPERATION_KEYS": 2 * _OPERATIONS,
-    "SPANDIAL_PATHS": _PATHS,
+    "SPANDIAL_FIELDS": _FIELDS,
 }
 # enum callback of bpf/loop.h
 SCANS = ("scan_head_callback", "scan_tracestate_callback")
@@ -56,7 +56,7 @@ _OFFSETS = {
     "SPANDIAL_FILE_FLAGS": ("file", "f_flags"),
 }
 
-_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "paths")  # by the programs for OpenSSL
+_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "fields")  # by the programs for OpenSSL
 
 CapturePath = Literal["socket", "sys_exit"]
 
