@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from spandial.abi import Mode
 from spandial.labels import Labels
 from spandial_api.app import build_app
-from spandial_api.auth import TrustedListener
+from spandial_api.auth import Access, TrustedListener
 from spandial_api.control import Control
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.store import Store, StoreError
-from tests.spandial_api.conftest import TOKEN, client_of
+from spandial_api.token_file import TokenFile
+from tests.spandial_api.conftest import access_of, client_of
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -48,11 +49,17 @@ async def test_put_answers_with_the_rule_as_it_is_in_force(local: httpx.AsyncCli
         "service": None,
         "version": "v*",
         "env": "gray",
+        "tenant": None,
+        "labels": {},
         "protocol": None,
+        "operation": None,
         "rate": 30.0,
+        "target": None,
+        "floor": None,
         "mode": "boost",
         "revision": 1,
         "expires": None,
+        "in_kernel": True,
         "reached": 2,
     }
 
@@ -86,7 +93,7 @@ async def test_another_rate_is_refused(local: httpx.AsyncClient, node: FakeNode,
         ("protocol", "tcp", "'internal', 'http', 'grpc' or 'db'"),
         ("service", "", "at least 1 character"),
         ("env", "x" * 256, "at most 255 characters"),
-        ("tenant", "acme", "service, env, version, protocol, rate, mode"),
+        ("pid", "7", "service, env, version, tenant, protocol, operation, target, rate"),
     ],
 )
 async def test_a_parameter_that_cannot_be_obeyed_is_refused_with_what_can(
@@ -122,12 +129,17 @@ async def test_a_parameter_given_twice_is_refused_and_nothing_is_applied(local: 
 async def test_a_missing_rate_is_named(local: httpx.AsyncClient) -> None:
     answer = await local.put("/sampling", params={"env": "gray"})
     assert answer.status_code == 422
-    assert answer.json()["detail"] == [{"field": "rate", "received": None, "allowed": "Field required"}]
+    assert answer.json()["detail"] == [
+        {"field": "rate", "received": None, "allowed": "a rate, such as 30; or target=100 in its place"}
+    ]
 
 
 @pytest.mark.parametrize(
     ("method", "parameters", "allowed"),
-    [("DELETE", {"rate": "30"}, "service, env, version, protocol"), ("GET", {"tenant": "acme"}, "none")],
+    [
+        ("DELETE", {"rate": "30"}, "service, env, version, tenant, protocol, operation, why, label.*"),
+        ("GET", {"tenant": "acme"}, "none"),
+    ],
 )
 async def test_the_allowed_parameters_are_those_of_the_method(
     local: httpx.AsyncClient, method: str, parameters: dict[str, str], allowed: str
@@ -230,7 +242,7 @@ async def test_concurrent_changes_get_revisions_of_their_own_and_none_is_lost(
 async def test_a_restarted_control_plane_has_the_rules(local: httpx.AsyncClient, store: Store) -> None:
     await local.put("/sampling", params={"rate": "30", "env": "gray"})
     node = FakeNode()
-    restarted = build_app(Control(store, node), node, token=TOKEN, token_path=store.path, version="0")
+    restarted = build_app(Control(store, node), node, access=access_of(store.path.parent), version="0")
     assert [rule.rate for rule in node.applied[-1]] == [30.0]
     before, after = [(await client.get("/sampling")).json() for client in (local, client_of(restarted))]
     assert before == after
@@ -245,7 +257,7 @@ _junk = st.dictionaries(
 def test_no_parameters_make_the_control_plane_fail(requests: list[tuple[str, dict[str, Any]]]) -> None:
     async def send() -> list[int]:
         store, node = Store(Path(":memory:")), FakeNode()
-        app = build_app(Control(store, node), node, token=TOKEN, token_path=store.path, version="0")
+        app = build_app(Control(store, node), node, access=Access(TokenFile(Path("/nonexistent"))), version="0")
         local = client_of(TrustedListener(app))
         return [(await local.request(method, "/sampling", params=given)).status_code for method, given in requests]
 
@@ -286,7 +298,7 @@ async def test_another_ttl_is_refused(local: httpx.AsyncClient, node: FakeNode, 
 
 async def test_a_great_rate_without_an_end_can_be_refused(store: Store, node: FakeNode) -> None:
     app = build_app(
-        Control(store, node), node, token=TOKEN, token_path=store.path, version="0", max_rate_without_ttl=50
+        Control(store, node), node, access=access_of(store.path.parent), version="0", max_rate_without_ttl=50
     )
     async with client_of(TrustedListener(app)) as client:
         answer = await client.put("/sampling", params={"rate": "50.1", "env": "gray"})
@@ -347,12 +359,23 @@ async def test_which_rule_wins_is_explained(remote: httpx.AsyncClient, local: ht
         "service": "checkout",
         "version": "",
         "env": "gray",
+        "tenant": "",
+        "labels": {},
+        "operation": None,
         "default": ["internal", "grpc", "db"],
         "rules": [
-            {"selector": "env=gray protocol=http", "rate": 100, "mode": "follow", "wins": ["http"], "why": ""},
+            {
+                "selector": "env=gray protocol=http",
+                "rate": 100,
+                "target": None,
+                "mode": "follow",
+                "wins": ["http"],
+                "why": "",
+            },
             {
                 "selector": "service=cart",
                 "rate": 5,
+                "target": None,
                 "mode": "follow",
                 "wins": [],
                 "why": "service is 'checkout', which 'cart' does not match",
