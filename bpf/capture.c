@@ -23,6 +23,7 @@ BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
 BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
+BPF_F_TABLE("lpm_trie", struct operation_key, u32, operations, SPANDIAL_OPERATION_KEYS, BPF_F_NO_PREALLOC); /* rows */
 #ifdef SPANDIAL_TLS
 BPF_TASK_STORAGE(threads, struct thread);
 #else
@@ -81,6 +82,27 @@ static __always_inline u64 word_of(u32 tgid, u32 row_index, u32 epoch, u32 kind)
 	}
 	return spandial_choose_word(row->words[kind], row->words[SPANDIAL_WORD_FALLBACK],
 				    header->words[SPANDIAL_HEADER_LEASE], bpf_ktime_get_boot_ns());
+}
+
+/* The word for the operation of which the key is laid out: what the row of its rule says of this kind, else the base
+ * word. Whether kept entries are handed over, the base word says. */
+static __always_inline u64 word_of_operation(u64 base, u32 kind, struct operation_key *key)
+{
+	struct spandial_row *row;
+	u32 *rule;
+	u64 word;
+
+	base &= ~(u64)SPANDIAL_OPERATIONS;
+	rule = operations.lookup(key);
+	if (!rule) {
+		key->kind_method = kind;
+		rule = operations.lookup(key);
+	}
+	row = rule ? rates.lookup(rule) : 0;
+	word = row ? row->words[kind] : 0;
+	if (!(word & SPANDIAL_VALID))
+		return base;
+	return (word & ~(u64)(SPANDIAL_EMIT | SPANDIAL_OPERATIONS)) | (base & SPANDIAL_EMIT);
 }
 
 static __always_inline struct walk *this_walk(void)
@@ -465,7 +487,8 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 	int example;
 
 	/* In mode follow a caller's decision stands, whatever the tracestate says. */
-	REMEMBER(head->parent_settles, rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE)));
+	REMEMBER(head->parent_settles,
+		 rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE | SPANDIAL_OPERATIONS)));
 	if (!scan_head(head, length))
 		return;
 	count = counts.lookup(&row);
@@ -499,6 +522,10 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		request.serving = served.connection;
 	}
 	request.word = word_of(tgid, row, target->epoch, kind);
+	if (request.word & SPANDIAL_OPERATIONS) {
+		lay_out_operation(head, rates_row->words[SPANDIAL_WORD_OPERATIONS] >> 32, kind);
+		request.word = word_of_operation(request.word, kind, &head->operation);
+	}
 	kept = (!sent || target->answers) && spandial_decide(request.word, context.randomness, parent);
 	if (kept && sent) {
 		COUNT(count->reverse_kept[kind]);
@@ -617,6 +644,8 @@ static __always_inline void decide_block(struct walk *walk)
 			context.randomness = draw_randomness();
 		/* What the table alone knows may be the trace context, if one is in there. */
 		if (!traced && (block->cut || (block->indexed && walk->at.traceparent_inserted)))
+			block->undecided = 1;
+		if (walk->word & SPANDIAL_OPERATIONS) /* its path, user space knows */
 			block->undecided = 1;
 		if (!block->undecided)
 			kept =

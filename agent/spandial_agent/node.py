@@ -103,7 +103,7 @@ class LocalNode:
         self._taken = 0
         self._lost_records = 0
         self._bad_records = 0
-        self._conversations = Conversations()
+        self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
         # CLOCK_BOOTTIME to Unix time.
         self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -241,6 +241,14 @@ class LocalNode:
         self._ended[target.pid] = process
         if len(self._ended) > _ENDED:
             del self._ended[next(iter(self._ended))]
+
+    def _operation_word(self, row: int, kind: EntryKind, method: str, path: str) -> int | None:
+        """What a rule by operation says to a process with this row."""
+        if self._capture is None:
+            return None
+        operation_set = self._table.backend.read(row)[abi.WORD_OPERATIONS] >> 32
+        rule = self._capture.find_operation(operation_set, kind, method, path)
+        return self._table.backend.read(rule)[kind] if rule is not None else None
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
