@@ -13,7 +13,7 @@ from typing import Any
 
 from spandial import abi
 
-__all__ = ["FakeAgent", "answer", "counts", "page", "table"]
+__all__ = ["FakeAgent", "answer", "counts", "page", "sheet", "table"]
 
 MAGIC = abi.MAGIC | abi.ABI
 ROW = 7
@@ -33,6 +33,14 @@ def table(word: int, *, size: int = abi.TABLE_SIZE, magic: int = MAGIC, deadline
 def page(size: int = abi.PAGE_SIZE) -> int:
     """Descriptor of a counter page."""
     descriptor = os.memfd_create("fake-counts")
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def sheet(block: bytes = b"", size: int = abi.SHEET_SIZE) -> int:
+    """Descriptor of a sheet that begins with this block."""
+    descriptor = os.memfd_create("fake-sheet")
+    os.write(descriptor, block)
     os.ftruncate(descriptor, size)
     return descriptor
 
