@@ -13,12 +13,13 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import INVALID_SPAN, SpanKind, set_span_in_context
 
 from spandial import abi
 from spandial.abi import RANDOMNESS_MASK, EntryKind, Flag, Mode, Parent, encode_word
 from spandial.decider import Decider
 from spandial.decision import decide
+from spandial.sheet import encode_block
 from tests.spandial.deciders import SPANS, parent_context
 from tests.spandial.test_sheet import DROP, FIRST, KEEP, Shared
 
@@ -117,9 +118,7 @@ def test_without_rules_for_its_kind_no_span_is_asked_for_its_operation(shared: S
 
 def test_a_kept_root_carries_the_threshold_of_its_operation(shared: Shared) -> None:
     decider = obeying(shared, base=encode_word(100))
-    shared.table[FIRST * abi.ROW_WORDS : FIRST * abi.ROW_WORDS + 4] = shared.table[:0].__class__(
-        "Q", [encode_word(50)] * 4
-    )
+    shared.put(("/pay*", encode_word(50)), set_=2, offset=8192)
     for entry in EntryKind:
         states = [sample(decider, name, entry, trace_id=RANDOMNESS_MASK).trace_state for name in ("/pay", "/other")]
         assert [state["ot"] for state in states] == ["th:8", "th:0"]
@@ -141,8 +140,6 @@ def test_what_callers_dropped_is_boosted_by_operation() -> None:
 def test_a_broken_span_in_the_context_leaves_the_operation_its_rate(shared: Shared) -> None:
     decider = obeying(shared)
     kind, attributes = SPANS[EntryKind.HTTP]
-    from opentelemetry.trace import INVALID_SPAN, set_span_in_context
-
     context = set_span_in_context(INVALID_SPAN, Context())
     assert decider.should_sample(context, 1, "/pay", kind, attributes).decision.is_sampled()
 
@@ -170,7 +167,7 @@ def test_a_frozen_decider_obeys_what_was_when_it_froze(shared: Shared) -> None:
 
 def test_rates_without_number_take_no_more_memory(shared: Shared) -> None:
     decider = obeying(shared)
-    for rate in range(1000):
+    for rate in range(1, 1000):
         shared.table[FIRST * abi.ROW_WORDS + EntryKind.HTTP] = encode_word(rate / 10)
         assert decider.should_sample(Context(), RANDOMNESS_MASK, "/pay", *SPANS[EntryKind.HTTP]).decision.is_sampled()
     assert len(decider._of_operations) <= 256
@@ -190,19 +187,17 @@ def test_threads_count_every_decision_while_sets_change(shared: Shared) -> None:
                     wrong.append(name)
 
     def change() -> None:
-        set_ = 2
-        while not stop.is_set():
-            # Two sets take turns in places of their own; each has the same rules.
-            row, offset = (40, 8192) if set_ % 2 else (60, 64)
-            at = row * abi.ROW_WORDS
-            shared.table[at : at + 4] = shared.table[:0].__class__("Q", [KEEP] * 4)
-            old = shared.row[abi.WORD_OPERATIONS] & 0xFFFFFFFF
-            from spandial.sheet import encode_block
-
-            shared.write(encode_block([("/pay*", row)]), set_, offset)
-            if old != offset:
-                shared.sheet[old : old + 64] = bytes(64)
-            set_ += 1
+        set_, old = 1, (FIRST, 64)
+        while not stop.wait(0.0005):
+            # The same rule in another place; where it was, there is nothing more.
+            set_, new = set_ + 1, (40, 8192) if set_ % 2 else (60, 64)
+            shared.table[new[0] * abi.ROW_WORDS + EntryKind.HTTP] = KEEP
+            shared.write(encode_block([("/pay*", new[0])]), set_, new[1])
+            if old[0] != new[0]:
+                shared.table[old[0] * abi.ROW_WORDS + EntryKind.HTTP] = 0
+            if old[1] != new[1]:
+                shared.sheet[old[1] : old[1] + 64] = bytes(64)
+            old = new
 
     threads = [threading.Thread(target=decide_on_both) for _ in range(4)]
     changing = threading.Thread(target=change)
@@ -225,17 +220,14 @@ def test_spans_of_the_sdk_are_kept_by_their_operation() -> None:
     tracer = provider.get_tracer("test")
     # As the instrumentations for ASGI, FastAPI and grpcio start them.
     asgi = {"http.scheme": "http", "http.host": "shop:80", "http.target": "/pay/17", "http.method": "GET"}
+    grpc = {"rpc.system": "grpc"}
     spans: list[tuple[str, SpanKind, dict[str, Any]]] = [
         ("GET /pay/{id}", SpanKind.SERVER, asgi),
         ("GET", SpanKind.SERVER, asgi),
         ("POST /pay/{id}", SpanKind.SERVER, {**asgi, "http.method": "POST"}),
         ("GET /orders", SpanKind.SERVER, {**asgi, "http.target": "/orders"}),
-        (
-            "/shop.Pay/Refund",
-            SpanKind.SERVER,
-            {"rpc.system": "grpc", "rpc.service": "shop.Pay", "rpc.method": "Refund"},
-        ),
-        ("/shop.Cart/Add", SpanKind.SERVER, {"rpc.system": "grpc", "rpc.service": "shop.Cart", "rpc.method": "Add"}),
+        ("/shop.Pay/Refund", SpanKind.SERVER, {**grpc, "rpc.service": "shop.Pay", "rpc.method": "Refund"}),
+        ("/shop.Cart/Add", SpanKind.SERVER, {**grpc, "rpc.service": "shop.Cart", "rpc.method": "Add"}),
         ("nightly report", SpanKind.INTERNAL, {}),
         ("hourly report", SpanKind.INTERNAL, {}),
     ]
