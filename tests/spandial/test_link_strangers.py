@@ -155,7 +155,7 @@ def test_a_newer_agents_additional_fields_and_descriptors_do_no_harm(surplus: in
     respond = send(answer(more={"to": "come"}), *DESCRIPTORS, *[page] * surplus)
     with FakeAgent(tmp_path, respond), Application(tmp_path) as application:
         assert application.obeys(70)
-        assert len(descriptors_of(application.pid, "fake-")) == 2
+        assert len(descriptors_of(application.pid, "fake-")) == 3
 
 
 def test_it_says_who_it_is(tmp_path: Path) -> None:
