@@ -30,6 +30,9 @@ class TableBackend(Protocol):
     def write(self, row: int, words: Sequence[int], mask: int) -> None:
         """Write the words of a row whose bit is set in mask, each in one 64-bit store, the highest first."""
 
+    def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
+        """Write the same words to several rows, as `write` does."""
+
     def read(self, row: int) -> tuple[int, ...]:
         """The eight words of a row."""
 
@@ -50,6 +53,10 @@ class MemfdTable:
         for index in reversed(range(abi.ROW_WORDS)):
             if mask >> index & 1:
                 self._words[base + index] = words[index]
+
+    def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
+        for row in rows:
+            self.write(row, words, mask)
 
     def read(self, row: int) -> tuple[int, ...]:
         return tuple(self._words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS])
@@ -145,6 +152,10 @@ class RateTable:
             self.backend.write(row, [0] * abi.ROW_WORDS, _ALL)
         self._free.extend(rows)
         self._of_operations -= len(rows)
+
+    def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int) -> None:
+        """Set the same rates in several rows; every reader has them when this returns."""
+        self.backend.write_many([row.number for row in rows], [*rates, 0, 0, fallback, 0], _RATES)
 
     def want_examples(self, row: Row, wanted: bool) -> None:
         """Whether the kernel shall hand over the requests of a process with a row of its own, kept or not."""

@@ -60,7 +60,7 @@ class Control:
         """Upsert a rule; the rule as stored, and how many targets it reaches. Raises RevisionConflict, StoreError,
         nothing changed."""
         book = await self._change(lambda book: book.put(rule), expected)
-        return book.rules[rule.selector], self.reached().get(rule.selector, 0)
+        return book.rules[rule.selector], self._node.reached_by(rule.selector)
 
     async def remove(self, selector: Selector, expected: Expected = ANY_REVISION) -> int:
         """Remove a rule; the new revision. Raises KeyError, RevisionConflict, StoreError, nothing changed."""
@@ -70,7 +70,7 @@ class Control:
         """Have a rule end so long from now, as `put`. Raises KeyError, RevisionConflict, StoreError, nothing
         changed."""
         book = await self._change(lambda book: book.renew(selector, self.now() + ttl_s), expected)
-        return book.rules[selector], self.reached().get(selector, 0)
+        return book.rules[selector], self._node.reached_by(selector)
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""

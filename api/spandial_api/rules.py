@@ -47,9 +47,10 @@ class Rule:
         return self.selector, self.rate, self.mode, self.expires, self.target, self.floor
 
     @cached_property
-    def order(self) -> tuple[tuple[int, ...], int]:
-        """Of two rules for the same entry the greater wins: the more specific; of two equally specific the later."""
-        return self.selector.specificity, self.revision
+    def order(self) -> tuple[tuple[int, ...], int, str]:
+        """Of two rules for the same entry the greater wins: the more specific; of two equally specific the later; of
+        two that were put together the one whose text comes later."""
+        return self.selector.specificity, self.revision, selector_text(self.selector)
 
 
 class Finding(NamedTuple):
@@ -159,6 +160,20 @@ class RuleBook:
                     break
         return best
 
+    def winners(self, labels: Labels) -> tuple[Rule | None, ...]:
+        """What `resolve` finds for each kind of entry, at the cost of one."""
+        best: list[Rule | None] = [None] * len(EntryKind)
+        for bucket in self._buckets_of(labels):
+            for rule in reversed(bucket):
+                if all(own is not None and rule.order < own.order for own in best):
+                    break
+                if rule.selector.operation is None and rule.selector.matches_labels(labels):
+                    for kind in EntryKind:
+                        own = best[kind]
+                        if rule.selector.matches_kind(kind) and (own is None or rule.order > own.order):
+                            best[kind] = rule
+        return tuple(best)
+
     def operations(self, labels: Labels) -> list[Rule]:
         """The rules by operation for a process with these labels, the ones that win first. They win over all others."""
         if not self._by_operation:
@@ -195,13 +210,12 @@ class RuleBook:
         return encode_word(default.floor if default.rate is None else default.rate)
 
     def _buckets_of(self, labels: Labels) -> Iterator[list[Rule]]:
-        pairs = (*labels.main.items(), ("tenant", labels.tenant), *((f"label.{n}", v) for n, v in labels.others))
-        for key in (None, *pairs):
+        for key in (None, *labels.pairs):
             if (bucket := self._buckets.get(key)) is not None:
                 yield bucket
 
 
-def _order(rule: Rule) -> tuple[tuple[int, ...], int]:
+def _order(rule: Rule) -> tuple[tuple[int, ...], int, str]:
     return rule.order
 
 
