@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from itertools import chain
 from operator import is_
 from typing import NamedTuple
 
 from spandial.abi import EntryKind, Flag
 from spandial.labels import Labels
+from spandial_agent.operations import OperationSet, OperationWords
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
 
@@ -26,10 +27,12 @@ class RowWords(NamedTuple):
     Attributes:
         rates: the rate words by entry kind.
         fallback: the word to obey once the lease has run out.
+        operations: the set whose operations have rates of their own, as `WORD_OPERATIONS` has it.
     """
 
     rates: tuple[int, ...]
     fallback: int
+    operations: int = 0
 
 
 class Group:
@@ -41,6 +44,8 @@ class Group:
         rules: the rule in force for each kind of entry; None where the default is.
         operations: the rules by operation, the ones that win first; they win over all others.
         percents: the percentage that each of `rules` has for these labels; 0 where there is none.
+        operation_percents: the same for `operations`.
+        set: where the rates of `operations` are; None where there are none.
         emit: whether the kernel emits their kept entries.
         words: what `row` says.
     """
@@ -53,12 +58,35 @@ class Group:
         self.rules: tuple[Rule | None, ...] = ()
         self.operations: list[Rule] = []
         self.percents: tuple[float, ...] = ()
+        self.operation_percents: tuple[float, ...] = ()
+        self.set: OperationSet | None = None
         self.emit = False
         self.fallback = default
         self.words = RowWords((), 0)
 
-    def row(self, factor: float = 1.0) -> RowWords:
-        """All words of a member's row, whose rates by rules are multiplied by this; the default is not."""
+    @property
+    def scope(self) -> Hashable:
+        """Groups of the same have the same rates by operation."""
+        steered = any(rule.rate is None for rule in self.operations)
+        return self.emit, tuple(rule.selector for rule in self.operations), self.labels if steered else None
+
+    def operation_words(self, factor: float = 1.0) -> list[OperationWords]:
+        """The rules by operation with their words, whose rates are multiplied by this."""
+        emit = Flag.EMIT if self.emit else 0
+        found = []
+        for rule, percent in zip(self.operations, self.operation_percents):
+            if (pattern := rule.selector.pattern) is not None:
+                word = rule.word(percent * factor) | emit
+                words = tuple(word if rule.selector.matches_kind(kind) else 0 for kind in _KINDS)
+                found.append(OperationWords(pattern, words))
+        return found
+
+    def row(self, factor: float = 1.0, own: OperationSet | None = None) -> RowWords:
+        """All words of a member's row, whose rates by rules are multiplied by this; the default is not.
+
+        Args:
+            own: where the rates of its operations are, if not where those of the group are.
+        """
         emit = Flag.EMIT if self.emit else 0
         rates: list[int] = []
         last, word = None, self.default | emit
@@ -67,7 +95,11 @@ class Group:
                 word = (self.default if rule is None else rule.word(percent * factor)) | emit
                 last = rule
             rates.append(word)
-        return RowWords(tuple(rates), self.fallback)
+        operations = own or self.set
+        if operations is None or not operations.named:
+            return RowWords(tuple(rates), self.fallback)
+        flagged = (rate | operations.flags(kind) for kind, rate in zip(_KINDS, rates))
+        return RowWords(tuple(flagged), self.fallback, operations.named)
 
     def ask(self, percent_of: Callable[[Rule, Labels], float]) -> None:
         """Find the percentages anew, and the words with them."""
@@ -79,6 +111,7 @@ class Group:
                 last = rule
             percents.append(percent)
         self.percents = tuple(percents)
+        self.operation_percents = tuple(percent_of(rule, self.labels) for rule in self.operations)
         self.words = self.row()
 
     def obeys(self, rule: Rule) -> bool:
@@ -204,7 +237,11 @@ class Groups:
         such rules."""
         named = self._by_label.get("service", {})
         found = self if services is None else chain.from_iterable(named.get(name, ()) for name in set(services))
-        steered = [group for group in found if any(rule is not None and rule.rate is None for rule in group.rules)]
+        steered = [
+            group
+            for group in found
+            if any(rule is not None and rule.rate is None for rule in (*group.rules, *group.operations))
+        ]
         for group in steered:
             self._reword(group)
         return steered

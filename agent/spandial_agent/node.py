@@ -155,6 +155,7 @@ class LocalNode:
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
+            "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
         if self._capture is not None:
@@ -175,6 +176,7 @@ class LocalNode:
                 f"the rate table is full: {self._table.refused} processes share the node's default rate "
                 f"(there are {abi.ROWS - 2} rows)."
             )
+        missing += self._targets.operations.missing
         return Health(
             status="degraded" if missing else "ok",
             version=version("spandial"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
@@ -57,6 +57,9 @@ class OperationSet:
 class OperationSets:
     """All sets that somebody uses. A set's number is never used again.
 
+    Attributes:
+        refused: how often there was no room for a set.
+
     Args:
         table: where the rates are, and its sheet the patterns.
         capture: the kernel side, if there is one.
@@ -67,9 +70,13 @@ class OperationSets:
         self._capture = capture
         self._sets: dict[Hashable, OperationSet] = {}
         self._numbers = count(1)
+        self.refused = 0
 
     def __len__(self) -> int:
         return len(self._sets)
+
+    def __iter__(self) -> Iterator[OperationSet]:
+        return iter(self._sets.values())
 
     @property
     def homeless(self) -> int:
@@ -129,11 +136,13 @@ class OperationSets:
         """Rows and a block for a set, if there is room: whole before its name is known to anybody."""
         rows = self._table.allocate_operation_rows([rule.words for rule in homeless.rules])
         if not rows:
+            self.refused += 1
             return
         block = encode_block((rule.pattern.text, row) for rule, row in zip(homeless.rules, rows))
         offset = self._table.sheet.put(block)
         if offset is None:
             self._table.free_operation_rows(rows)
+            self.refused += 1
             return
         homeless.rows, homeless.offset = rows, offset
         homeless.named = homeless.number << 32 | offset

@@ -131,6 +131,10 @@ class RateTable:
         """Set a row's rates; every reader has them when this returns."""
         self.backend.write(row.number, [*rates, 0, operations, fallback, 0], _RATES)
 
+    def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int, operations: int = 0) -> None:
+        """Set the same rates in several rows; every reader has them when this returns."""
+        self.backend.write_many([row.number for row in rows], [*rates, 0, operations, fallback, 0], _RATES)
+
     def allocate_operation_rows(self, rates: Sequence[Sequence[int]]) -> list[int]:
         """Rows for operations that have these rates by entry kind, 0 where they are for other kinds; none at all where
         there are too few left. They have no owner: no process is ever told that one is its own."""
@@ -152,10 +156,6 @@ class RateTable:
             self.backend.write(row, [0] * abi.ROW_WORDS, _ALL)
         self._free.extend(rows)
         self._of_operations -= len(rows)
-
-    def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int) -> None:
-        """Set the same rates in several rows; every reader has them when this returns."""
-        self.backend.write_many([row.number for row in rows], [*rates, 0, 0, fallback, 0], _RATES)
 
     def want_examples(self, row: Row, wanted: bool) -> None:
         """Whether the kernel shall hand over the requests of a process with a row of its own, kept or not."""
