@@ -89,13 +89,13 @@ class OperationSets:
         sentences = []
         if self.homeless:
             sentences.append(
-                f"there is no room for {self.homeless} sets of rules by operation (each rule takes a row of the rate "
+                f"there is no room for {self.homeless} set(s) of rules by operation (each rule takes a row of the rate "
                 "table for each group of processes that it is for): their processes obey their other rules."
             )
         unseen = sum(bool(known.named) and not known.in_kernel for known in self._sets.values())
         if self._capture is not None and unseen:
             sentences.append(
-                f"the kernel has no room for {unseen} sets of rules by operation: there only hooks obey them."
+                f"the kernel has no room for {unseen} set(s) of rules by operation: there only hooks obey them."
             )
         return sentences
 
