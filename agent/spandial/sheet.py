@@ -24,6 +24,8 @@ __all__ = ["OperationRates", "encode_block", "operations_of"]
 _LENGTH = struct.Struct("=I")
 _OFFSET = 0xFFFFFFFF  # mask
 _TRIES = 8  # each fails only where the agent has put another set in place meanwhile
+_REMEMBERED = 512  # operations whose rules are known
+_LONG = 512  # characters: such operations are not remembered
 
 
 class _Rule(NamedTuple):
@@ -34,7 +36,15 @@ class _Rule(NamedTuple):
     at: int
 
 
-_Set = tuple[_Rule, ...]
+_Asked = tuple[object, ...]
+
+
+class _Set(NamedTuple):
+    """A set's rules, and for spans that have come before the rows' words of the rules that they match."""
+
+    named: int
+    rules: tuple[_Rule, ...]
+    remembered: dict[_Asked, tuple[int, ...]]
 
 
 def encode_block(rules: Iterable[tuple[str, int]]) -> bytes:
@@ -43,21 +53,29 @@ def encode_block(rules: Iterable[tuple[str, int]]) -> bytes:
     return _LENGTH.pack(len(text)) + text
 
 
-def operations_of(entry: int, name: str, attributes: Attributes) -> list[tuple[str, str]]:
-    """What a span's operation is called: methods and paths, of which a rule must match one.
-
-    By the older and the newer semantic conventions; what they name in attributes comes before the span's name.
-    """
-    found = []
+def _asked(entry: int, name: str, attributes: Attributes) -> _Asked:
+    """All that a span's operation depends on: two spans that agree in it have the same."""
     if attributes and entry == EntryKind.HTTP:
-        method = attributes.get("http.request.method") or attributes.get("http.method")
-        method = method if isinstance(method, str) else ""
-        for key in ("http.route", "url.path", "http.target"):
-            path = attributes.get(key)
-            if isinstance(path, str):
-                found.append((method, path.partition("?")[0]))
-    elif attributes and entry == EntryKind.GRPC:
-        service, method = attributes.get("rpc.service"), attributes.get("rpc.method")
+        get = attributes.get
+        target = get("http.target")
+        if isinstance(target, str):
+            target = target.partition("?")[0]
+        method = get("http.request.method") or get("http.method")
+        return entry, name, method, get("http.route"), get("url.path"), target
+    if attributes and entry == EntryKind.GRPC:
+        return entry, name, attributes.get("rpc.service"), attributes.get("rpc.method")
+    return entry, name
+
+
+def _operations(asked: _Asked) -> list[tuple[str, str]]:
+    """What an operation is called: methods and paths, of which a rule must match one."""
+    entry, name, *named = asked
+    found = []
+    if named and entry == EntryKind.HTTP:
+        method, *paths = named
+        found = [(method if isinstance(method, str) else "", path) for path in paths if isinstance(path, str)]
+    elif named:
+        service, method = named
         if isinstance(method, str):
             found.append(("", f"/{service}/{method}" if isinstance(service, str) and service else _as_path(method)))
     if isinstance(name, str):
@@ -65,6 +83,14 @@ def operations_of(entry: int, name: str, attributes: Attributes) -> list[tuple[s
         if entry == EntryKind.GRPC:
             found.append(("", _as_path(name)))
     return found
+
+
+def operations_of(entry: int, name: str, attributes: Attributes) -> list[tuple[str, str]]:
+    """What a span's operation is called: methods and paths, of which a rule must match one.
+
+    By the older and the newer semantic conventions for HTTP requests and RPC; every span also by its name.
+    """
+    return _operations(_asked(entry, name, attributes))
 
 
 def _as_path(method: str) -> str:
@@ -85,51 +111,46 @@ class OperationRates:
         self._row = row
         self._table: Any = table
         self._sheet: Any = sheet
-        self._known: tuple[int, _Set] = (0, ())
+        self._known = _Set(0, (), {})
 
     def word(self, entry: int, name: str, attributes: Attributes) -> int | None:
         """The rate word of the rule that wins for an operation; None where there is none."""
-        operations = None
+        asked = None
         for _ in range(_TRIES):
             named = self._row[abi.WORD_OPERATIONS]
-            rules = self._rules(named)
-            if rules is None:
-                continue
-            if operations is None:
-                operations = operations_of(entry, name, attributes)
-            word = self._first(rules, entry, operations)
+            known = self._known
+            if known.named != named:
+                if (read := self._read(named)) is None:
+                    continue
+                known = read
+            asked = asked or _asked(entry, name, attributes)
+            found = None
+            for at in _matching(known, asked):
+                word: int = self._table[at + entry]
+                if word & Flag.VALID:  # else this rule is for other kinds of entries
+                    found = word
+                    break
             if self._row[abi.WORD_OPERATIONS] == named:
-                return word
+                return found
         return None
 
     def frozen(self) -> tuple[Sequence[int], OperationRates | None]:
         """Copies of the row and of its operations' rates, as they are now."""
         for _ in range(_TRIES):
             named = self._row[abi.WORD_OPERATIONS]
-            rules = self._rules(named)
-            words = {rule.at + kind: self._table[rule.at + kind] for rule in rules or () for kind in EntryKind}
+            known = self._known if self._known.named == named else self._read(named)
+            if known is None:
+                continue
+            words = {rule.at + kind: self._table[rule.at + kind] for rule in known.rules for kind in EntryKind}
             row = tuple(self._row)
-            if rules is not None and row[abi.WORD_OPERATIONS] == named:
+            if row[abi.WORD_OPERATIONS] == named:
                 copy = OperationRates(row, words, b"")
-                copy._known = named, rules
+                copy._known = known
                 return row, copy
         return tuple(self._row), None
 
-    def _first(self, rules: _Set, entry: int, operations: Sequence[tuple[str, str]]) -> int | None:
-        for rule in rules:
-            word: int = self._table[rule.at + entry]
-            if not word & Flag.VALID:
-                continue  # this rule is for other kinds of entries
-            for method, path in operations:
-                if (not rule.method or rule.method == method) and rule.matches(path):
-                    return word
-        return None
-
-    def _rules(self, named: int) -> _Set | None:
+    def _read(self, named: int) -> _Set | None:
         """The set that is named so; None where another was put in its place meanwhile."""
-        known, rules = self._known
-        if known == named:
-            return rules
         begin = named & _OFFSET
         text = begin + _LENGTH.size
         block = b""
@@ -138,12 +159,35 @@ class OperationRates:
             block = bytes(self._sheet[text:end]) if end <= len(self._sheet) else b""
         if self._row[abi.WORD_OPERATIONS] != named:
             return None
-        rules = _parse(block)
-        self._known = named, rules
-        return rules
+        known = self._known = _Set(named, _parse(block), {})
+        return known
 
 
-def _parse(block: bytes) -> _Set:
+def _matching(known: _Set, asked: _Asked) -> tuple[int, ...]:
+    """Where the words of the rules are that match an operation, in order."""
+    try:
+        found = known.remembered.get(asked)
+    except TypeError:  # an attribute that cannot be a key
+        return _match(known.rules, _operations(asked))
+    if found is None:
+        operations = _operations(asked)
+        found = _match(known.rules, operations)
+        if sum(len(path) for _, path in operations) <= _LONG:
+            if len(known.remembered) >= _REMEMBERED:
+                known.remembered.clear()
+            known.remembered[asked] = found
+    return found
+
+
+def _match(rules: Iterable[_Rule], operations: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    return tuple(
+        rule.at
+        for rule in rules
+        if any((not rule.method or rule.method == method) and rule.matches(path) for method, path in operations)
+    )
+
+
+def _parse(block: bytes) -> tuple[_Rule, ...]:
     """The rules of a block's JSON; none at all where something is odd."""
     try:
         rules = []

@@ -236,6 +236,17 @@ def test_an_agent_that_never_stops_changing_holds_nobody_up() -> None:
     assert changing.looks < 40
 
 
+def test_operations_without_number_take_no_more_memory() -> None:
+    shared = Shared(("GET /pay*", KEEP), ("*x", DROP))
+    for number in range(3000):
+        assert shared.word(f"GET /pay/{number}") == KEEP
+        assert shared.word("GET", http_method="GET", http_target=f"/{number}?{number}") is None
+    assert shared.word("GET", http_method="GET", http_target="/" + 4000 * "x") == DROP
+    remembered = shared.rates._known.remembered
+    assert len(remembered) <= 512
+    assert max(len(str(asked)) for asked in remembered) < 1000
+
+
 def test_copies_hold_what_was_when_they_were_made() -> None:
     shared = Shared(("/pay", KEEP), ("/orders", DROP))
     shared.row[HTTP] = encode_word(30)
