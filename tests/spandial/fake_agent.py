@@ -20,10 +20,24 @@ ROW = 7
 FOREVER_NS = 1 << 62
 
 
-def table(word: int, *, size: int = abi.TABLE_SIZE, magic: int = MAGIC, deadline: int = FOREVER_NS) -> int:
-    """Descriptor of a rate table whose row 7 has this word for every kind of entry, and as its fallback."""
+def table(
+    word: int,
+    *,
+    size: int = abi.TABLE_SIZE,
+    magic: int = MAGIC,
+    deadline: int = FOREVER_NS,
+    operations: int = 0,
+    next_row: int = 0,
+) -> int:
+    """Descriptor of a rate table whose row 7 has this word for every kind of entry, and as its fallback.
+
+    Args:
+        operations: the row's `WORD_OPERATIONS`.
+        next_row: the words of row 8.
+    """
     header = [magic, 1, deadline, abi.ROWS, 0, 0, 0, 0]
-    words = header + [0] * abi.ROW_WORDS * (ROW - 1) + [word] * abi.ROW_WORDS
+    row = [word] * 4 + [0, operations, word, 0]
+    words = header + [0] * abi.ROW_WORDS * (ROW - 1) + row + [next_row] * abi.ROW_WORDS
     descriptor = os.memfd_create("fake-rates")
     os.write(descriptor, b"".join(word.to_bytes(8, "little") for word in words))
     os.ftruncate(descriptor, size)
