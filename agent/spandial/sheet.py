@@ -7,6 +7,7 @@ have the same number. So who finds the same word after reading as before has rea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OperationRates", "encode_block", "operations_of"]
 
+_NAMED, _VALID, _HTTP = abi.WORD_OPERATIONS, Flag.VALID, EntryKind.HTTP
 _LENGTH = struct.Struct("=I")
 _OFFSET = 0xFFFFFFFF  # mask
 _TRIES = 8  # each fails only where the agent has put another set in place meanwhile
@@ -55,11 +57,11 @@ def encode_block(rules: Iterable[tuple[str, int]]) -> bytes:
 
 def _asked(entry: int, name: str, attributes: Attributes) -> _Asked:
     """All that a span's operation depends on: two spans that agree in it have the same."""
-    if attributes and entry == EntryKind.HTTP:
+    if attributes and entry == _HTTP:
         get = attributes.get
         target = get("http.target")
-        if isinstance(target, str):
-            target = target.partition("?")[0]
+        if isinstance(target, str) and "?" in target:
+            target = target[: target.index("?")]
         method = get("http.request.method") or get("http.method")
         return entry, name, method, get("http.route"), get("url.path"), target
     if attributes and entry == EntryKind.GRPC:
@@ -117,20 +119,24 @@ class OperationRates:
         """The rate word of the rule that wins for an operation; None where there is none."""
         asked = None
         for _ in range(_TRIES):
-            named = self._row[abi.WORD_OPERATIONS]
+            named = self._row[_NAMED]
             known = self._known
             if known.named != named:
                 if (read := self._read(named)) is None:
                     continue
                 known = read
             asked = asked or _asked(entry, name, attributes)
+            try:
+                places = known.remembered[asked]
+            except (KeyError, TypeError):
+                places = _matching(known, asked)
             found = None
-            for at in _matching(known, asked):
+            for at in places:
                 word: int = self._table[at + entry]
-                if word & Flag.VALID:  # else this rule is for other kinds of entries
+                if word & _VALID:  # else this rule is for other kinds of entries
                     found = word
                     break
-            if self._row[abi.WORD_OPERATIONS] == named:
+            if self._row[_NAMED] == named:
                 return found
         return None
 
@@ -164,27 +170,19 @@ class OperationRates:
 
 
 def _matching(known: _Set, asked: _Asked) -> tuple[int, ...]:
-    """Where the words of the rules are that match an operation, in order."""
-    try:
-        found = known.remembered.get(asked)
-    except TypeError:  # an attribute that cannot be a key
-        return _match(known.rules, _operations(asked))
-    if found is None:
-        operations = _operations(asked)
-        found = _match(known.rules, operations)
-        if sum(len(path) for _, path in operations) <= _LONG:
-            if len(known.remembered) >= _REMEMBERED:
-                known.remembered.clear()
-            known.remembered[asked] = found
-    return found
-
-
-def _match(rules: Iterable[_Rule], operations: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    return tuple(
+    """Where the words of the rules are that match an operation which is not remembered, in order."""
+    operations = _operations(asked)
+    found = tuple(
         rule.at
-        for rule in rules
+        for rule in known.rules
         if any((not rule.method or rule.method == method) and rule.matches(path) for method, path in operations)
     )
+    if sum(len(path) for _, path in operations) <= _LONG:
+        if len(known.remembered) >= _REMEMBERED:
+            known.remembered.clear()
+        with contextlib.suppress(TypeError):  # an attribute that cannot be a key
+            known.remembered[asked] = found
+    return found
 
 
 def _parse(block: bytes) -> tuple[_Rule, ...]:

@@ -68,6 +68,11 @@ class Target:
         return self.group.rules
 
     @property
+    def operations(self) -> OperationSet | None:
+        """The rules by operation, with the rates that this target has."""
+        return self.own or self.group.set
+
+    @property
     def hooked(self) -> bool:
         return bool(self.pages)
 

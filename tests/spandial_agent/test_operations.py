@@ -244,6 +244,31 @@ def test_what_ends_leaves_nothing_behind(targets: Targets, table: RateTable) -> 
     assert (table.free_rows, len(targets.operations)) == (free, 0)
 
 
+def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets) -> None:
+    discovered(targets)
+    targets.apply(
+        book_of(Rule(PAY, 1), Rule(Selector("checkout", protocol="grpc", operation="*.Pay/*"), 50, Mode.BOOST))
+    )
+    assert [state.model_dump() for state in node.targets()[0].operations] == [
+        {
+            "rate": 50,
+            "mode": "boost",
+            "rule": "service=checkout protocol=grpc operation=*.Pay/*",
+            "operation": "*.Pay/*",
+            "kinds": ["grpc"],
+            "kernel": False,
+        },
+        {
+            "rate": 1,
+            "mode": "follow",
+            "rule": "operation=GET /pay*",
+            "operation": "GET /pay*",
+            "kinds": ["internal", "http", "grpc", "db"],
+            "kernel": True,
+        },
+    ]
+
+
 def test_health_and_statistics_say_what_is_not_obeyed(node: Any, targets: Targets, table: RateTable) -> None:
     discovered(targets)
     while table.free_rows:
@@ -251,4 +276,5 @@ def test_health_and_statistics_say_what_is_not_obeyed(node: Any, targets: Target
     targets.apply(book_of(Rule(PAY, 1)))
     health = node.health()
     assert health.status == "degraded"
+    assert node.targets()[0].operations == []
     assert any("no room for 1 set(s) of rules by operation" in sentence for sentence in health.missing)
