@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator
+from functools import cached_property
 from itertools import count
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ class OperationSet:
 
     Attributes:
         named: what the row of a target that obeys them has as `WORD_OPERATIONS`; 0 while there is no room for them.
+        flags: what a target's own words, by kind, say of these rules.
     """
 
     def __init__(self, key: Hashable, number: int, rules: tuple[OperationWords, ...]) -> None:
@@ -49,9 +51,9 @@ class OperationSet:
         self.in_kernel = False
         self.users = 0
 
-    def flags(self, kind: EntryKind) -> int:
-        """What a target's own word for this kind says of these rules."""
-        return Flag.OPERATIONS if self.named and any(rule.words[kind] for rule in self.rules) else 0
+    @cached_property
+    def flags(self) -> tuple[int, ...]:
+        return tuple(Flag.OPERATIONS if any(rule.words[kind] for rule in self.rules) else 0 for kind in EntryKind)
 
 
 class OperationSets:
@@ -99,22 +101,28 @@ class OperationSets:
             )
         return sentences
 
-    def take(self, scope: Hashable, rules: Sequence[OperationWords]) -> OperationSet:
+    def share(self, taken: OperationSet) -> OperationSet:
+        """One user more, who has the same rules and rates. Needs a `let_go`, too."""
+        taken.users += 1
+        return taken
+
+    def take(self, scope: Hashable, rules: Iterable[OperationWords]) -> OperationSet:
         """The set of these rules, with these rates from now on for all who use it. Each `take` needs a `let_go`.
 
         Args:
             scope: whoever names the same, and has rules of the same patterns and kinds, has the same rates.
             rules: the ones that win first.
         """
+        rules = tuple(rules)
         key = scope, tuple((rule.pattern.text, rule.kinds) for rule in rules)
         taken = self._sets.get(key)
         if taken is None:
-            taken = self._sets[key] = OperationSet(key, next(self._numbers), tuple(rules))
+            taken = self._sets[key] = OperationSet(key, next(self._numbers), rules)
         taken.users += 1
         if taken.named:
-            self._write(taken, tuple(rules))
+            self._write(taken, rules)
         else:
-            taken.rules = tuple(rules)
+            taken.rules = rules
             self._house(taken)
         if self._capture is not None and taken.named and not taken.in_kernel:
             self._tell_kernel(taken, self._capture)

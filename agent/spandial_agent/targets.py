@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -318,7 +318,7 @@ class Targets:
     def _join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
         group = self._groups.join(pid, labels, default, hooked)
         if len(group.members) == 1:
-            self._let_go([self._house(group)])
+            self._let_go([self._house(group, {})])
         return group
 
     def _leave(self, pid: int, group: Group) -> None:
@@ -328,12 +328,22 @@ class Targets:
             self._let_go([group.set])
             group.set = None
 
-    def _house(self, group: Group) -> OperationSet | None:
+    def _house(self, group: Group, housed: dict[Hashable, OperationSet]) -> OperationSet | None:
         """Put the rates of a group's operations where its members find them. What they obeyed before: to be let go
-        once no row names it."""
-        before = group.set
-        if group.operations or before is not None:
-            group.set = self.operations.take(group.scope, group.operation_words()) if group.operations else None
+        once no row names it.
+
+        Args:
+            housed: where those of groups that are alike were put just now.
+        """
+        before, group.set = group.set, None
+        if group.operations:
+            known = housed.get(group.alike)
+            if known is None:
+                known = self.operations.take(group.scope, group.operation_words(self.rate_of))
+                housed[group.alike] = group.set = known
+            else:
+                group.set = self.operations.share(known)
+        if group.set is not before or (before is not None and before.named != group.words.operations):
             group.words = group.row()
         return before
 
@@ -343,7 +353,8 @@ class Targets:
                 self.operations.let_go(one)
 
     def _write(self, groups: Collection[Group]) -> None:
-        before = [self._house(group) for group in groups]
+        housed: dict[Hashable, OperationSet] = {}
+        before = [self._house(group, housed) for group in groups]
         if self._groups.shared in groups:
             self._write_default()
         self._write_targets(
@@ -371,7 +382,7 @@ class Targets:
         if limit is None or target.row.number == DEFAULT_ROW:
             return group.words
         if group.operations:
-            target.own = self.operations.take(target.pid, group.operation_words(limit))
+            target.own = self.operations.take(target.pid, group.operation_words(self.rate_of, limit))
         return group.row(limit, target.own)
 
     def _write_default(self) -> None:

@@ -104,7 +104,7 @@ def test_the_kernel_is_told_before_a_row_names_a_set_and_told_to_forget_it(
     words = (0, encode_word(1), 0, 0)
     taken = sets.take("a", [OperationWords(parse_operation("GET /pay*"), words)])
     assert capture.operations == {taken.number: [((HTTP,), parse_operation("GET /pay*"), taken.rows[0])]}
-    assert [taken.flags(kind) for kind in EntryKind] == [0, Flag.OPERATIONS, 0, 0]
+    assert taken.flags == (0, Flag.OPERATIONS, 0, 0)
     sets.let_go(taken)
     assert capture.operations == {}
 
@@ -135,7 +135,7 @@ def test_where_there_is_no_room_a_set_is_not_obeyed_and_it_is_said(
         assert table.free_rows > 3000  # for processes
     free = table.free_rows
     homeless = sets.take("a", rules(1))
-    assert (homeless.named, [homeless.flags(kind) for kind in EntryKind]) == (0, [0] * 4)
+    assert homeless.named == 0
     assert (sets.refused, table.free_rows) == (1, free)
     assert ["no room for 1 set" in sentence for sentence in sets.missing] == [True]
     if full == "sheet":
@@ -261,7 +261,7 @@ def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets)
         {
             "rate": 1,
             "mode": "follow",
-            "rule": "operation=GET /pay*",
+            "rule": 'operation="GET /pay*"',
             "operation": "GET /pay*",
             "kinds": ["internal", "http", "grpc", "db"],
             "kernel": True,
