@@ -28,6 +28,7 @@ struct head {
 	__u32 received;	      /* by the process, as opposed to sent */
 	__u32 parent_settles; /* nothing behind a traceparent matters */
 	struct operation_key operation;
+	__u64 operation_end; /* a bounded length behind the key's beginning stays within */
 };
 
 /* Loop state is kept in the map and not in registers: what comes back from there is an unknown number
@@ -210,24 +211,25 @@ static __always_inline int scan_head(struct head *head, __u32 length)
 	return !RECALL(head->refused) && (RECALL(head->request_line) || length >= HEAD_MAX);
 }
 
-/* Lay out the key of this request's operation: its method, and its path up to a query or the path's end. */
+/* Lay out the key of this request's operation: its method, and its path up to the space behind it. */
 static __always_inline void lay_out_operation(struct head *head, __u32 set, __u32 kind)
 {
 	struct operation_key *key = &head->operation;
+	struct operation *operation = &key->operation;
 	__u64 first = load8(head, 0), space = bytes_equal(first, ' ');
 	__u32 at = first_byte(space | 1ULL << 63) + 1, word;
 
 	key->prefix = OPERATION_BITS;
 	key->set = set;
-	key->kind_method = (first & (((space & -space) >> 7) - 1)) << 8 | kind;
-	__builtin_memset(key->path, 0, sizeof(key->path));
+	operation->kind_method = (first & (((space & -space) >> 7) - 1)) << 8 | kind;
+	__builtin_memset(operation->path, 0, sizeof(operation->path));
 #pragma unroll
 	for (word = 0; word < OPERATION_PATH_WORDS; word++) {
 		__u64 text = load8(head, at + 8 * word);
-		__u64 ends = bytes_equal(text, ' ') | bytes_equal(text, '?');
+		__u64 ends = bytes_equal(text, ' ');
 
-		/* All bytes below the first that ends the path; without one, all eight. */
-		key->path[word] = text & (((ends & -ends) >> 7) - 1);
+		/* All bytes below the first space; without one, all eight. */
+		operation->path[word] = text & (((ends & -ends) >> 7) - 1);
 		if (ends)
 			break;
 	}

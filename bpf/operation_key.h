@@ -7,12 +7,19 @@
 #include <linux/types.h>
 
 #define OPERATION_PATH_WORDS 15 /* of eight bytes */
+#define OPERATION_HUFFMAN 0x80	/* beside the kind */
+
+struct operation {
+	__u64 kind_method; /* the kind, and behind it seven bytes of the method; zeros: whatever it is */
+	/* As it is sent, with a query if it has one. Behind its end zeros, or, where it is Huffman-coded, ones: those
+	 * no longer path has there. */
+	__u64 path[OPERATION_PATH_WORDS];
+};
 
 struct operation_key {
-	__u32 prefix;			  /* bits of what follows */
-	__u32 set;			  /* of the row's word SPANDIAL_WORD_OPERATIONS */
-	__u64 kind_method;		  /* the kind, and behind it seven bytes of the method; zeros: whatever it is */
-	__u64 path[OPERATION_PATH_WORDS]; /* without the query; zeros behind its end */
+	__u32 prefix; /* bits of what follows */
+	__u32 set;    /* of the row's word SPANDIAL_WORD_OPERATIONS */
+	struct operation operation;
 };
 
 #define OPERATION_BITS (8 * (sizeof(struct operation_key) - offsetof(struct operation_key, set)))

@@ -44,17 +44,15 @@ class Client:
         self.grpc = grpc
         self.stream = -1
 
-    def block(self, *more: Field, never: bool = False, path: str = "/shop.Orders/Get") -> bytes:
-        fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "shop")]
+    def block(self, *more: Field, never: bool = False, path: str = "/shop.Orders/Get", method: str = "POST") -> bytes:
+        fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "shop")]
         fields += [("content-type", "application/grpc" if self.grpc else "application/json"), ("te", "trailers")]
         make = NeverIndexedHeaderTuple if never else HeaderTuple
         return self.encoder.encode([HeaderTuple(*f) for f in fields] + [make(*f) for f in more], huffman=self.huffman)
 
-    def request(
-        self, *more: Field, never: bool = False, path: str = "/shop.Orders/Get", data: bytes = b"\0\0\0\0\3abc"
-    ) -> bytes:
+    def request(self, *more: Field, data: bytes = b"\0\0\0\0\3abc", **how: Any) -> bytes:
         self.stream += 2
-        block = self.block(*more, never=never, path=path)
+        block = self.block(*more, **how)
         return frame(HEADERS, END_HEADERS, self.stream, block) + frame(DATA, END_STREAM, self.stream, data)
 
 

@@ -6,13 +6,17 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
+from hpack import HeaderTuple, NeverIndexedHeaderTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spandial import abi
-from spandial.abi import EntryKind, Flag, Mode
+from spandial.abi import EntryKind, Flag, Mode, RecordFlag
 from spandial.operations import parse_operation
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.errors import OperationsFull
@@ -23,7 +27,7 @@ from tests.kernel.conftest import Watched
 from tests.kernel.remote import RemotePair
 from tests.kernel.test_capture import traced
 from tests.kernel.test_databases import Pair
-from tests.kernel.test_http2 import PREFACE, Client, traceparent
+from tests.kernel.test_http2 import END_HEADERS, END_STREAM, HEADERS, PREFACE, Client, frame, traceparent
 
 pytestmark = pytest.mark.kernel
 
@@ -219,12 +223,13 @@ def test_the_first_rule_that_matches_holds(
 def test_the_map_holds_what_it_has_room_for(watched: Watched, rules: Rules, ask: Callable[..., int]) -> None:
     rules.set({"/pay*": 100})
     row = rules.rows["/pay*"].number
-    many = [OperationRule(BOTH, parse_operation(f"/a{n}"), row) for n in range(8193)]
-    with pytest.raises(OperationsFull, match="8194"):
+    many = [OperationRule(BOTH, parse_operation(f"/a{n:04}*"), row) for n in range(10_000)]
+    with pytest.raises(OperationsFull, match="of the kernel's map"):
         watched.capture.set_operations(SET + 1, many)
-    assert watched.capture.set_operations(SET + 1, many[:8191]) == []
-    assert [ask(request) for request in ("GET /pay", "GET /a8190", "GET /a8192")] == [1, 0, 0]
-    rules.set({"/pay*": 100})
+    assert watched.capture.set_operations(SET + 1, many[:8000]) == []
+    assert [ask(request) for request in ("GET /pay", "GET /a7999")] == [1, 0]
+    watched.table.backend.write(watched.row.number, [SET + 1 << 32] * 8, 1 << abi.WORD_OPERATIONS)
+    assert [ask(request) for request in ("GET /pay", "GET /a7999", "GET /a8000")] == [0, 1, 0]
     watched.capture.drop_operations(SET + 1)
 
 
@@ -235,28 +240,11 @@ def test_rules_that_the_kernel_cannot_apply_are_told(watched: Watched) -> None:
     watched.capture.drop_operations(SET)
 
 
-@pytest.mark.parametrize("huffman", [False, True])
-@pytest.mark.parametrize("grpc", [False, True])
-def test_a_request_of_http2_is_decided_by_its_operation(
-    watched: Watched, rules: Rules, huffman: bool, grpc: bool
-) -> None:
-    """By whoever of the two knows its path."""
-    rules.set({"POST /shop.Orders/*": 50, "/shop.Carts/Add": 100, "/*/List": 100}, mode=Mode.STRICT, emit=True)
-    bits = random.Random(3)
-    client, pair = Client(grpc=grpc, huffman=huffman), Pair()
-    pair.send(PREFACE)
-    expected = []
-    for number in range(200):
-        path = ("/shop.Orders/Get", "/shop.Carts/Add", "/shop.Carts/AddMore", "/shop.Carts/List")[number % 4]
-        trace_id = bits.getrandbits(128) | 1
-        pair.send(client.request(traceparent(trace_id, False), path=path))
-        if path in ("/shop.Carts/Add", "/shop.Carts/List") or (
-            path == "/shop.Orders/Get" and trace_id & abi.RANDOMNESS_MASK >= 1 << 55
-        ):
-            expected.append((path, trace_id))
-    pair.close()
-    seen = watched.counts().seen
-    assert seen[EntryKind.GRPC if grpc else EntryKind.HTTP] == 200
+KNOWN = {"POST /shop.Orders/*": 50, "/shop.Carts/Add": 100, "PUT /*": 100, "/": 100, "/shop.Carts/A*": 0}
+
+
+def read_all(watched: Watched) -> list[Call]:
+    """What was kept, also by user space."""
     words = watched.table.backend
 
     def word_of(row: int, kind: EntryKind, method: str, path: str) -> int | None:
@@ -264,21 +252,149 @@ def test_a_request_of_http2_is_decided_by_its_operation(
         found = watched.capture.find_operation(words.read(row)[abi.WORD_OPERATIONS] >> 32, kind, method, path)
         return words.read(found)[kind] if found is not None else None
 
-    def calls() -> list[tuple[str, int]]:
-        conversations = Conversations(word_of)
-        said = [conversations.read(entry) for entry in watched.emitted()]
-        return [(call.path, call.trace_id) for call in said if isinstance(call, Call)]
+    conversations = Conversations(word_of)
+    return [call for entry in watched.emitted() if isinstance(call := conversations.read(entry), Call)]
 
-    eventually(lambda: len(calls()) >= len(expected), "all kept requests")
-    assert calls() == expected
+
+@pytest.mark.parametrize("huffman", [False, True])
+@pytest.mark.parametrize("grpc", [False, True])
+def test_a_request_of_http2_is_decided_by_its_operation(
+    watched: Watched, rules: Rules, huffman: bool, grpc: bool
+) -> None:
+    """Also where its path is an entry of the connection's table."""
+    rules.set(KNOWN, mode=Mode.STRICT, emit=True)
+    bits = random.Random(3)
+    client, pair = Client(grpc=grpc, huffman=huffman), Pair()
+    pair.send(PREFACE)
+    expected = []
+    for number in range(200):
+        path = ("/shop.Orders/Get", "/shop.Carts/Add", "/shop.Carts/AddMore", "/shop.Carts/Add?x=1", "/")[number % 5]
+        trace_id = bits.getrandbits(128) | 1
+        pair.send(client.request(traceparent(trace_id, False), path=path))
+        if path in ("/shop.Carts/Add", "/shop.Carts/Add?x=1", "/") or (
+            path == "/shop.Orders/Get" and trace_id & abi.RANDOMNESS_MASK >= 1 << 55
+        ):
+            expected.append((path.partition("?")[0], trace_id))
+    pair.close()
+    counts, kind = watched.counts(), EntryKind.GRPC if grpc else EntryKind.HTTP
+    assert (counts.seen[kind], counts.kept[kind]) == (200, len(expected))
+    eventually(lambda: len(read_all(watched)) >= len(expected), "all kept requests")
+    assert [(call.path, call.trace_id) for call in read_all(watched)] == expected
+    assert not any(entry.flags & RecordFlag.UNDECIDED for entry in watched.emitted())
+
+
+def test_a_method_is_known_by_its_entry_of_the_table(watched: Watched, rules: Rules) -> None:
+    rules.set({"PUT /*": 100, "DELETE /shop.Carts/*": 100, "OPTIONS *": 100})
+    before = watched.capture.losses()["undecided"]
+    client, pair = Client(), Pair()
+    pair.send(PREFACE)
+    for method in ("PUT", "DELETE", "GET", "OPTIONS", "PATCH", "POST") * 10:
+        pair.send(client.request(method=method))
+    pair.close()
+    assert watched.counts().kept[EntryKind.GRPC] == 20
+    assert watched.capture.losses()["undecided"] == before
+
+
+def test_behind_a_block_with_more_fields_than_are_looked_at_no_path_is_mistaken(watched: Watched, rules: Rules) -> None:
+    rules.set({"/a": 100})
+    before = watched.capture.losses()["undecided"]
+    client, pair = Client(grpc=False), Pair()
+    pair.send(PREFACE, *(client.request(path=f"/{path}") for path in "abcdefgh"))
+    assert watched.kept() == 1
+    client.stream += 2
+    fields = [HeaderTuple(*field) for field in ((":method", "GET"), (":path", "/"), (":scheme", "http"))]
+    fields += [NeverIndexedHeaderTuple("x", "")] * 120 + [HeaderTuple("y", str(n)) for n in range(3)]
+    pair.send(frame(HEADERS, END_HEADERS | END_STREAM, client.stream, client.encoder.encode(fields)))
+    pair.send(*(client.request(path=f"/{path}") for path in "adh"))
+    pair.close()
+    assert watched.kept() == 1
+    assert watched.capture.losses()["undecided"] == before + 4
+
+
+def test_the_calls_of_grpc_are_decided_without_user_space(watched: Watched, rules: Rules) -> None:
+    """As its C core writes them: the path's name and text plain, and later by their entry of the table."""
+
+    class Anything(grpc.GenericRpcHandler):
+        def service(self, _call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+            return grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
+
+    rules.set({"/shop.Orders/*": 100, "/shop.Carts/Add": 100, "GET *": 100})
+    before = watched.capture.losses()["undecided"]
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Anything()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for call in (
+            "shop.Orders/Get",
+            "shop.Orders/List",
+            "shop.Carts/Add",
+            "shop.Carts/AddAll",
+            "shop.Order/Get",
+        ) * 20:
+            channel.unary_unary(f"/{call}")(b"hello")
+    server.stop(None).wait()
+    counts = watched.counts()
+    assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (100, 60)
+    assert watched.capture.losses()["undecided"] == before
+
+
+def test_what_only_user_space_knows_it_decides(watched: Watched, rules: Rules) -> None:
+    """Here a method, and a path that came before there were rules."""
+    watched.set(abi.encode_word(0, emit=True))
+    client, pair = Client(huffman=True), Pair()
+    pair.send(PREFACE, client.request(path="/shop.Carts/Add"), client.request(path="/shop.Carts/All"))
+    rules.set({"/shop.Carts/Add": 100, "PUT /*": 100}, emit=True)
+    pair.send(client.request(path="/shop.Carts/Add"), client.request(path="/shop.Carts/All"))
+    pair.send(client.request(path="/1", method="PUT"), client.request(path="/2", method="PATCH"))
+    pair.close()
+    eventually(lambda: len(read_all(watched)) >= 2, "two requests")
+    assert [(call.method, call.path) for call in read_all(watched)] == [("POST", "/shop.Carts/Add"), ("PUT", "/1")]
+    assert sum(bool(entry.flags & RecordFlag.UNDECIDED) for entry in watched.emitted()) == 4
+    assert watched.counts().kept[EntryKind.GRPC] == 0
 
 
 def test_what_nobody_watches_is_counted_as_undecided(watched: Watched, rules: Rules) -> None:
-    rules.set({"/*/Get": 100})
+    rules.set(KNOWN)
     client, pair = Client(huffman=True), Pair()
     before = watched.capture.losses()["undecided"]
-    pair.send(PREFACE, client.request(), client.request())
+    pair.send(PREFACE, *(client.request(method="PUT") for _ in range(3)), client.request(path="/"))
     pair.close()
     counts = watched.counts()
-    assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (2, 0)
-    assert watched.capture.losses()["undecided"] == before + 2
+    assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (4, 1)
+    assert watched.capture.losses()["undecided"] == before + 3
+
+
+_asked = st.tuples(
+    st.sampled_from(
+        ["/", "/index.html", "/a", "/a?q", "/a/b", "/a/b/c", "/d", "/" + "e" * 200, "/a" + "f" * 200, "/é"]
+    ),
+    st.sampled_from(["GET", "POST", "POST", "PUT"]),
+    st.booleans(),  # Huffman-coded
+    st.sampled_from([None, None, None, 0, 64, 200, 4096]),  # a new size of the table
+    st.sampled_from([0, 0, 0, 0, 1500]),  # bytes of a header that is too long to be seen
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(_asked, min_size=1, max_size=25))
+def test_what_the_kernel_decides_of_http2_is_right(
+    watched: Watched, rules: Rules, asked: list[tuple[Any, ...]]
+) -> None:
+    """Whatever came into the table, and went."""
+    rules.set({"/a": 100, "GET /a/*": 100, "/a*": 0, "/é*": 100, "/" + "e" * 100 + "*": 100, "/": 100, "/i*": 100})
+    rates = {
+        row.number: word >> 8 == 0 for row in rules.rows.values() if (word := watched.table.backend.read(row.number)[1])
+    }
+    client, pair = Client(grpc=False), Pair()
+    pair.send(PREFACE)
+    for path, method, huffman, size, length in asked:
+        client.huffman = huffman
+        if size is not None:
+            client.encoder.header_table_size = size
+        before = watched.kept(), watched.capture.losses()["undecided"]
+        long = [("x-long", "y" * length)] if length else []
+        pair.send(client.request(*long, path=path, method=method))
+        if watched.capture.losses()["undecided"] == before[1]:
+            row = find(rules.rules, EntryKind.HTTP, method, path.partition("?")[0])
+            assert watched.kept() - before[0] == (row is not None and rates[row]), (path, method)
+    pair.close()

@@ -27,9 +27,14 @@ _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
 _BATCH = 2048  # records handed over at once
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
-_OPERATIONS = 8192  # entries of the longest-prefix map, of all sets of rules by operation together
+_FIELDS = 4096  # methods and paths in the header tables of HTTP/2 connections that rules by operation may be about
+_OPERATIONS = 32_768  # entries of the longest-prefix map, of all sets of rules by operation together
 # Of a set that changes the map holds new entries and old ones for a moment. It takes memory for those it has.
-_DEFINES = {"SPANDIAL_CONNECTIONS": _CONNECTIONS, "SPANDIAL_OPERATION_KEYS": 2 * _OPERATIONS}
+_DEFINES = {
+    "SPANDIAL_CONNECTIONS": _CONNECTIONS,
+    "SPANDIAL_OPERATION_KEYS": 2 * _OPERATIONS,
+    "SPANDIAL_FIELDS": _FIELDS,
+}
 # enum callback of bpf/loop.h
 SCANS = ("scan_head_callback", "scan_tracestate_callback")
 _CALLBACKS = (
@@ -40,6 +45,8 @@ _CALLBACKS = (
     "step_http2",
     "scan_fields_callback",
     "scan_huffman_callback",
+    "scan_operation_callback",
+    "obey_operation_callback",
 )
 
 # What says whether a socket blocks (bpf/sock.h): from the socket to its file's flags.
@@ -49,7 +56,7 @@ _OFFSETS = {
     "SPANDIAL_FILE_FLAGS": ("file", "f_flags"),
 }
 
-_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations")  # by the programs for OpenSSL
+_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "fields")  # by the programs for OpenSSL
 
 CapturePath = Literal["socket", "sys_exit"]
 
@@ -171,7 +178,7 @@ class Capture:
         Raises OperationsFull, with nothing changed, where there is no room for them.
         """
         old = self._sets.get(operation_set, _Set((), {}))
-        new = _Set(tuple(rules), entries(operation_set, rules))
+        new = _Set(tuple(rule for rule in rules if applies(rule.pattern)), entries(operation_set, rules))
         taken = sum(len(known.entries) for known in self._sets.values()) - len(old.entries) + len(new.entries)
         if taken > _OPERATIONS:
             raise OperationsFull(
@@ -192,7 +199,8 @@ class Capture:
             self._operations.pop(key)
 
     def find_operation(self, operation_set: int, kind: EntryKind, method: str, path: str) -> int | None:
-        """The row of the rule of this set that wins for an operation, by any pattern; None where there is none."""
+        """The row of the rule of this set that wins for an operation, as the kernel would find it; None where there is
+        none."""
         known = self._sets.get(operation_set)
         return find(known.rules, kind, method, path) if known is not None else None
 
