@@ -75,7 +75,8 @@ class Row(NamedTuple):
 
 
 _KINDS = (1 << len(abi.EntryKind)) - 1
-_RATES = 1 << abi.WORD_FALLBACK | 1 << abi.WORD_OPERATIONS | _KINDS
+_RATES = 1 << abi.WORD_FALLBACK | _KINDS
+_ROW = _RATES | 1 << abi.WORD_OPERATIONS
 _ALL = 0b11111111
 _OPERATION_ROWS = 1024  # at most: the others are for processes
 
@@ -127,13 +128,14 @@ class RateTable:
             self.backend.write(row.number, [0] * abi.ROW_WORDS, _ALL)
             self._free.append(row.number)
 
-    def write(self, row: Row, rates: Sequence[int], fallback: int, operations: int = 0) -> None:
-        """Set a row's rates; every reader has them when this returns."""
-        self.backend.write(row.number, [*rates, 0, operations, fallback, 0], _RATES)
+    def write(self, row: Row, rates: Sequence[int], fallback: int, operations: int | None = None) -> None:
+        """Set a row's rates; every reader has them when this returns. What names its operations stays if not given."""
+        mask = _RATES if operations is None else _ROW
+        self.backend.write(row.number, [*rates, 0, operations or 0, fallback, 0], mask)
 
     def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int, operations: int = 0) -> None:
         """Set the same rates in several rows; every reader has them when this returns."""
-        self.backend.write_many([row.number for row in rows], [*rates, 0, operations, fallback, 0], _RATES)
+        self.backend.write_many([row.number for row in rows], [*rates, 0, operations, fallback, 0], _ROW)
 
     def allocate_operation_rows(self, rates: Sequence[Sequence[int]]) -> list[int]:
         """Rows for operations that have these rates by entry kind, 0 where they are for other kinds; none at all where
