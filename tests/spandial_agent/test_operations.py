@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from spandial import abi
 from spandial.abi import DEFAULT_ROW, HEADER_ROW, EntryKind, Flag, Mode, encode_word
@@ -17,6 +19,7 @@ from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
 from spandial_agent.targets import Targets
+from spandial_agent.views import targets_table
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.fake_capture import FakeCapture
@@ -267,6 +270,15 @@ def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets)
             "kernel": True,
         },
     ]
+
+
+def test_the_command_line_shows_the_first_few(node: Any, targets: Targets) -> None:
+    discovered(targets)
+    targets.apply(book_of(*(Rule(Selector(operation=f"/{letter}*"), 1) for letter in "abcde"), Rule(Selector(), 7)))
+    console = Console(width=250, file=io.StringIO())
+    console.print(targets_table([state.model_dump() for state in node.targets()]))
+    assert isinstance(console.file, io.StringIO)
+    assert "7, /e*=1, /d*=1, /c*=1, 2 more" in console.file.getvalue()
 
 
 def test_health_and_statistics_say_what_is_not_obeyed(node: Any, targets: Targets, table: RateTable) -> None:
