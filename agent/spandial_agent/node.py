@@ -17,6 +17,7 @@ from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.kernel.operations import applies
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
@@ -38,7 +39,7 @@ from spandial_api.node import (
     TargetState,
     TargetStats,
 )
-from spandial_api.rules import RuleBook
+from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
 
 __all__ = ["LocalNode"]
@@ -155,6 +156,7 @@ class LocalNode:
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
+            "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
         if self._capture is not None:
@@ -175,6 +177,7 @@ class LocalNode:
                 f"the rate table is full: {self._table.refused} processes share the node's default rate "
                 f"(there are {abi.ROWS - 2} rows)."
             )
+        missing += self._targets.operations.missing
         return Health(
             status="degraded" if missing else "ok",
             version=version("spandial"),
@@ -193,14 +196,7 @@ class LocalNode:
         words = self._table.backend.read(target.row.number)
         rates = {}
         for kind, rule in zip(EntryKind, target.rules):
-            word = words[kind]
-            rates[_KIND_NAMES[kind]] = RateState.model_validate(
-                {
-                    "rate": round(word_rate(word) or 0.0, 10),
-                    "mode": Mode(word & abi.MODE_MASK).name.lower(),
-                    "rule": selector_text(rule.selector) if rule else "default",
-                }
-            )
+            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule))
         return TargetState.model_validate(
             {
                 "pid": target.pid,
@@ -211,6 +207,7 @@ class LocalNode:
                 "kind": "hooked" if target.hooked else "discovered",
                 "row": target.row.number,
                 "rates": rates,
+                "operations": _operations(target),
                 "why": target.why,
                 "tls": self._tls_of(target.pid),
             }
@@ -310,6 +307,30 @@ class LocalNode:
                     lost=0,
                 )
             )
+
+
+def _rate(word: int, rule: Rule | None) -> dict[str, Any]:
+    return {
+        "rate": round(word_rate(word) or 0.0, 10),
+        "mode": Mode(word & abi.MODE_MASK).name.lower(),
+        "rule": selector_text(rule.selector) if rule else "default",
+    }
+
+
+def _operations(target: Target) -> list[dict[str, Any]]:
+    """What `OperationState` says of a target, the rules that win first; nothing where they found no room."""
+    obeyed = target.operations
+    if obeyed is None or not obeyed.named:
+        return []
+    return [
+        {
+            **_rate(max(own.words), rule),
+            "operation": own.pattern.text,
+            "kinds": [_KIND_NAMES[kind] for kind in own.kinds],
+            "kernel": obeyed.in_kernel and applies(own.pattern),
+        }
+        for rule, own in zip(target.group.operations, obeyed.rules)
+    ]
 
 
 def _peer(target: Target) -> Peer | None:
