@@ -1,4 +1,4 @@
-"""How often something comes, from counts: calm while only chance moves them, at once where the load has changed. Pure."""
+"""How often something comes, from counts: calm while only chance moves them, at once when the load changes. Pure."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _CALM_S = 5.0  # in which half of a wave is forgotten
 
 
 def deviation(count: float, expected: float) -> float:
-    """By how many standard deviations a Poisson count is not what was expected (Anscombe's transform: the deviation is 1,
-    whatever the count)."""
+    """By how many standard deviations a Poisson count is not what was expected. Anscombe's transform: the deviation is
+    1, whatever the count."""
     return 2 * abs(math.sqrt(count + 0.375) - math.sqrt(expected + 0.375))
 
 
 class _Memory(NamedTuple):
-    count: float
+    seen: float
     seconds: float
 
     def after(self, other: _Memory, share: float) -> _Memory:
         """This one, after what is left of another."""
-        return _Memory(self.count + share * other.count, self.seconds + share * other.seconds)
+        return _Memory(self.seen + share * other.seen, self.seconds + share * other.seconds)
 
 
 class Arrivals:
@@ -37,8 +37,8 @@ class Arrivals:
 
     It is the mean of the last windows, of as many as make it precise: up to a minute of rare arrivals, four seconds of
     many. A window that chance does not explain, or a few together, end that memory: the new load counts alone; after a
-    single one from the next on, for a change comes somewhere within a window. A load that falls again as it rose comes in
-    waves: as long as they last, it takes more than such a wave to end the memory, and the mean counts.
+    single one from the next on, for a change comes somewhere within a window. A load that falls again as it rose comes
+    in waves: as long as they last, it takes more than such a wave to end the memory, and the mean counts.
 
     Attributes:
         rate: arrivals a second; 0 before there is a window.
@@ -53,7 +53,7 @@ class Arrivals:
 
     @property
     def rate(self) -> float:
-        return self._all.count / self._all.seconds if self._all.seconds else 0.0
+        return self._all.seen / self._all.seconds if self._all.seconds else 0.0
 
     def add(self, count: float, seconds: float) -> None:
         """One more window.
@@ -95,14 +95,14 @@ class Arrivals:
         self._step = step
 
     def _longer(self, memory: _Memory, window: _Memory) -> _Memory:
-        enough_s = _ENOUGH * memory.seconds / memory.count if memory.count else _LONGEST_S
+        enough_s = _ENOUGH * memory.seconds / memory.seen if memory.seen else _LONGEST_S
         length_s = min(max(enough_s, _SHORTEST_S), _LONGEST_S)
         return window.after(memory, math.exp(-window.seconds / length_s))
 
 
 def _deviation(memory: _Memory, window: _Memory) -> float:
     """By how many standard deviations a window's count is not what the memory expects."""
-    expected = memory.count / memory.seconds * window.seconds
-    if abs(window.count - expected) <= _SHARE * expected:
+    expected = memory.seen / memory.seconds * window.seconds
+    if abs(window.seen - expected) <= _SHARE * expected:
         return 0.0
-    return deviation(window.count, expected) / math.sqrt(1 + window.seconds / memory.seconds)
+    return deviation(window.seen, expected) / math.sqrt(1 + window.seconds / memory.seconds)
