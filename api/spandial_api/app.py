@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
-from spandial_api.routes import entries, health, metrics, sampling, stats, targets
+from spandial_api.routes import audit, entries, explain, health, metrics, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -40,7 +40,7 @@ def build_app(
     app.state.token = token
     app.state.token_path = token_path
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, targets, stats, entries, metrics, health):
+    for module in (sampling, explain, audit, targets, stats, entries, metrics, health):
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
