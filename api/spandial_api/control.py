@@ -149,7 +149,7 @@ class Control:
         return {selector: counts.get(selector, 0) for selector in self.book.rules}
 
     def _reached_by(self, selector: Selector) -> int:
-        return self._node.reached().get(selector, 0)
+        return self._node.reached_by(selector)
 
     async def _change(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
         # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
