@@ -37,6 +37,8 @@ from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import read_or_make_token
 from spandial_api.control import Control
+from spandial_api.guard import Guard
+from spandial_api.limits import Limits
 from spandial_api.store import LastGoodRules, StoreError, open_store
 
 __all__ = ["configure_log", "run_agent"]
@@ -89,13 +91,26 @@ async def run_agent(settings: Settings) -> None:
         if capture is not None and settings.propagation_seconds:
             propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
         lease_s = settings.lease_seconds
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, lease_s, spans, tls, propagation)
+        node = LocalNode(
+            table,
+            targets,
+            registrar,
+            discovery,
+            capture,
+            missing,
+            lease_s,
+            spans,
+            tls,
+            propagation,
+            settings.thresholds,
+        )
         try:
             copy = LastGoodRules(settings.state_dir / "rules.json")
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node, copy=copy)
+            guard = Guard(control, node, Limits(settings.budget, settings.quota))
             if control.trouble:
                 _log.error("the rules cannot be changed", reason=control.trouble)
             token_path = settings.state_dir / "token"
@@ -123,8 +138,9 @@ async def run_agent(settings: Settings) -> None:
             token_path=token_path,
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
+            guard=guard,
         )
-        running = asyncio.create_task(_run(node, control))
+        running = asyncio.create_task(_run(node, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         _log.info(
@@ -141,8 +157,8 @@ async def run_agent(settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _run(node: LocalNode, control: Control) -> None:
-    await asyncio.gather(node.run(), control.run())
+async def _run(node: LocalNode, control: Control, guard: Guard) -> None:
+    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run())
 
 
 def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:

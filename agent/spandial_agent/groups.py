@@ -7,8 +7,9 @@ from itertools import chain
 from operator import is_
 from typing import NamedTuple
 
-from spandial.abi import EntryKind, Flag
+from spandial.abi import EntryKind, Flag, encode_word, word_rate
 from spandial.labels import Labels
+from spandial_agent.limiting import Limit
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
 
@@ -57,14 +58,15 @@ class Group:
         self.fallback = default
         self.words = RowWords((), 0)
 
-    def row(self, factor: float = 1.0) -> RowWords:
-        """All words of a member's row, whose rates by rules are multiplied by this; the default is not."""
+    def row(self, limit: Limit | None = None) -> RowWords:
+        """All words of a member's row, whose rates are under this limit."""
         emit = Flag.EMIT if self.emit else 0
         rates: list[int] = []
-        last, word = None, self.default | emit
+        last, word = None, _limited(self.default, limit) | emit
         for rule, percent in zip(self.rules, self.percents):
             if rule is not last:  # most often one rule has all kinds
-                word = (self.default if rule is None else rule.word(percent * factor)) | emit
+                word = _limited(self.default, limit) if rule is None else rule.word(_rate(rule, percent, limit))
+                word |= emit
                 last = rule
             rates.append(word)
         return RowWords(tuple(rates), self.fallback)
@@ -110,6 +112,14 @@ class Group:
             return False
         self.rules = tuple(rules)
         return True
+
+
+def _rate(rule: Rule, percent: float, limit: Limit | None) -> float:
+    return percent if limit is None else limit.rate(percent, rule.floor)
+
+
+def _limited(default: int, limit: Limit | None) -> int:
+    return default if limit is None else encode_word(limit.rate(word_rate(default) or 0.0))
 
 
 class Groups:

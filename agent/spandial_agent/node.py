@@ -21,10 +21,14 @@ from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
+from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_agent.tls.follower import TlsFollower
+from spandial_api.breaker import Circuit, Thresholds
+from spandial_api.limits import Limits
 from spandial_api.node import (
+    BudgetUse,
     EntryEvent,
     Health,
     HookCounts,
@@ -37,6 +41,7 @@ from spandial_api.node import (
     TargetExplanation,
     TargetState,
     TargetStats,
+    TenantUse,
 )
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
@@ -63,6 +68,7 @@ class LocalNode:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         tls: what follows the TLS of targets, where there is capture.
         propagation: what looks for lost trace contexts, where that is wanted.
+        thresholds: of tenants' circuits.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class LocalNode:
         spans: SpanPipeline | None = None,
         tls: TlsFollower | None = None,
         propagation: PropagationWatch | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -89,6 +96,7 @@ class LocalNode:
         self._spans = spans
         self._tls = tls
         self._propagation = propagation
+        self._steering = Steering(targets, capture, registrar.publish, thresholds)
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # records of processes that ended longer ago
@@ -121,6 +129,25 @@ class LocalNode:
         finally:
             if looking is not None:
                 looking.cancel()
+
+    async def steer(self) -> None:
+        """Move rates by what is counted until cancelled."""
+        await self._steering.run()
+
+    def limit(self, limits: Limits) -> None:
+        self._steering.limit(limits)
+
+    def budget_use(self) -> BudgetUse:
+        return self._steering.budget_use
+
+    def tenant_uses(self) -> list[TenantUse]:
+        return self._steering.tenant_uses
+
+    def circuits(self) -> dict[str, Circuit]:
+        return self._steering.circuits
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        self._steering.restore(circuits)
 
     def apply(self, book: RuleBook) -> None:
         self._revision = book.revision
@@ -191,6 +218,7 @@ class LocalNode:
 
     def _target_state(self, target: Target) -> TargetState:
         words = self._table.backend.read(target.row.number)
+        limit = self._targets.limits.get(target.pid)
         rates = {}
         for kind, rule in zip(EntryKind, target.rules):
             word = words[kind]
@@ -199,6 +227,8 @@ class LocalNode:
                     "rate": round(word_rate(word) or 0.0, 10),
                     "mode": Mode(word & abi.MODE_MASK).name.lower(),
                     "rule": selector_text(rule.selector) if rule else "default",
+                    "target": rule.target if rule else None,
+                    "limited": limit.why if limit is not None else "",
                 }
             )
         return TargetState.model_validate(

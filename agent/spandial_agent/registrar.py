@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,14 @@ class Registrar:
         self._listener.listen(1024)
         self._loop.add_reader(self._listener, self._accept)
 
-    async def publish(self) -> None:
-        """Ask every hook to publish its counts, and wait until they have, or for 50 ms."""
+    async def publish(self, targets: Collection[Target] | None = None) -> None:
+        """Ask every hook, or those of some targets, to publish its counts, and wait until they have, or for 50 ms."""
+        asked_targets = None if targets is None else set(map(id, targets))
         self._requests += 1
         request = json.dumps({"publish": self._requests}).encode()
-        asked = []
+        asked: list[_Connection] = []
         for connection in self._connections.values():
-            if connection.page is None:
+            if connection.page is None or (asked_targets is not None and id(connection.target) not in asked_targets):
                 continue
             try:
                 connection.peer.send(request)

@@ -9,8 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from spandial_api.control import Control, RevisionConflict
+from spandial_api.guard import Guard
+from spandial_api.limits import Limits
 from spandial_api.node import Node
-from spandial_api.routes import audit, entries, explain, health, metrics, sampling, stats, targets
+from spandial_api.routes import audit, entries, explain, health, limits, metrics, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -24,11 +26,13 @@ def build_app(
     token_path: Path,
     version: str,
     max_rate_without_ttl: float = 100.0,
+    guard: Guard | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and token are the caller's.
 
     Args:
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
+        guard: budget and quotas; without it there are those that are stored.
     """
     app = FastAPI(
         title="spandial",
@@ -36,11 +40,12 @@ def build_app(
         description="One dial for the trace-sampling rate of every process on this node.",
     )
     app.state.control = control
+    app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
     app.state.token = token
     app.state.token_path = token_path
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, explain, audit, targets, stats, entries, metrics, health):
+    for module in (sampling, explain, audit, limits, targets, stats, entries, metrics, health):
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from spandial_api.node import Health, Node, NodeStats, TargetState
+from spandial_api.guard import Guard
+from spandial_api.node import BudgetUse, Health, Node, NodeStats, TargetState, TenantUse
 
 router = APIRouter(tags=["node"])
 
@@ -18,10 +19,21 @@ _LABELS = ["service", "version", "env", "pid", "kind"]
 class _Snapshot:
     """A collector of one scrape."""
 
-    def __init__(self, stats: NodeStats, targets: list[TargetState], health: Health) -> None:
+    def __init__(
+        self,
+        stats: NodeStats,
+        targets: list[TargetState],
+        health: Health,
+        budget: float | None,
+        use: BudgetUse,
+        tenants: list[TenantUse],
+    ) -> None:
         self._stats = stats
         self._targets = targets
         self._health = health
+        self._budget = budget
+        self._use = use
+        self._tenants = tenants
 
     def collect(self) -> Iterator[Metric]:
         kernel = CounterMetricFamily(
@@ -83,6 +95,7 @@ class _Snapshot:
                 rates.add_metric([state.service, state.version, state.env, str(state.pid), kind], rate.rate)
         yield rates
 
+        yield from self._limits()
         health = self._health
         yield GaugeMetricFamily("spandial_targets", "Targets.", value=health.targets)
         yield GaugeMetricFamily("spandial_free_rows", "Rows left in the rate table.", value=health.free_rows)
@@ -95,11 +108,40 @@ class _Snapshot:
             capture.add_metric([path], float(health.capture == path))
         yield capture
 
+    def _limits(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "spandial_limited_targets", "Targets whose rates the budget holds down.", value=self._use.limited
+        )
+        if self._budget is not None:
+            yield GaugeMetricFamily(
+                "spandial_budget", "Kept entries a second that the node may have.", value=self._budget
+            )
+        if self._use.demand is not None:
+            yield GaugeMetricFamily(
+                "spandial_demand", "Kept entries a second that the rules ask for.", value=self._use.demand
+            )
+        quota = GaugeMetricFamily("spandial_tenant_quota", "Kept entries a second.", labels=["tenant"])
+        demand = GaugeMetricFamily(
+            "spandial_tenant_demand", "Kept entries a second that the rules ask for.", labels=["tenant"]
+        )
+        circuit = GaugeMetricFamily(
+            "spandial_tenant_circuit", "1 for the state of a tenant's circuit.", labels=["tenant", "state"]
+        )
+        for use in self._tenants:
+            quota.add_metric([use.tenant], use.quota)
+            demand.add_metric([use.tenant], use.demand)
+            for state in ("closed", "open", "half-open"):
+                circuit.add_metric([use.tenant, state], float(use.circuit == state))
+        yield from (quota, demand, circuit)
+
 
 @router.get("/metrics", response_class=Response)
 async def get_metrics(request: Request) -> Response:
     """Counts, losses, rates and rows in Prometheus' text format."""
     node: Node = request.app.state.node
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(await node.stats(), node.targets(), node.health()))
+    guard: Guard = request.app.state.guard
+    stats, budget = await node.stats(), guard.limits.budget
+    snapshot = _Snapshot(stats, node.targets(), node.health(), budget, node.budget_use(), node.tenant_uses())
+    registry.register(snapshot)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

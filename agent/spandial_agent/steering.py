@@ -1,0 +1,310 @@
+"""Steering: rates that follow what is counted. Targets of rules, the node's budget, tenants' circuits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from spandial.abi import DEFAULT_ROW, EntryKind
+from spandial.labels import Labels
+from spandial_agent.groups import Group
+from spandial_agent.kernel.capture import Capture
+from spandial_agent.limiting import Limit, Run, budget_factors, load_at, runs_of, window_of
+from spandial_agent.tallies import Tallies
+from spandial_agent.targets import Target, Targets
+from spandial_api.arrivals import Arrivals
+from spandial_api.breaker import CLOSED, Circuit, Thresholds, step
+from spandial_api.limits import Limits
+from spandial_api.node import BudgetUse, TenantUse
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
+from spandial_api.sharing import Asked
+from spandial_api.throughput import Load, Throughput, Window
+
+__all__ = ["Steering"]
+
+_INTERVAL_S = 0.5
+_SLOWEST_S = 2.0
+_WORK = 0.03  # of the time
+_GAP_S = 5.0  # between two looks: what held meanwhile is not known
+_SMOOTHED = 4  # windows of a target's own load
+_NEAR = 0.5  # of the budget: from here on it is known what each target asks for
+
+_KINDS = tuple(EntryKind)
+_Key = tuple[Selector, str]
+
+
+class _Force(NamedTuple):
+    """What a group had in force at a look: the same objects as long as nobody changed it."""
+
+    rules: tuple[Rule | None, ...]
+    percents: tuple[float, ...]
+
+
+class _Held(NamedTuple):
+    """What held in the last window.
+
+    Attributes:
+        runs: each group's rates at its end.
+        changed: the groups whose rates somebody else changed in it.
+    """
+
+    runs: dict[Group, list[Run]]
+    changed: set[Group]
+
+
+class Steering:
+    """Looks at the counts twice a second, as long as there is something to steer; less often where that would take more
+    than three percent of the time.
+
+    Args:
+        publish: has the hooks of these processes publish their counts, and waits for them a moment.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        targets: Targets,
+        capture: Capture | None,
+        publish: Callable[[Collection[Target]], Awaitable[None]],
+        thresholds: Thresholds | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._targets = targets
+        self._publish = publish
+        self._thresholds = thresholds or Thresholds()
+        self._clock = clock
+        self._tallies = Tallies(capture)
+        self._limits = Limits()
+        self._book: RuleBook | None = None
+        self._targeted = False  # whether it has rules with a target
+        self._rules: dict[_Key, Throughput] = {}
+        self._last: dict[str, list[tuple[Group, int]]] = {}  # what was counted in the last window, by service
+        self._last_s = 0.0
+        self._looked: float | None = None
+        self._force: dict[Group, _Force] = {}
+        self._asked: dict[int, deque[Asked]] = {}
+        self._factors: dict[int, float] = {}
+        self._demand = Arrivals()
+        self._tenants: dict[str, Arrivals] = {}
+        self._circuits: dict[str, Circuit] = {}
+        targets.rate_of = self.rate_of
+
+    def rate_of(self, rule: Rule, labels: Labels) -> float:
+        """The percentage that a rule has for processes of a service."""
+        if rule.rate is not None:
+            return rule.rate
+        steered = self._rules.get((rule.selector, labels.service))
+        if steered is None:
+            steered = self._rules[rule.selector, labels.service] = Throughput(rule)
+            if window := self._measured(rule, labels.service):
+                steered.add(window)
+        elif steered.rule is not rule:
+            steered.put(rule)
+        return steered.rate
+
+    def limit(self, limits: Limits) -> None:
+        """Hold the node to these from the next look on."""
+        self._limits = limits
+
+    @property
+    def circuits(self) -> dict[str, Circuit]:
+        return dict(self._circuits)
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        """Go on with these."""
+        self._circuits = {tenant: circuit for tenant, circuit in circuits.items() if circuit != CLOSED}
+
+    @property
+    def budget_use(self) -> BudgetUse:
+        limited = sum(limit.factor < 1 for limit in self._targets.limits.values())
+        return BudgetUse(demand=self._demand.rate if self._limiting else None, limited=limited)
+
+    @property
+    def tenant_uses(self) -> list[TenantUse]:
+        uses = []
+        for tenant in sorted({*self._tenants, *self._circuits}):
+            quota = self._limits.quota_of(tenant)
+            if quota is not None:
+                demand = self._tenants[tenant].rate if tenant in self._tenants else 0.0
+                circuit = self._circuits.get(tenant, CLOSED)
+                use = TenantUse(tenant=tenant, quota=quota, demand=demand, circuit=circuit.state, lasted=circuit.lasted)
+                uses.append(use)
+        return uses
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            begun = time.thread_time()
+            if self._needed:
+                await self._publish([t for t in self._targets if t.pages and (self._limiting or _is_steered(t.group))])
+                self.look()
+            elif self._looked is not None:
+                self._rest()
+            worked = time.thread_time() - begun
+            await asyncio.sleep(min(max(_INTERVAL_S, worked / _WORK), _SLOWEST_S))
+
+    def look(self) -> None:
+        """Steer by what has come since the last look."""
+        now = self._clock()
+        seconds = now - self._looked if self._looked is not None else 0.0
+        first = not 0 < seconds <= _GAP_S
+        self._looked = now
+        found = self._tallies.look([t for t in self._targets if t.row.number != DEFAULT_ROW], first=first)
+        groups = {target.group for target in self._targets}
+        self._forget(groups)
+        if not first:
+            held = _Held(
+                {group: runs_of(group.rules, group.percents, group.default) for group in groups},
+                {group for group in groups if self._changed(group)},
+            )
+            self._steer(held, found, seconds)
+            if self._limiting:
+                self._hold(held, found, seconds)
+        if not self._limiting and self._targets.limits:
+            self._targets.set_limits({})
+        self._force = {group: _Force(group.rules, group.percents) for group in groups}
+
+    @property
+    def _limiting(self) -> bool:
+        limits = self._limits
+        return limits.budget is not None or limits.quota is not None or bool(limits.quotas)
+
+    @property
+    def _needed(self) -> bool:
+        book = self._targets.book
+        if book is not self._book:
+            self._book, self._targeted = book, any(rule.rate is None for rule in book.rules.values())
+        return self._limiting or self._targeted or bool(self._targets.limits)
+
+    def _rest(self) -> None:
+        self._looked = None
+        self._forget(())
+        self._last.clear()
+
+    def _forget(self, groups: Iterable[Group]) -> None:
+        """Rules that steer nobody any more."""
+        groups = list(groups)
+        keys = {(rule.selector, g.labels.service) for g in groups for rule in g.rules if rule and rule.rate is None}
+        self._rules = {key: steered for key, steered in self._rules.items() if key in keys}
+
+    def _changed(self, group: Group) -> bool:
+        """Whether its rates were changed since the last look, by somebody else."""
+        known = self._force.get(group)
+        return known is None or known.rules is not group.rules or known.percents is not group.percents
+
+    def _steer(self, held: _Held, found: list[tuple[Target, int]], seconds: float) -> None:
+        """Move the rates of rules with a target."""
+        limits = self._targets.limits
+        summed: dict[tuple[Group, Limit | None], int] = {}
+        for target, tally in found:
+            key = target.group, limits.get(target.pid)
+            summed[key] = summed.get(key, 0) + tally
+        self._last, self._last_s = {}, seconds
+        windows: dict[_Key, list[Window]] = {key: [] for key in self._rules}
+        for (group, limit), tally in summed.items():
+            service = group.labels.service
+            self._last.setdefault(service, []).append((group, tally))
+            for run in held.runs[group]:
+                if run.rule is not None and run.rule.rate is None:
+                    window = window_of(run, tally, seconds, limit, changed=group in held.changed)
+                    windows.setdefault((run.rule.selector, service), []).append(window)
+        moved = set()
+        for rule_key, steered in self._rules.items():
+            before = steered.rate
+            steered.add(Window.together(windows[rule_key]) if windows[rule_key] else Window(seconds))
+            if steered.rate != before:
+                moved.add(rule_key[1])
+        if moved:
+            self._targets.refresh(moved)
+
+    def _measured(self, rule: Rule, service: str) -> Window | None:
+        """What the last look found of the entries that a new rule is for."""
+        windows = [
+            window_of(
+                Run(rule, 0, tuple(kind for kind in _KINDS if rule.selector.matches_kind(kind))),
+                tally,
+                self._last_s,
+                None,
+                changed=True,
+            )
+            for group, tally in self._last.get(service, ())
+            if rule.selector.matches_labels(group.labels)
+        ]
+        return Window.together(windows) if windows else None
+
+    def _hold(self, held: _Held, found: list[tuple[Target, int]], seconds: float) -> None:
+        """Step the circuits, share the budget out, and write what follows."""
+        limits, open_rate = self._targets.limits, self._thresholds.rate
+        now = {group: runs_of(group.rules, group.percents, group.default) for group in held.runs}
+        loads: dict[int, list[tuple[Load, float]]] = {}  # by pid: each run's, and its rule's rate from now on
+        demands = {group.labels.tenant: 0.0 for group in held.runs}
+        for target, tally in found:
+            limit, group = limits.get(target.pid), target.group
+            loads[target.pid] = [
+                (load_at(before, window_of(before, tally, seconds, limit), limit), after.percent)
+                for before, after in zip(held.runs[group], now[group])
+            ]
+            demands[group.labels.tenant] += sum(load.kept(percent) for load, percent in loads[target.pid])
+        self._step_circuits(demands, seconds)
+        asked: dict[int, Asked] = {}
+        for target, _ in found:
+            most = open_rate if self._is_open(target.labels.tenant) else 100.0
+            wanted = sum(load.kept(min(percent, most)) for load, percent in loads[target.pid])
+            asked[target.pid] = Asked(wanted, sum(load.forced for load, _ in loads[target.pid]))
+        self._demand.add(sum(one.wanted for one in asked.values()) * seconds, seconds)
+        self._share(asked, held.changed)
+        limited = {}
+        for target in self._targets:
+            factor = self._factors.get(target.pid, 1.0)
+            most = open_rate if self._is_open(target.labels.tenant) else 100.0
+            if factor < 1 or most < 100:
+                limited[target.pid] = Limit(factor, most)
+        self._targets.set_limits(limited)
+
+    def _is_open(self, tenant: str) -> bool:
+        return bool(tenant) and self._circuits.get(tenant, CLOSED).state == "open"
+
+    def _step_circuits(self, demands: Mapping[str, float], seconds: float) -> None:
+        self._tenants = {tenant: self._tenants.get(tenant) or Arrivals() for tenant in demands if tenant}
+        for tenant, demand in demands.items():
+            if tenant:
+                self._tenants[tenant].add(demand * seconds, seconds)
+        circuits = {}
+        for tenant in {*self._tenants, *self._circuits}:
+            quota = self._limits.quota_of(tenant)
+            if quota is not None:
+                demand = self._tenants[tenant].rate if tenant in self._tenants else 0.0
+                circuit = step(self._circuits.get(tenant, CLOSED), demand, quota, seconds, self._thresholds)
+                if circuit != CLOSED:
+                    circuits[tenant] = circuit
+        self._circuits = circuits
+
+    def _share(self, asked: Mapping[int, Asked], changed: Collection[Group]) -> None:
+        """Work out what the budget leaves of each target's rates."""
+        budget = self._limits.budget
+        if budget is None or max(self._demand.rate, sum(one.wanted for one in asked.values())) < _NEAR * budget:
+            self._asked, self._factors = {}, {}
+            return
+        smoothed: dict[int, Asked] = {}
+        known: dict[int, deque[Asked]] = {}
+        for target in self._targets:
+            one, windows = asked.get(target.pid), self._asked.get(target.pid)
+            if one is None and windows is None:
+                continue
+            if windows is None or target.group in changed:
+                windows = deque(maxlen=_SMOOTHED)
+            windows.append(one or Asked(0.0))
+            wanted = sum(window.wanted for window in windows) / len(windows)
+            if wanted:
+                known[target.pid] = windows
+                smoothed[target.pid] = Asked(wanted, sum(window.least for window in windows) / len(windows))
+        self._asked = known
+        self._factors = budget_factors(budget, smoothed, self._factors)
+
+
+def _is_steered(group: Group) -> bool:
+    return any(rule is not None and rule.rate is None for rule in group.rules)
