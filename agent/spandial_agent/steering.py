@@ -107,8 +107,14 @@ class Steering:
         return steered.rate
 
     def limit(self, limits: Limits) -> None:
-        """Hold the node to these from the next look on."""
+        """Hold the node to these: what they no longer limit is as its rules say at once, the rest at the next look."""
         self._limits = limits
+        self._circuits = {t: circuit for t, circuit in self._circuits.items() if limits.quota_of(t) is not None}
+        if limits.budget is None:
+            self._asked, self._factors = {}, {}
+        if not self._limiting:
+            self._demand, self._tenants = Arrivals(), {}
+        self._write_limits()
 
     @property
     def circuits(self) -> dict[str, Circuit]:
@@ -164,8 +170,6 @@ class Steering:
             self._steer(held, found, seconds)
             if self._limiting:
                 self._hold(held, found, seconds)
-        if not self._limiting and self._targets.limits:
-            self._targets.set_limits({})
         self._force = {group: _Force(group.rules, group.percents) for group in groups}
 
     @property
@@ -178,7 +182,7 @@ class Steering:
         book = self._targets.book
         if book is not self._book:
             self._book, self._targeted = book, any(rule.rate is None for rule in book.rules.values())
-        return self._limiting or self._targeted or bool(self._targets.limits)
+        return self._limiting or self._targeted
 
     def _rest(self) -> None:
         self._looked = None
@@ -257,12 +261,16 @@ class Steering:
             asked[target.pid] = Asked(wanted, sum(load.forced for load, _ in loads[target.pid]))
         self._demand.add(sum(one.wanted for one in asked.values()) * seconds, seconds)
         self._share(asked, held.changed)
+        self._write_limits()
+
+    def _write_limits(self) -> None:
         limited = {}
-        for target in self._targets:
-            factor = self._factors.get(target.pid, 1.0)
-            most = open_rate if self._is_open(target.labels.tenant) else 100.0
-            if factor < 1 or most < 100:
-                limited[target.pid] = Limit(factor, most)
+        if self._factors or self._circuits:
+            for target in self._targets:
+                factor = self._factors.get(target.pid, 1.0)
+                most = self._thresholds.rate if self._is_open(target.labels.tenant) else 100.0
+                if factor < 1 or most < 100:
+                    limited[target.pid] = Limit(factor, most)
         self._targets.set_limits(limited)
 
     def _is_open(self, tenant: str) -> bool:

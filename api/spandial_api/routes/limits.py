@@ -92,11 +92,9 @@ def _guard(request: Request) -> Guard:
 
 
 def _said(written: Written | None) -> dict[str, object]:
-    return (
-        {"who": written.who, "why": written.why, "time": written.time}
-        if written
-        else {"who": "", "why": "", "time": None}
-    )
+    if written is None:
+        return {"who": "", "why": "", "time": None}
+    return {"who": written.who, "why": written.why, "time": written.time}
 
 
 def _budget(request: Request) -> BudgetState:
