@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from spandial_api.throughput import Load, Window, load_of
 __all__ = ["Limit", "Run", "budget_factors", "load_at", "runs_of", "window_of"]
 
 _DEAD_BAND = 0.03
+_KINDS = tuple(EntryKind)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Run(NamedTuple):
         return limit.rate(self.percent, 0.0 if self.rule is None else self.rule.floor)
 
 
-def runs_of(rules: Iterable[Rule | None], percents: Iterable[float], default: int) -> list[Run]:
+def runs_of(rules: Sequence[Rule | None], percents: Sequence[float], default: int) -> list[Run]:
     """A target's rates, each with its kinds.
 
     Args:
@@ -73,7 +74,10 @@ def runs_of(rules: Iterable[Rule | None], percents: Iterable[float], default: in
         default: the rate word where there is no rule.
     """
     runs: dict[int, Run] = {}
-    for kind, rule, percent in zip(EntryKind, rules, percents):
+    first = rules[0]
+    if first is not None and all(rule is first for rule in rules):
+        return [Run(first, percents[0], _KINDS)]
+    for kind, rule, percent in zip(_KINDS, rules, percents):
         if rule is None:
             percent = word_rate(default) or 0.0
         run = runs.get(id(rule))
@@ -89,7 +93,10 @@ def window_of(run: Run, tally: int, seconds: float, limit: Limit | None, *, chan
         changed: the rate was changed in it.
     """
     counts = by_kind(tally)
-    seen, kept, traced, traced_kept = (sum(column[kind] for kind in run.kinds) for column in counts)
+    if len(run.kinds) == len(EntryKind):
+        seen, kept, traced, traced_kept = map(sum, counts)
+    else:
+        seen, kept, traced, traced_kept = (sum(column[kind] for kind in run.kinds) for column in counts)
     untraced, rate = seen - traced, run.rate(limit) / 100
     return Window(
         seconds,

@@ -54,6 +54,11 @@ class _Held(NamedTuple):
 
     runs: dict[Group, list[Run]]
     changed: set[Group]
+    seconds: float
+
+    def loads(self, group: Group, tally: int, limit: Limit | None) -> list[Load]:
+        """Of each run of a group, from what was counted under a limit."""
+        return [load_at(run, window_of(run, tally, self.seconds, limit), limit) for run in self.runs[group]]
 
 
 class Steering:
@@ -166,10 +171,16 @@ class Steering:
             held = _Held(
                 {group: runs_of(group.rules, group.percents, group.default) for group in groups},
                 {group for group in groups if self._changed(group)},
+                seconds,
             )
-            self._steer(held, found, seconds)
+            limits = self._targets.limits
+            summed: dict[tuple[Group, Limit | None], int] = {}
+            for target, tally in found:
+                key = target.group, limits.get(target.pid)
+                summed[key] = summed.get(key, 0) + tally
+            self._steer(held, summed)
             if self._limiting:
-                self._hold(held, found, seconds)
+                self._hold(held, summed, found)
         self._force = {group: _Force(group.rules, group.percents) for group in groups}
 
     @property
@@ -200,28 +211,23 @@ class Steering:
         known = self._force.get(group)
         return known is None or known.rules is not group.rules or known.percents is not group.percents
 
-    def _steer(self, held: _Held, found: list[tuple[Target, int]], seconds: float) -> None:
+    def _steer(self, held: _Held, summed: Mapping[tuple[Group, Limit | None], int]) -> None:
         """Move the rates of rules with a target."""
-        limits = self._targets.limits
-        summed: dict[tuple[Group, Limit | None], int] = {}
-        for target, tally in found:
-            key = target.group, limits.get(target.pid)
-            summed[key] = summed.get(key, 0) + tally
-        self._last, self._last_s = {}, seconds
-        windows: dict[_Key, list[Window]] = {key: [] for key in self._rules}
+        self._last, self._last_s = {}, held.seconds
+        windows: dict[_Key, list[Window]] = {}
         for (group, limit), tally in summed.items():
             service = group.labels.service
             self._last.setdefault(service, []).append((group, tally))
             for run in held.runs[group]:
                 if run.rule is not None and run.rule.rate is None:
-                    window = window_of(run, tally, seconds, limit, changed=group in held.changed)
+                    window = window_of(run, tally, held.seconds, limit, changed=group in held.changed)
                     windows.setdefault((run.rule.selector, service), []).append(window)
-        moved = set()
-        for rule_key, steered in self._rules.items():
+        moved, nothing = set(), Window(held.seconds)
+        for key, steered in self._rules.items():
             before = steered.rate
-            steered.add(Window.together(windows[rule_key]) if windows[rule_key] else Window(seconds))
+            steered.add(Window.together(windows[key]) if key in windows else nothing)
             if steered.rate != before:
-                moved.add(rule_key[1])
+                moved.add(key[1])
         if moved:
             self._targets.refresh(moved)
 
@@ -240,27 +246,34 @@ class Steering:
         ]
         return Window.together(windows) if windows else None
 
-    def _hold(self, held: _Held, found: list[tuple[Target, int]], seconds: float) -> None:
+    def _hold(
+        self, held: _Held, summed: Mapping[tuple[Group, Limit | None], int], found: list[tuple[Target, int]]
+    ) -> None:
         """Step the circuits, share the budget out, and write what follows."""
-        limits, open_rate = self._targets.limits, self._thresholds.rate
-        now = {group: runs_of(group.rules, group.percents, group.default) for group in held.runs}
-        loads: dict[int, list[tuple[Load, float]]] = {}  # by pid: each run's, and its rule's rate from now on
-        demands = {group.labels.tenant: 0.0 for group in held.runs}
-        for target, tally in found:
-            limit, group = limits.get(target.pid), target.group
-            loads[target.pid] = [
-                (load_at(before, window_of(before, tally, seconds, limit), limit), after.percent)
-                for before, after in zip(held.runs[group], now[group])
-            ]
-            demands[group.labels.tenant] += sum(load.kept(percent) for load, percent in loads[target.pid])
-        self._step_circuits(demands, seconds)
-        asked: dict[int, Asked] = {}
-        for target, _ in found:
-            most = open_rate if self._is_open(target.labels.tenant) else 100.0
-            wanted = sum(load.kept(min(percent, most)) for load, percent in loads[target.pid])
-            asked[target.pid] = Asked(wanted, sum(load.forced for load, _ in loads[target.pid]))
-        self._demand.add(sum(one.wanted for one in asked.values()) * seconds, seconds)
-        self._share(asked, held.changed)
+        percents = {
+            group: [run.percent for run in runs_of(group.rules, group.percents, group.default)] for group in held.runs
+        }
+        tenants = {group.labels.tenant: 0.0 for group in held.runs}
+        for (group, limit), tally in summed.items():
+            loads = held.loads(group, tally, limit)
+            tenants[group.labels.tenant] += sum(load.kept(rate) for load, rate in zip(loads, percents[group]))
+        self._step_circuits(tenants, held.seconds)
+
+        def asked(group: Group, tally: int, limit: Limit | None) -> Asked:
+            """What the rules ask for under the circuits as they are now."""
+            loads, most = held.loads(group, tally, limit), self._most(group.labels.tenant)
+            wanted = sum(load.kept(min(rate, most)) for load, rate in zip(loads, percents[group]))
+            return Asked(wanted, min(sum(load.forced for load in loads), wanted))
+
+        demand = sum(asked(group, tally, limit).wanted for (group, limit), tally in summed.items())
+        self._demand.add(demand * held.seconds, held.seconds)
+        budget = self._limits.budget
+        if budget is None or max(self._demand.rate, demand) < _NEAR * budget:
+            self._asked, self._factors = {}, {}
+        else:
+            limits = self._targets.limits
+            by_pid = {t.pid: asked(t.group, tally, limits.get(t.pid)) for t, tally in found}
+            self._factors = budget_factors(budget, self._smoothed(by_pid, held.changed), self._factors)
         self._write_limits()
 
     def _write_limits(self) -> None:
@@ -268,13 +281,15 @@ class Steering:
         if self._factors or self._circuits:
             for target in self._targets:
                 factor = self._factors.get(target.pid, 1.0)
-                most = self._thresholds.rate if self._is_open(target.labels.tenant) else 100.0
+                most = self._most(target.labels.tenant)
                 if factor < 1 or most < 100:
                     limited[target.pid] = Limit(factor, most)
         self._targets.set_limits(limited)
 
-    def _is_open(self, tenant: str) -> bool:
-        return bool(tenant) and self._circuits.get(tenant, CLOSED).state == "open"
+    def _most(self, tenant: str) -> float:
+        """The percentage that no rate of a tenant is above."""
+        is_open = bool(tenant) and self._circuits.get(tenant, CLOSED).state == "open"
+        return self._thresholds.rate if is_open else 100.0
 
     def _step_circuits(self, demands: Mapping[str, float], seconds: float) -> None:
         self._tenants = {tenant: self._tenants.get(tenant) or Arrivals() for tenant in demands if tenant}
@@ -291,12 +306,8 @@ class Steering:
                     circuits[tenant] = circuit
         self._circuits = circuits
 
-    def _share(self, asked: Mapping[int, Asked], changed: Collection[Group]) -> None:
-        """Work out what the budget leaves of each target's rates."""
-        budget = self._limits.budget
-        if budget is None or max(self._demand.rate, sum(one.wanted for one in asked.values())) < _NEAR * budget:
-            self._asked, self._factors = {}, {}
-            return
+    def _smoothed(self, asked: Mapping[int, Asked], changed: Collection[Group]) -> dict[int, Asked]:
+        """What each target asked for in the last few windows, on average."""
         smoothed: dict[int, Asked] = {}
         known: dict[int, deque[Asked]] = {}
         for target in self._targets:
@@ -311,7 +322,7 @@ class Steering:
                 known[target.pid] = windows
                 smoothed[target.pid] = Asked(wanted, sum(window.least for window in windows) / len(windows))
         self._asked = known
-        self._factors = budget_factors(budget, smoothed, self._factors)
+        return smoothed
 
 
 def _is_steered(group: Group) -> bool:

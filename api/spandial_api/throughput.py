@@ -45,6 +45,8 @@ class Window(NamedTuple):
     def together(cls, windows: Iterable[Window]) -> Window:
         """Of the same time."""
         windows = list(windows)
+        if len(windows) == 1:
+            return windows[0]
         sums = [sum(column) for column in zip(*(window[1:5] for window in windows))]
         by_rate = [None if None in column else sum(column) for column in zip(*(window[5:] for window in windows))]
         return cls(windows[0].seconds, *sums, *by_rate)
