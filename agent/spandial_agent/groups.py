@@ -144,7 +144,6 @@ class Groups:
         self._emit = emit
         self._percent_of = percent_of
         self._by_key: dict[tuple[Labels, int, bool], Group] = {}
-        self._ids: set[int] = set()  # of the book's rules
         self._by_label: dict[str, dict[str, set[Group]]] = {}  # by name and value; those of `shared` are not in it
         self.shared = self._made(Labels(), default, False)
 
@@ -177,19 +176,9 @@ class Groups:
                 del self._by_label[name]
 
     def apply(self, book: RuleBook) -> Collection[Group]:
-        """Obey another book; the groups whose words may have changed.
-
-        Rules that both books have are told by their identity, and cost next to nothing.
-        """
-        old, before, fallback = self.book, self._ids, self._fallback
-        self.book, self._ids, self._fallback = book, set(map(id, book.rules.values())), book.fallback
-        changes: dict[Selector, tuple[Rule | None, Rule | None]] = {}
-        if before - self._ids:
-            changes = {rule.selector: (rule, None) for rule in old.rules.values() if id(rule) not in self._ids}
-        if self._ids - before:
-            for rule in book.rules.values():
-                if id(rule) not in before:
-                    changes[rule.selector] = changes.get(rule.selector, (None, None))[0], rule
+        """Obey another book; the groups whose words may have changed."""
+        changes, fallback = book.changes_from(self.book), self._fallback
+        self.book, self._fallback = book, book.fallback
         concerned = set(self) if fallback != self._fallback or len(changes) > _MANY else set()
         if len(changes) > _MANY:
             for group in self:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -216,8 +218,9 @@ class Targets:
     def apply(self, book: RuleBook) -> None:
         """Make all targets obey this book. What it costs goes with what differs from the last one: only rows whose
         words have changed are written. Every reader has them when this returns."""
-        self._write(self._groups.apply(book))
-        self._table.advance()
+        with _no_collection():
+            self._write(self._groups.apply(book))
+            self._table.advance()
 
     def rewrite(self) -> None:
         """Write what is to be emitted: `emit` answers differently."""
@@ -324,6 +327,18 @@ class Targets:
     def _write_default(self) -> None:
         words = self._groups.shared.words
         self._table.write_default(words.rates, words.fallback)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """On a full node a garbage collection takes as long as a change of all rates: it can wait until that is obeyed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _fixed_rate(rule: Rule, _labels: Labels) -> float:
