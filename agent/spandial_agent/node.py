@@ -26,7 +26,7 @@ from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.breaker import Circuit, Thresholds
-from spandial_api.limits import Limits
+from spandial_api.budgets import Limits
 from spandial_api.node import (
     BudgetUse,
     EntryEvent,

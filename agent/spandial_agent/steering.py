@@ -17,7 +17,7 @@ from spandial_agent.tallies import Tallies
 from spandial_agent.targets import Target, Targets
 from spandial_api.arrivals import Arrivals
 from spandial_api.breaker import CLOSED, Circuit, Thresholds, step
-from spandial_api.limits import Limits
+from spandial_api.budgets import Limits
 from spandial_api.node import BudgetUse, TenantUse
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spandial_api.breaker import Circuit
+from spandial_api.budgets import Limits
 from spandial_api.control import Author, Control
-from spandial_api.limits import Limits
 from spandial_api.node import Node
 from spandial_api.store import StoreError
 

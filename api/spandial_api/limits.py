@@ -1,27 +1,44 @@
-"""What a node may keep, whatever its rules ask for."""
+"""How often somebody may do something. Pure: the time is an argument."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import OrderedDict
 
-__all__ = ["Limits"]
+__all__ = ["RateLimit"]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Kept entries a second on this node. None: no limit.
+class RateLimit:
+    """A bucket for each name: it holds `burst` and fills with so many a second; each time takes one.
 
-    Attributes:
-        budget: of all targets together.
-        quota: of each tenant that has none of its own.
-        quotas: by tenant.
+    Args:
+        per_second: 0 for no limit.
+        burst: at least 1.
+        most: names that are remembered. Of more, those that asked longest ago are forgotten, and begin with a full
+            bucket again.
     """
 
-    budget: float | None = None
-    quota: float | None = None
-    quotas: Mapping[str, float] = field(default_factory=dict)
+    def __init__(self, per_second: float, burst: float, most: int = 1024) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._most = most
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what it held, and when in seconds
 
-    def quota_of(self, tenant: str) -> float | None:
-        """A process without a tenant is nobody's."""
-        return self.quotas.get(tenant, self.quota) if tenant else None
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, name: str, now: float) -> float:
+        """0.0 where this may be done now; else nothing is taken, and this is how many seconds later it may.
+
+        Args:
+            now: seconds of any clock; where it goes back, nothing fills until it has caught up.
+        """
+        if not self._per_second:
+            return 0.0
+        held, then = self._buckets.pop(name, (self._burst, now))
+        now = max(now, then)
+        held = min(self._burst, held + (now - then) * self._per_second)
+        wait = 0.0 if held >= 1 else (1 - held) / self._per_second
+        self._buckets[name] = (held if wait else held - 1, now)
+        if len(self._buckets) > self._most:
+            self._buckets.popitem(last=False)
+        return wait

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, Field
 
 from spandial_api.breaker import Circuit, CircuitState
-from spandial_api.limits import Limits
+from spandial_api.budgets import Limits
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import KindName, Selector
 

@@ -14,7 +14,7 @@ from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.targets import Target, Targets
 from spandial_api.breaker import Circuit, Thresholds
-from spandial_api.limits import Limits
+from spandial_api.budgets import Limits
 from spandial_api.rules import Rule
 from spandial_api.selectors import Selector
 from tests.spandial_agent.fake_capture import FakeCapture

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from spandial.abi import Mode
 from spandial.labels import Labels
 from spandial_api.breaker import Circuit
-from spandial_api.limits import Limits
+from spandial_api.budgets import Limits
 from spandial_api.node import (
     BudgetUse,
     EntryEvent,

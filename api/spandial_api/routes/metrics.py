@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from spandial_api.auth import Access
 from spandial_api.guard import Guard
 from spandial_api.node import BudgetUse, Health, Node, NodeStats, TargetState, TenantUse
 
@@ -24,6 +25,7 @@ class _Snapshot:
         stats: NodeStats,
         targets: list[TargetState],
         health: Health,
+        refused: Mapping[str, int],
         budget: float | None,
         use: BudgetUse,
         tenants: list[TenantUse],
@@ -31,6 +33,7 @@ class _Snapshot:
         self._stats = stats
         self._targets = targets
         self._health = health
+        self._refused = refused
         self._budget = budget
         self._use = use
         self._tenants = tenants
@@ -77,6 +80,13 @@ class _Snapshot:
         for reason, count in self._stats.losses.items():
             losses.add_metric([reason], count)
         yield losses
+
+        refused = CounterMetricFamily(
+            "spandial_requests_refused", "Requests of somebody who may not, or not so often.", labels=["reason"]
+        )
+        for reason, count in self._refused.items():
+            refused.add_metric([reason], count)
+        yield refused
 
         contexts = CounterMetricFamily(
             "spandial_context_lost",
@@ -140,8 +150,16 @@ async def get_metrics(request: Request) -> Response:
     """Counts, losses, rates and rows in Prometheus' text format."""
     node: Node = request.app.state.node
     registry = CollectorRegistry(auto_describe=False)
+    access: Access = request.app.state.access
     guard: Guard = request.app.state.guard
-    stats, budget = await node.stats(), guard.limits.budget
-    snapshot = _Snapshot(stats, node.targets(), node.health(), budget, node.budget_use(), node.tenant_uses())
+    snapshot = _Snapshot(
+        await node.stats(),
+        node.targets(),
+        node.health(),
+        access.refused,
+        guard.limits.budget,
+        node.budget_use(),
+        node.tenant_uses(),
+    )
     registry.register(snapshot)
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

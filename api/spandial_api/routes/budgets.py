@@ -8,13 +8,14 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from pydantic import BaseModel, Field
 
 from spandial.labels import LABEL_MAX
-from spandial_api.auth import Principal, may_write
+from spandial_api.auth import Principal, may_admin
 from spandial_api.breaker import CircuitState
 from spandial_api.control import Author
 from spandial_api.guard import QUOTAS_MAX, Guard, TooManyQuotas, Written
 from spandial_api.node import Node
 from spandial_api.parameters import only
 from spandial_api.requests import Why
+from spandial_api.selectors import Selector
 
 __all__ = ["router"]
 
@@ -22,7 +23,7 @@ router = APIRouter(tags=["limits"])
 
 _MAX = 1e9
 
-Writer = Annotated[Principal, Depends(may_write)]
+Writer = Annotated[Principal, Depends(may_admin)]
 Entries = Annotated[float, Field(gt=0, le=_MAX, description="kept entries a second on this node", examples=[5000])]
 Tenant = Annotated[str, Field(min_length=1, max_length=LABEL_MAX, description="label `tenant`", examples=["acme"])]
 
@@ -125,18 +126,20 @@ def _quotas(request: Request) -> dict[str, QuotaState]:
     return states
 
 
-@router.put("/budget", dependencies=[Depends(may_write), Depends(only(*BudgetQuery.model_fields))])
-@router.post("/budget", dependencies=[Depends(may_write), Depends(only(*BudgetQuery.model_fields))])
+@router.put("/budget", dependencies=[Depends(may_admin), Depends(only(*BudgetQuery.model_fields))])
+@router.post("/budget", dependencies=[Depends(may_admin), Depends(only(*BudgetQuery.model_fields))])
 async def put_budget(request: Request, writer: Writer, query: Annotated[BudgetQuery, Query()]) -> BudgetState:
     """Hold the node to so many kept entries a second: where the rules ask for more, rates are lowered, those of the
     targets that keep most first, and come back by themselves."""
+    writer.check(Selector())
     await _guard(request).set_budget(query.entries, Author(writer.name, query.why))
     return _budget(request)
 
 
-@router.delete("/budget", dependencies=[Depends(may_write), Depends(only(*WhyQuery.model_fields))])
+@router.delete("/budget", dependencies=[Depends(may_admin), Depends(only(*WhyQuery.model_fields))])
 async def delete_budget(request: Request, writer: Writer, query: Annotated[WhyQuery, Query()]) -> BudgetState:
     """The budget of SPANDIAL_BUDGET again, or none."""
+    writer.check(Selector())
     await _guard(request).set_budget(None, Author(writer.name, query.why))
     return _budget(request)
 
@@ -147,11 +150,12 @@ async def get_budget(request: Request) -> BudgetState:
     return _budget(request)
 
 
-@router.put("/quotas", dependencies=[Depends(may_write), Depends(only(*QuotaQuery.model_fields))])
-@router.post("/quotas", dependencies=[Depends(may_write), Depends(only(*QuotaQuery.model_fields))])
+@router.put("/quotas", dependencies=[Depends(may_admin), Depends(only(*QuotaQuery.model_fields))])
+@router.post("/quotas", dependencies=[Depends(may_admin), Depends(only(*QuotaQuery.model_fields))])
 async def put_quota(request: Request, writer: Writer, query: Annotated[QuotaQuery, Query()]) -> QuotaState:
     """Give a tenant so many kept entries a second. Whose rules ask for much more, for long, is held at a low rate until
     they ask for less again."""
+    writer.check(Selector(tenant=query.tenant))
     try:
         await _guard(request).set_quota(query.tenant, query.entries, Author(writer.name, query.why))
     except TooManyQuotas:
@@ -159,9 +163,10 @@ async def put_quota(request: Request, writer: Writer, query: Annotated[QuotaQuer
     return _quotas(request)[query.tenant]
 
 
-@router.delete("/quotas", dependencies=[Depends(may_write), Depends(only(*TenantQuery.model_fields))])
+@router.delete("/quotas", dependencies=[Depends(may_admin), Depends(only(*TenantQuery.model_fields))])
 async def delete_quota(request: Request, writer: Writer, query: Annotated[TenantQuery, Query()]) -> Quotas:
     """The quota of SPANDIAL_QUOTA again, or none."""
+    writer.check(Selector(tenant=query.tenant))
     try:
         await _guard(request).set_quota(query.tenant, None, Author(writer.name, query.why))
     except KeyError:
