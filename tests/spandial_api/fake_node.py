@@ -43,7 +43,8 @@ class FakeNode:
         explained: what it says of processes.
         why: what it says of all its targets.
         limits: the budget and quotas that it was told to hold.
-        budget, tenants: what it says of them.
+        limited: what it says holds all rates down.
+        budget, tenants: what it says of budget and tenants.
         open_circuits: those that are not closed.
     """
 
@@ -60,6 +61,7 @@ class FakeNode:
         self.explained: dict[int, TargetExplanation] = {}
         self.why = ""
         self.limits = Limits()
+        self.limited = ""
         self.budget = BudgetUse(demand=None, limited=0)
         self.tenants: list[TenantUse] = []
         self.open_circuits: dict[str, Circuit] = {}
@@ -145,6 +147,7 @@ class FakeNode:
                     "rate": rule.rate if rule else 100.0,
                     "mode": _MODES[rule.mode] if rule else "follow",
                     "rule": selector_text(rule.selector) if rule else "default",
+                    "limited": self.limited,
                 }
             )
         return TargetState(
