@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
+import structlog
+
 from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.groups import Group
@@ -34,6 +36,7 @@ _SMOOTHED = 4  # windows of a target's own load
 _NEAR = 0.5  # of the budget: from here on it is known what each target asks for
 
 _KINDS = tuple(EntryKind)
+_log = structlog.get_logger("spandial.steering")
 _Key = tuple[Selector, str]
 
 
@@ -90,6 +93,7 @@ class Steering:
         self._last: dict[str, list[tuple[Group, int]]] = {}  # what was counted in the last window, by service
         self._last_s = 0.0
         self._looked: float | None = None
+        self._trouble = ""
         self._force: dict[Group, _Force] = {}
         self._asked: dict[int, deque[Asked]] = {}
         self._factors: dict[int, float] = {}
@@ -152,11 +156,20 @@ class Steering:
             begun = time.thread_time()
             if self._needed:
                 await self._publish([t for t in self._targets if t.pages and (self._limiting or _is_steered(t.group))])
-                self.look()
+                self._try_to_look()
             elif self._looked is not None:
                 self._rest()
             worked = time.thread_time() - begun
             await asyncio.sleep(min(max(_INTERVAL_S, worked / _WORK), _SLOWEST_S))
+
+    def _try_to_look(self) -> None:
+        try:
+            self.look()
+            self._trouble = ""
+        except OSError as error:  # the rates stay as they are; the next look only remembers
+            if self._trouble != str(error):
+                _log.warning("the kernel's counts cannot be read, and no rate is steered", error=str(error))
+            self._trouble, self._looked = str(error), None
 
     def look(self) -> None:
         """Steer by what has come since the last look."""

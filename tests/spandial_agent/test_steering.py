@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import pytest
 
@@ -267,6 +267,27 @@ def test_processes_come_and_go(traffic: Traffic, targets: Targets) -> None:
     assert targets.limits.keys() <= {target.pid for target in targets}
 
 
+@pytest.mark.anyio
+async def test_counts_that_cannot_be_read_leave_the_rates_as_they_are(
+    traffic: Traffic, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_rows: Collection[int]) -> list[int]:
+        raise OSError(12, "bpf_map_lookup_batch")
+
+    traffic.add(1, 10_000)
+    traffic.apply(targeting(100))
+    traffic.run(5)
+    rate = traffic.rate(1)
+    monkeypatch.setattr("spandial_agent.steering.asyncio.sleep", lambda seconds: _stop())
+    with monkeypatch.context() as failing:
+        failing.setattr(capture, "tallies", fails)
+        with pytest.raises(StopAsyncIteration):
+            await traffic.steering.run()
+    assert traffic.rate(1) == rate
+    traffic.run(2)
+    assert traffic.rate(1) == near(rate)
+
+
 def test_a_standstill_of_the_agent_is_no_silence(traffic: Traffic) -> None:
     traffic.add(1, 10_000)
     traffic.apply(targeting(100))
@@ -282,8 +303,7 @@ async def test_where_nothing_is_steered_nothing_is_read(
     traffic: Traffic, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    sleep: Callable[[float], object] = lambda seconds: _stop(looked)  # noqa: E731
-    monkeypatch.setattr("spandial_agent.steering.asyncio.sleep", sleep)
+    monkeypatch.setattr("spandial_agent.steering.asyncio.sleep", lambda seconds: _stop())
     monkeypatch.setattr(traffic.steering, "look", lambda: looked.append("look"))
     traffic.add(1, 1000)
     with pytest.raises(StopAsyncIteration):
@@ -295,5 +315,5 @@ async def test_where_nothing_is_steered_nothing_is_read(
     assert looked == ["look"]
 
 
-async def _stop(_looked: list[str]) -> None:
+async def _stop() -> None:
     raise StopAsyncIteration
