@@ -25,10 +25,18 @@ class Limit:
     Attributes:
         factor: 0-1.
         most: percentage.
+
+    Raises ValueError.
     """
 
     factor: float = 1.0
     most: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor <= 1:
+            raise ValueError(f"a factor is between 0 and 1, not {self.factor!r}")
+        if not 0 <= self.most <= 100:
+            raise ValueError(f"a rate is a percentage from 0 to 100, not {self.most!r}")
 
     def rate(self, percent: float, floor: float = 0.0) -> float:
         """The rate in force in place of this one, which is never multiplied to below its floor."""
@@ -109,8 +117,17 @@ def window_of(run: Run, tally: int, seconds: float, limit: Limit | None, *, chan
     )
 
 
-def load_at(run: Run, window: Window, limit: Limit | None) -> Load:
-    """How the entries of a run's window divide, each a second."""
+def load_at(run: Run, window: Window, limit: Limit | None, *, by_operation: bool = False) -> Load:
+    """How the entries of a run's window divide, each a second.
+
+    Args:
+        by_operation: some operations have rates of their own: then what was really kept tells, as if it had been drawn
+            at the run's rate.
+    """
+    if by_operation and (rate := run.rate(limit) / 100):
+        forced = window.traced_kept if run.mode == Mode.FOLLOW and not run.thins else 0.0
+        drawn = (window.untraced_kept + window.traced_kept - forced) / rate
+        return Load(forced / window.seconds, drawn / window.seconds)
     load = load_of(run.mode, run.thins, window.untraced, window.traced, window.traced_kept, run.rate(limit) / 100)
     return Load(load.forced / window.seconds, load.drawn / window.seconds)
 

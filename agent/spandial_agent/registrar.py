@@ -205,5 +205,5 @@ def _parse_hello(message: bytes) -> tuple[Labels, int]:
     if not isinstance(default, int) or not 0 <= default < 1 << 64 or not default & abi.Flag.VALID:
         raise _BadHello("default is a valid rate word")
     return Labels(*main)._replace(others=other_labels(attributes.items())), default & ~(
-        abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK
+        abi.Flag.OPERATIONS | abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK
     )

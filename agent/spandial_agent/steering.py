@@ -61,7 +61,9 @@ class _Held(NamedTuple):
 
     def loads(self, group: Group, tally: int, limit: Limit | None) -> list[Load]:
         """Of each run of a group, from what was counted under a limit."""
-        return [load_at(run, window_of(run, tally, self.seconds, limit), limit) for run in self.runs[group]]
+        by_operation = bool(group.operations)
+        windows = ((run, window_of(run, tally, self.seconds, limit)) for run in self.runs[group])
+        return [load_at(run, window, limit, by_operation=by_operation) for run, window in windows]
 
 
 class Steering:

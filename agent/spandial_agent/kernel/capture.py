@@ -96,17 +96,17 @@ class Counts(NamedTuple):
         return cls(*(tuple(sums[at : at + kinds]) for at in range(0, len(sums), kinds)))
 
 
+def _tally(values: bytes, first: int, last: int, stride: int) -> int:
+    """The sum of the values of all CPUs. The entries' counts come first in each."""
+    return sum(int.from_bytes(values[at : at + TALLY_SIZE], "little") for at in range(first, last, stride))
+
+
 class _Set(NamedTuple):
     rules: Sequence[OperationRule]  # that the kernel can apply
     entries: dict[bytes, int]  # of the longest-prefix map
 
 
 _NOTHING = _Set((), {})
-
-
-def _tally(values: bytes, first: int, last: int, stride: int) -> int:
-    """The sum of the values of all CPUs. The entries' counts come first in each."""
-    return sum(int.from_bytes(values[at : at + TALLY_SIZE], "little") for at in range(first, last, stride))
 
 
 class Capture:
