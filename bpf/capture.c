@@ -696,7 +696,7 @@ static __always_inline void decide_block(struct walk *walk)
 		/* What the table alone knows may be the trace context, if one is in there. */
 		if (!traced && (block->cut || (block->indexed && walk->at.traceparent_inserted)))
 			block->undecided = 1;
-		if (walk->word & SPANDIAL_OPERATIONS) {
+		if (walk->word & SPANDIAL_OPERATIONS && (walk->entries || walk->answers)) {
 			bpf_loop(1, CALLBACK(OBEY_OPERATION), 0, 0);
 			block->undecided |= !!(walk->word & SPANDIAL_OPERATIONS);
 		}

@@ -52,8 +52,8 @@ class Rules:
             self.turn(text, rate, mode)
         self.rules = [OperationRule(BOTH, parse_operation(text), self.rows[text].number) for text in rates]
         self._watched.capture.set_operations(SET, self.rules)
-        self._table.backend.write(self._watched.row.number, [SET << 32] * 8, 1 << abi.WORD_OPERATIONS)
         self._watched.set(abi.encode_word(base, mode, emit=emit) | Flag.OPERATIONS, abi.encode_word(0))
+        self._table.backend.write(self._watched.row.number, [SET << 32] * 8, 1 << abi.WORD_OPERATIONS)
 
     def turn(self, text: str, rate: float, mode: Mode = Mode.FOLLOW) -> None:
         word = abi.encode_word(rate, mode)

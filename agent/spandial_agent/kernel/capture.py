@@ -95,8 +95,11 @@ class Counts(NamedTuple):
 
 
 class _Set(NamedTuple):
-    rules: tuple[OperationRule, ...]
+    rules: Sequence[OperationRule]  # that the kernel can apply
     entries: dict[bytes, int]  # of the longest-prefix map
+
+
+_NOTHING = _Set((), {})
 
 
 class Capture:
@@ -177,8 +180,8 @@ class Capture:
 
         Raises OperationsFull, with nothing changed, where there is no room for them.
         """
-        old = self._sets.get(operation_set, _Set((), {}))
-        new = _Set(tuple(rule for rule in rules if applies(rule.pattern)), entries(operation_set, rules))
+        applicable = [rule for rule in rules if applies(rule.pattern)]
+        old, new = self._sets.get(operation_set, _NOTHING), _Set(applicable, entries(operation_set, applicable))
         taken = sum(len(known.entries) for known in self._sets.values()) - len(old.entries) + len(new.entries)
         if taken > _OPERATIONS:
             raise OperationsFull(
@@ -195,7 +198,7 @@ class Capture:
 
     def drop_operations(self, operation_set: int) -> None:
         """Forget a set of rules. No target's row names it any more."""
-        for key in self._sets.pop(operation_set, _Set((), {})).entries:
+        for key in self._sets.pop(operation_set, _NOTHING).entries:
             self._operations.pop(key)
 
     def find_operation(self, operation_set: int, kind: EntryKind, method: str, path: str) -> int | None:

@@ -10,8 +10,9 @@ text are those whose text begins with it: entries for them are in the same map, 
 
 from __future__ import annotations
 
+import functools
 import struct
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
@@ -90,19 +91,20 @@ def _fits(path: bytes) -> bool:
     return all(bits <= 8 * _PATH_MAX for _, bits, _ in _forms(path))
 
 
-def _forms(path: bytes) -> Iterator[tuple[int, int, bytes]]:
+@functools.lru_cache(4096)
+def _forms(path: bytes) -> tuple[tuple[int, int, bytes], ...]:
     """A beginning of paths in each of the forms in which they are sent: the form's flag, the number of bits that
     matter, and the bytes."""
     exact = path.endswith(_END)
     text = path.removesuffix(_END)
-    for end in (_END, _QUERY) if exact else (b"",):
-        yield 0, 8 * len(text + end), text + end
+    forms = [(0, 8 * len(text + end), text + end) for end in ((_END, _QUERY) if exact else (b"",))]
     for symbols in ((*text, _HUFFMAN_END), (*text, *_QUERY)) if exact else (tuple(text),):
         number = bits = 0
         for symbol in symbols:
             number = number << REQUEST_CODES_LENGTH[symbol] | REQUEST_CODES[symbol]
             bits += REQUEST_CODES_LENGTH[symbol]
-        yield _HUFFMAN, bits, (number << -bits % 8).to_bytes((bits + 7) // 8, "big")
+        forms.append((_HUFFMAN, bits, (number << -bits % 8).to_bytes((bits + 7) // 8, "big")))
+    return tuple(forms)
 
 
 def _winners(own: dict[bytes, int]) -> Iterable[tuple[bytes, int]]:
