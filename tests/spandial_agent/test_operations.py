@@ -216,10 +216,13 @@ def test_a_set_finds_the_room_that_another_leaves(targets: Targets, table: RateT
     assert rates.word(HTTP, "/b", None) is None
     assert targets.operations.refused > 0
     assert targets.operations.missing
+    assert targets.reached_by(Selector("checkout", operation="/b")) == 0
+    assert Selector("checkout", operation="/b") not in targets.reached()
     for row in taken[:4]:
         table.free(row)
     targets.apply(book_of(Rule(Selector("checkout", operation="/b"), 2), on=book))
     assert [rates.word(HTTP, name, None) for name in ("/a", "/b")] == [encode_word(1), encode_word(2)]
+    assert targets.reached_by(Selector("checkout", operation="/b")) == 1
     assert targets.operations.missing == []
 
 
