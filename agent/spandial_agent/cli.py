@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spandial_agent.budget_commands import budgets
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.rule_commands import rules
@@ -26,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(rules)
+app.add_typer(budgets)
 app.add_typer(tokens, name="token")
 
 

@@ -12,9 +12,11 @@ from fastapi.responses import JSONResponse, Response
 
 from spandial_api.auth import REFUSALS, Access, Refusal, may_read
 from spandial_api.body_limit import BodyLimit
+from spandial_api.budgets import Limits
 from spandial_api.control import Control, RevisionConflict
+from spandial_api.guard import Guard
 from spandial_api.node import Node
-from spandial_api.routes import audit, entries, explain, health, metrics, sampling, stats, targets
+from spandial_api.routes import audit, budgets, entries, explain, health, metrics, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -27,12 +29,14 @@ def build_app(
     access: Access,
     version: str,
     max_rate_without_ttl: float = 100.0,
+    guard: Guard | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
     Args:
         access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
+        guard: budget and quotas; without it there are those that are stored.
     """
     app = FastAPI(
         title="spandial",
@@ -40,10 +44,11 @@ def build_app(
         description="One dial for the trace-sampling rate of every process on this node.",
     )
     app.state.control = control
+    app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, explain, audit, targets, stats, entries, metrics):
+    for module in (sampling, explain, audit, budgets, targets, stats, entries, metrics):
         app.include_router(module.router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)

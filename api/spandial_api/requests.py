@@ -93,6 +93,13 @@ class _Rate(BaseModel):
         None, description="how long the rule holds; without it, until it is removed", examples=["10m", "1h30m"]
     )
 
+    @field_validator("target")
+    @classmethod
+    def _of_whole_services(cls, target: float | None, others: ValidationInfo) -> float | None:
+        if target is not None and others.data.get("operation") is not None:
+            raise ValueError("a rate: nobody counts the entries of one operation alone, so no target can be steered to")
+        return target
+
     @field_validator("rate")
     @classmethod
     def _one_of_rate_and_target(cls, rate: object, others: ValidationInfo) -> object:

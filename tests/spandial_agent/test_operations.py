@@ -15,6 +15,7 @@ from spandial.abi import DEFAULT_ROW, HEADER_ROW, EntryKind, Flag, Mode, encode_
 from spandial.labels import Labels
 from spandial.operations import parse_operation
 from spandial.sheet import OperationRates
+from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
@@ -238,7 +239,7 @@ def test_a_target_that_is_limited_keeps_less_of_its_operations_too(targets: Targ
     one, other = discovered(targets, 1), discovered(targets, 2)
     targets.apply(book_of(Rule(PAY, 100), Rule(Selector(), 10)))
     for limit in (0.5, 0.25):
-        targets.set_limits({1: limit})
+        targets.set_limits({1: Limit(limit)})
         words = [rates_of(table, target.row.number).word(HTTP, "GET /pay", None) for target in (one, other)]
         assert words == [encode_word(100 * limit), encode_word(100)]
     assert len(targets.operations) == 2  # the limited one's, and everybody else's
@@ -252,7 +253,7 @@ def test_what_ends_leaves_nothing_behind(targets: Targets, table: RateTable) -> 
     targets.apply(book_of(Rule(Selector("checkout", operation="/pay"), 1)))
     for pid in range(1, 5):
         targets.discover(Process(pid, 1, "python", CHECKOUT._replace(version=f"v{pid}")))
-    targets.set_limits({1: 0.5})
+    targets.set_limits({1: Limit(0.5)})
     for pid in range(1, 5):
         targets.remove(pid)
     assert (table.free_rows, len(targets.operations)) == (free, 0)
@@ -268,6 +269,8 @@ def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets)
             "rate": 50,
             "mode": "boost",
             "rule": "service=checkout protocol=grpc operation=*.Pay/*",
+            "target": None,
+            "limited": "",
             "operation": "*.Pay/*",
             "kinds": ["grpc"],
             "kernel": False,
@@ -276,6 +279,8 @@ def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets)
             "rate": 1,
             "mode": "follow",
             "rule": 'operation="GET /pay*"',
+            "target": None,
+            "limited": "",
             "operation": "GET /pay*",
             "kinds": ["internal", "http", "grpc", "db"],
             "kernel": True,

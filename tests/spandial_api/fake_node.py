@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from spandial.abi import Mode
 from spandial.labels import Labels
-from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
+from spandial_api.breaker import Circuit
+from spandial_api.budgets import Limits
+from spandial_api.node import (
+    BudgetUse,
+    EntryEvent,
+    Health,
+    NodeStats,
+    RateState,
+    TargetExplanation,
+    TargetState,
+    TenantUse,
+)
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
@@ -31,6 +42,10 @@ class FakeNode:
         watched: the globs of the last of them.
         explained: what it says of processes.
         why: what it says of all its targets.
+        limits: the budget and quotas that it was told to hold.
+        limited: what it says holds all rates down.
+        budget, tenants: what it says of budget and tenants.
+        open_circuits: those that are not closed.
     """
 
     def __init__(self) -> None:
@@ -45,6 +60,11 @@ class FakeNode:
         self.missing: list[str] = []
         self.explained: dict[int, TargetExplanation] = {}
         self.why = ""
+        self.limits = Limits()
+        self.limited = ""
+        self.budget = BudgetUse(demand=None, limited=0)
+        self.tenants: list[TenantUse] = []
+        self.open_circuits: dict[str, Circuit] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -68,6 +88,21 @@ class FakeNode:
 
     def reached_by(self, selector: Selector) -> int:
         return self.reached()[selector]
+
+    def limit(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def budget_use(self) -> BudgetUse:
+        return self.budget
+
+    def tenant_uses(self) -> list[TenantUse]:
+        return self.tenants
+
+    def circuits(self) -> dict[str, Circuit]:
+        return dict(self.open_circuits)
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        self.open_circuits = dict(circuits)
 
     async def stats(self) -> NodeStats:
         return self.counts
@@ -112,6 +147,7 @@ class FakeNode:
                     "rate": rule.rate if rule else 100.0,
                     "mode": _MODES[rule.mode] if rule else "follow",
                     "rule": selector_text(rule.selector) if rule else "default",
+                    "limited": self.limited,
                 }
             )
         return TargetState(
