@@ -119,7 +119,14 @@ class Group:
 
     def obeys(self, rule: Rule) -> bool:
         """Whether this rule is in force for any of their entries."""
-        return any(rule is own for own in self.rules) or any(rule is own for own in self.operations)
+        return any(rule is own for own in self.in_force)
+
+    @property
+    def in_force(self) -> Iterator[Rule | None]:
+        """The rules of all kinds, and those by operation if there is room for them."""
+        yield from self.rules
+        if self.set is not None and self.set.named:
+            yield from self.operations
 
     def resolve(self, book: RuleBook) -> None:
         """Find all rules anew."""
@@ -257,7 +264,7 @@ class Groups:
         """For each rule's selector, how many members obey it for at least some entries."""
         by_rule: dict[int, int] = {}
         for group in self:
-            for rule in {id(rule) for rule in (*group.rules, *group.operations) if rule is not None}:
+            for rule in {id(rule) for rule in group.in_force if rule is not None}:
                 by_rule[rule] = by_rule.get(rule, 0) + len(group.members)
         return {rule.selector: by_rule[id(rule)] for rule in self.book.rules.values() if by_rule.get(id(rule))}
 
