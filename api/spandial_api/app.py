@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
+from spandial_api.problems import Problems, describe
 from spandial_api.routes import entries, health, metrics, sampling, stats, targets
 from spandial_api.store import StoreError
 
@@ -34,17 +35,20 @@ def build_app(
         title="spandial",
         version=version,
         description="One dial for the trace-sampling rate of every process on this node.",
+        responses={422: {"model": Problems, "description": "Something in the request is wrong"}},
     )
     app.state.control = control
     app.state.node = node
     app.state.token = token
     app.state.token_path = token_path
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, targets, stats, entries, metrics, health):
-        app.include_router(module.router)
+    routers = [module.router for module in (sampling, targets, stats, entries, metrics, health)]
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
+    describe(app, routers)
     return app
 
 

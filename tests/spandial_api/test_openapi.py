@@ -55,3 +55,23 @@ async def test_the_dials_parameters_are_described(remote: httpx.AsyncClient) -> 
     assert parameters["rate"]["required"]
     assert parameters["rate"]["schema"]["examples"] == ["30", "0.1", "30%"]
     assert parameters["mode"]["schema"]["enum"] == ["follow", "boost", "strict"]
+
+
+async def test_a_path_says_of_an_unknown_method_all_that_it_takes(remote: httpx.AsyncClient) -> None:
+    answer = await remote.patch("/sampling")
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == "DELETE, GET, POST, PUT"
+    assert answer.json()["detail"] == "PATCH does nothing here; /sampling takes DELETE, GET, POST, PUT"
+
+
+async def test_every_write_says_that_it_needs_a_token_and_what_it_answers_without(remote: httpx.AsyncClient) -> None:
+    for name, operation in (await operations(remote)).items():
+        writes = not name.startswith("GET ")
+        assert ("security" in operation) == writes, name
+        assert ({"401", "503"} <= set(operation["responses"])) == writes, name
+
+
+async def test_every_operation_describes_its_422_as_it_is(remote: httpx.AsyncClient) -> None:
+    for name, operation in (await operations(remote)).items():
+        content = operation["responses"]["422"]["content"]
+        assert content == {"application/json": {"schema": {"$ref": "#/components/schemas/Problems"}}}, name

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema, field_validator
 
 from spandial.abi import Mode
 from spandial.decision import parse_rate
@@ -14,7 +14,8 @@ from spandial.labels import Labels
 from spandial_api.auth import may_write
 from spandial_api.control import ANY_REVISION, Control, Expected
 from spandial_api.durations import parse_duration
-from spandial_api.parameters import only
+from spandial_api.parameters import RATE_PATTERN, TTL_PATTERN, only
+from spandial_api.problems import no_such_rule
 from spandial_api.rules import Rule
 from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
@@ -30,7 +31,7 @@ def _check_ttl(text: str) -> str:
     return text
 
 
-Ttl = Annotated[str, AfterValidator(_check_ttl)]
+Ttl = Annotated[str, AfterValidator(_check_ttl), WithJsonSchema({"type": "string", "pattern": TTL_PATTERN})]
 
 
 class SelectorQuery(BaseModel):
@@ -48,7 +49,9 @@ class SelectorQuery(BaseModel):
 class RuleQuery(SelectorQuery):
     """A rule as it is put."""
 
-    rate: str = Field(description="percentage 0-100", examples=["30", "0.1", "30%"])
+    rate: str = Field(
+        description="percentage 0-100", examples=["30", "0.1", "30%"], json_schema_extra={"pattern": RATE_PATTERN}
+    )
     mode: ModeName = Field("follow", description="what the rate means where the caller has already decided")
 
     ttl: Ttl | None = Field(
@@ -171,7 +174,9 @@ def _expected(
     if_match: Annotated[
         str | None,
         Header(
-            description="change nothing (412) unless this is the rules' ETag, which is their revision", examples=['"7"']
+            description="change nothing (412) unless this is the rules' ETag, which is their revision",
+            examples=["*"],
+            json_schema_extra={"pattern": r'^(\*|"[0-9]{1,18}"(, "[0-9]{1,18}"){0,9})$'},
         ),
     ] = None,
 ) -> Expected:
@@ -206,8 +211,8 @@ async def put_rule(
     return state
 
 
-@router.put("/sampling/renew", dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
-@router.post("/sampling/renew", dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
+@router.put("/sampling/renew", responses=no_such_rule, dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
+@router.post("/sampling/renew", responses=no_such_rule, dependencies=[Depends(may_write), Depends(only(*_RENEWAL))])
 async def renew_rule(
     request: Request,
     response: Response,
@@ -223,7 +228,7 @@ async def renew_rule(
     return state
 
 
-@router.delete("/sampling", dependencies=[Depends(may_write), Depends(only(*_SELECTOR))])
+@router.delete("/sampling", responses=no_such_rule, dependencies=[Depends(may_write), Depends(only(*_SELECTOR))])
 async def delete_rule(
     request: Request,
     response: Response,

@@ -1,0 +1,122 @@
+"""What the interface answers where it does not do what it was asked, and how its description says so, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from spandial_api.auth import may_write
+
+__all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_rule"]
+
+
+class Problem(BaseModel):
+    """What is wrong with one parameter, or with one member of a body."""
+
+    field: str = Field(examples=["rate"])
+    received: Any = Field(description="null where it is missing")
+    allowed: str = Field(examples=["Field required"])
+
+
+class Problems(BaseModel):
+    """Everything that is wrong with a request. Nothing was changed."""
+
+    detail: list[Problem]
+
+
+class Complaint(BaseModel):
+    """Why a request was not done, in a sentence. Nothing was changed."""
+
+    detail: str
+
+
+class Conflict(Complaint):
+    """The rules are not those that the change was meant for; here they are. Nothing was changed."""
+
+    current: dict[str, Any] = Field(description="as `GET /sampling` answers")
+
+
+no_such_rule: dict[int | str, dict[str, Any]] = {404: {"model": Complaint, "description": "There is no such rule"}}
+
+_SCHEME = "token"
+_REFERENCE = "#/components/schemas/{model}"
+_OF_WRITES = {
+    "401": "Over TCP a token is needed; `WWW-Authenticate` says so",
+    "503": "The rules cannot be written to disk",
+}
+
+
+def describe(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Have the application's description say more of what these routers answer, and a 405 all that a path allows."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            _complete(app.openapi_schema, routes)
+        return app.openapi_schema
+
+    async def not_allowed(request: Request, _error: Exception) -> JSONResponse:
+        # Starlette names the methods of one route; RFC 9110, section 15.5.6, wants those of the path.
+        path = request.url.path
+        allowed = ", ".join(
+            sorted({m for route in routes if route.path_regex.match(path) for m in route.methods or ()})
+        )
+        detail = f"{request.method} does nothing here; {path} takes {allowed or 'GET'}"
+        return JSONResponse({"detail": detail}, status_code=405, headers={"Allow": allowed or "GET"})
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.add_exception_handler(405, not_allowed)
+
+
+def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
+    """What FastAPI cannot know: which operations write, and that a parameter is absent or a string, but never null."""
+    components = schema["components"]
+    for model in (Problem, Problems, Complaint, Conflict):
+        definition = model.model_json_schema(ref_template=_REFERENCE)
+        definition.pop("$defs", None)
+        components["schemas"][model.__name__] = definition
+    components["securitySchemes"] = {
+        _SCHEME: {"type": "http", "scheme": "bearer", "description": "Over TCP only: the Unix socket needs none."}
+    }
+    for route in routes:
+        writes = any(call is may_write for call in _calls(route.dependant))
+        for method in (route.methods or ()) if route.include_in_schema else ():
+            operation = schema["paths"][route.path_format][method.lower()]
+            # FastAPI gives it the type of the route's own answer, such as a stream of events.
+            operation["responses"]["422"] = _answer("Something in the request is wrong", Problems)
+            parameters = operation.get("parameters", [])
+            for parameter in parameters:
+                parameter["schema"] = _without_null(parameter["schema"])
+            if writes:
+                operation["security"] = [{_SCHEME: []}]
+                for status, description in _OF_WRITES.items():
+                    operation["responses"].setdefault(status, _answer(description, Complaint))
+            if any(parameter["name"] == "if-match" for parameter in parameters):
+                conflict = _answer("The rules are not those that If-Match names", Conflict)
+                operation["responses"].setdefault("412", conflict)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    left = [choice for choice in schema.get("anyOf", []) if choice != {"type": "null"}]
+    return schema if len(left) != 1 else {key: schema[key] for key in schema if key != "anyOf"} | left[0]
+
+
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    for dependency in dependant.dependencies:
+        yield dependency.call
+        yield from _calls(dependency)
+
+
+def _answer(description: str, model: type[BaseModel]) -> dict[str, Any]:
+    reference = {"$ref": _REFERENCE.format(model=model.__name__)}
+    return {"description": description, "content": {"application/json": {"schema": reference}}}

@@ -1,0 +1,46 @@
+"""Everything that the interface says of itself is true of it: schemathesis plays requests, those that the description
+allows and those that it does not, to a live agent's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+
+from spandial.labels import Labels
+from spandial_api.app import build_app
+from spandial_api.control import Control
+from spandial_api.store import Store
+from tests.live_app import served
+from tests.spandial_api.conftest import TOKEN
+from tests.spandial_api.fake_node import FakeNode, entry
+
+
+def application(store: Path) -> FastAPI:
+    node = FakeNode()
+    node.processes = [Labels("checkout", "v1", "stable"), Labels("checkout", "v2", "gray")]
+    node.entries = [entry(), entry(path="/pay")]  # and there its stream ends, as an agent's does when it stops
+    return build_app(Control(Store(store), node), node, token=TOKEN, token_path=Path("token"), version="0")
+
+
+schema = schemathesis.openapi.from_dict(application(Path(":memory:")).openapi())
+
+# 412 says nothing of the data: the rules are others than a change was meant for.
+for check in (schema.config.checks.positive_data_acceptance, schema.config.checks.negative_data_rejection):
+    check.expected_statuses = [*check.expected_statuses, "412"]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(application(tmp_path_factory.mktemp("live") / "rules.sqlite")) as url:
+        yield url
+
+
+@schema.parametrize()
+@settings(max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_described(case: schemathesis.Case, url: str) -> None:
+    case.call_and_validate(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"})
