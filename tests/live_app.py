@@ -1,4 +1,4 @@
-"""An application served by uvicorn in a thread of this process: what a client sees is real, and the test can look in."""
+"""An application served by uvicorn in a thread of this process: what a client sees is real, and a test can look in."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def served(app: ASGIApp, host: str = "127.0.0.1", port: int = 0, **options: Any)
         port=port or free_port(host),
         log_config=None,
         access_log=False,
-        lifespan="off",
         timeout_graceful_shutdown=1,
         **options,
     )

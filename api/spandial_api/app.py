@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.problems import Problems, describe
-from spandial_api.routes import entries, health, metrics, sampling, stats, targets
+from spandial_api.routes import entries, health, metrics, restore, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -42,7 +42,7 @@ def build_app(
     app.state.token = token
     app.state.token_path = token_path
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    routers = [module.router for module in (sampling, targets, stats, entries, metrics, health)]
+    routers = [module.router for module in (sampling, restore, targets, stats, entries, metrics, health)]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _bad_input)
