@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.problems import Problems, describe
-from spandial_api.routes import entries, health, metrics, restore, sampling, stats, targets
+from spandial_api.routes import audit, entries, explain, health, metrics, restore, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -42,7 +43,8 @@ def build_app(
     app.state.token = token
     app.state.token_path = token_path
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    routers = [module.router for module in (sampling, restore, targets, stats, entries, metrics, health)]
+    modules = (sampling, restore, explain, audit, targets, stats, entries, metrics, health)
+    routers = [module.router for module in modules]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _bad_input)
@@ -59,12 +61,21 @@ async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
         {
             "field": str(item["loc"][-1]),
             # Of a missing parameter, pydantic's input is all the others.
-            "received": None if item["type"] == "missing" else item.get("input"),
+            "received": None if item["type"] == "missing" else _repeatable(item.get("input")),
             "allowed": str(item["msg"]).removeprefix("Value error, "),
         }
         for item in error.errors()
     ]
     return JSONResponse({"detail": problems}, status_code=422)
+
+
+def _repeatable(received: object) -> object:
+    """What was received, or how it looks, where JSON cannot say it: bytes, NaN, half a surrogate pair."""
+    try:
+        json.dumps(received, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        return ascii(received)[:1000]
+    return received
 
 
 async def _bad_store(_request: Request, error: Exception) -> JSONResponse:

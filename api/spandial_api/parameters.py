@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastapi import HTTPException, Request
 
-__all__ = ["RATE_PATTERN", "TTL_PATTERN", "only"]
+__all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "only"]
 
 # As the description has them: what everybody writes. `parse_rate` and `parse_duration` take some more, such as 1e-3.
 RATE_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%?$"
@@ -14,16 +14,20 @@ TTL_PATTERN = (
     r"^([1-9][0-9]?d([0-9]{1,2}h)?([0-9]{1,2}m)?([0-9]{1,2}s)?|[1-9][0-9]{0,2}h([0-9]{1,2}m)?([0-9]{1,2}s)?"
     r"|[1-9][0-9]{0,3}m([0-9]{1,2}s)?|[1-9][0-9]{0,4}s)$"
 )
+# Of Latin 1, what Python holds for printable, and not spaces alone.
+PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f-\xa0\xad]*[^\x00-\x20\x7f-\xa0\xad][^\x00-\x1f\x7f-\xa0\xad]*$"
 
 
 def only(*names: str) -> Callable[[Request], None]:
-    """A dependency that refuses (422) every other parameter, and these if they come more than once."""
+    """A dependency that refuses (422) every other parameter, and these if they come more than once. A name that ends
+    with a star stands for all that begin so."""
+    prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
 
     def check(request: Request) -> None:
         problems: list[dict[str, object]] = []
         for name in dict.fromkeys(request.query_params):
             received = request.query_params.getlist(name)
-            if name not in names:
+            if name not in names and not (prefixes and name.startswith(prefixes)):
                 allowed = "no such parameter; there are: " + (", ".join(names) or "none")
                 problems.append({"field": name, "received": received[0], "allowed": allowed})
             elif len(received) > 1:

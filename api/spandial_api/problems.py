@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from spandial_api.auth import may_write
 
-__all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_rule"]
+__all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_revision", "no_such_rule"]
 
 
 class Problem(BaseModel):
@@ -43,7 +43,13 @@ class Conflict(Complaint):
     current: dict[str, Any] = Field(description="as `GET /sampling` answers")
 
 
-no_such_rule: dict[int | str, dict[str, Any]] = {404: {"model": Complaint, "description": "There is no such rule"}}
+Answers = dict[int | str, dict[str, Any]]
+
+no_such_rule: Answers = {404: {"model": Complaint, "description": "There is no such rule"}}
+no_such_revision: Answers = {
+    404: {"model": Complaint, "description": "The audit log has no such revision"},
+    409: {"model": Complaint, "description": "A rule that it changed has been changed since"},
+}
 
 _SCHEME = "token"
 _REFERENCE = "#/components/schemas/{model}"
@@ -94,6 +100,8 @@ def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
             operation = schema["paths"][route.path_format][method.lower()]
             # FastAPI gives it the type of the route's own answer, such as a stream of events.
             operation["responses"]["422"] = _answer("Something in the request is wrong", Problems)
+            if "requestBody" in operation:
+                operation["responses"]["400"] = _answer("The body cannot be decoded", Complaint)
             parameters = operation.get("parameters", [])
             for parameter in parameters:
                 parameter["schema"] = _without_null(parameter["schema"])

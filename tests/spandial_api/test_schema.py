@@ -10,6 +10,7 @@ import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from spandial.labels import Labels
 from spandial_api.app import build_app
@@ -29,6 +30,8 @@ def application(store: Path) -> FastAPI:
 
 schema = schemathesis.openapi.from_dict(application(Path(":memory:")).openapi())
 
+schema.config.generation.codec = "latin-1"  # as the patterns are exact for it
+schema.config.generation.with_security_parameters = False  # every request brings the token
 # 412 says nothing of the data: the rules are others than a change was meant for.
 for check in (schema.config.checks.positive_data_acceptance, schema.config.checks.negative_data_rejection):
     check.expected_statuses = [*check.expected_statuses, "412"]
@@ -40,7 +43,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+# What a description of single parameters cannot say.
+BEYOND = ("a rate, such as 30; or target=100", "either a rate or a target", "names each selector once")
+
+
 @schema.parametrize()
 @settings(max_examples=50, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_described(case: schemathesis.Case, url: str) -> None:
-    case.call_and_validate(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"})
+    answer = case.call(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"})
+    excluded = []
+    if answer.status_code == 422 and any(sentence in answer.text for sentence in BEYOND):
+        excluded.append(positive_data_acceptance)
+    if answer.status_code == 200 and "if-match" in case.headers:
+        # What is so already may be answered with 200 whatever If-Match says (RFC 9110, section 13.1.1).
+        excluded.append(negative_data_rejection)
+    case.validate_response(answer, excluded_checks=excluded)

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from spandial_api.auth import Principal, may_write
-from spandial_api.control import Control
+from spandial_api.control import Author, Control
 from spandial_api.parameters import only
-from spandial_api.routes.sampling import SelectorQuery
+from spandial_api.preconditions import etag
+from spandial_api.requests import RemovalQuery, label_parameters
 from spandial_api.selectors import selector_text
-
-__all__ = ["router"]
 
 router = APIRouter(tags=["sampling"])
 
@@ -25,21 +24,24 @@ class Restored(BaseModel):
     revision: int
 
 
-@router.post("/sampling/restore", dependencies=[Depends(only(*SelectorQuery.model_fields))])
-async def restore(
+@router.post("/sampling/restore", dependencies=[Depends(only(*RemovalQuery.model_fields, "label.*"))])
+async def restore_rates(
     request: Request,
     response: Response,
     writer: Annotated[Principal, Depends(may_write)],
-    query: Annotated[SelectorQuery, Query()],
+    query: Annotated[RemovalQuery, Query()],
+    labels: Annotated[tuple[tuple[str, str], ...], Depends(label_parameters)],
 ) -> Restored:
     """Remove the rule of exactly this selector, if it has not ended already: 200 in any case, as often as it is asked,
     which a release tool needs."""
     control: Control = request.app.state.control
-    selector = query.selector()
+    selector = query.selector(labels)
     writer.check(selector)
+    removed = None
     try:
-        revision = await control.remove(selector)
+        revision = await control.remove(selector, Author(writer.name, query.why))
+        removed = selector_text(selector)
     except KeyError:
-        return Restored(removed=None, revision=control.book.revision)
-    response.headers["ETag"] = f'"{revision}"'
-    return Restored(removed=selector_text(selector), revision=revision)
+        revision = control.book.revision
+    response.headers["ETag"] = etag(revision)
+    return Restored(removed=removed, revision=revision)
