@@ -22,7 +22,7 @@ from tests.deploy.recipes import FOLDER, documents, only
 from tests.live_app import free_port
 
 # Fields by the custom resources' definitions: flagger.app/v1beta1, argoproj.io/v1alpha1.
-FLAGGER_WEBHOOK = {"type", "name", "url", "timeout", "metadata", "muteAlert", "retries", "disableTLS"}
+FLAGGER_WEBHOOK = {"type", "name", "url", "timeout", "metadata", "muteAlert"}
 FLAGGER_TYPES = {
     *("confirm-rollout", "pre-rollout", "rollout", "confirm-traffic-increase", "confirm-promotion"),
     *("post-rollout", "rollback", "event"),
