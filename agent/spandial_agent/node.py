@@ -135,6 +135,9 @@ class LocalNode:
     def reached(self) -> Mapping[Selector, int]:
         return self._targets.reached()
 
+    def reached_by(self, selector: Selector) -> int:
+        return self._targets.reached_by(selector)
+
     def watch(self, service: str = "*", env: str = "*") -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
         return self._watchers.watch(service, env)
 
