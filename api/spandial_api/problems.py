@@ -12,7 +12,9 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
+from spandial.labels import LABEL_MAX
 from spandial_api.auth import may_write
+from spandial_api.requests import LABELS_MAX, label_parameters
 
 __all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_revision", "no_such_rule"]
 
@@ -56,6 +58,22 @@ _REFERENCE = "#/components/schemas/{model}"
 _OF_WRITES = {
     "401": "Over TCP a token is needed; `WWW-Authenticate` says so",
     "503": "The rules cannot be written to disk",
+}
+
+# `label.team=pay`, as many as there are: an object whose members are parameters of their own.
+_LABELS: dict[str, Any] = {
+    "name": "labels",
+    "in": "query",
+    "style": "form",
+    "explode": True,
+    "description": "further resource attributes, each a parameter such as `label.team=pay`",
+    "schema": {
+        "type": "object",
+        "propertyNames": {"pattern": r"^label\.[A-Za-z][A-Za-z0-9._-]{0,99}$"},
+        "additionalProperties": {"type": "string", "minLength": 1, "maxLength": LABEL_MAX},
+        "maxProperties": LABELS_MAX,
+    },
+    "example": {"label.team": "pay"},
 }
 
 
@@ -103,6 +121,8 @@ def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
             if "requestBody" in operation:
                 operation["responses"]["400"] = _answer("The body cannot be decoded", Complaint)
             parameters = operation.get("parameters", [])
+            if any(call is label_parameters for call in _calls(route.dependant)):
+                parameters.append(_LABELS)
             for parameter in parameters:
                 parameter["schema"] = _without_null(parameter["schema"])
             if writes:

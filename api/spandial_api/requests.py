@@ -11,7 +11,6 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -62,14 +61,14 @@ def _check_operation(text: str) -> str:
 
 
 Glob = Annotated[str, Field(min_length=1, max_length=LABEL_MAX)]
-Ttl = Annotated[str, AfterValidator(_check_ttl), WithJsonSchema({"type": "string", "pattern": TTL_PATTERN})]
-Rate = Annotated[str, AfterValidator(_check_rate), WithJsonSchema({"type": "string", "pattern": RATE_PATTERN})]
+Ttl = Annotated[str, Field(json_schema_extra={"pattern": TTL_PATTERN}), AfterValidator(_check_ttl)]
+Rate = Annotated[str, Field(json_schema_extra={"pattern": RATE_PATTERN}), AfterValidator(_check_rate)]
 Operation = Annotated[
     str,
+    Field(min_length=1, max_length=PATTERN_MAX, json_schema_extra={"pattern": PRINTABLE_PATTERN}),
     AfterValidator(_check_operation),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": PATTERN_MAX, "pattern": PRINTABLE_PATTERN}),
 ]
-Why = Annotated[str, Field(max_length=1000)]
+Why = Annotated[str, Field(max_length=1000, examples=["release 4.2"])]
 
 
 class SelectorQuery(BaseModel):

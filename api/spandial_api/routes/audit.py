@@ -26,7 +26,7 @@ class AuditQuery(BaseModel):
     """Which revisions."""
 
     limit: int = Field(100, ge=1, le=1000)
-    before: int | None = Field(None, ge=1, le=_REVISION_MAX, description="older than this revision")
+    before: int | None = Field(None, ge=1, le=_REVISION_MAX, description="older than this revision", examples=[7])
 
 
 class UndoQuery(BaseModel):
