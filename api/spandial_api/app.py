@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
+from spandial_api.auth import REFUSALS, Access, Refusal, may_read
+from spandial_api.body_limit import BodyLimit
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.problems import Problems, describe
@@ -22,14 +25,14 @@ def build_app(
     control: Control,
     node: Node,
     *,
-    token: str,
-    token_path: Path,
+    access: Access,
     version: str,
     max_rate_without_ttl: float = 100.0,
 ) -> FastAPI:
-    """The application. It starts nothing by itself: control, node and token are the caller's.
+    """The application. It starts nothing by itself: control, node and access are the caller's.
 
     Args:
+        access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
     """
     app = FastAPI(
@@ -40,18 +43,25 @@ def build_app(
     )
     app.state.control = control
     app.state.node = node
-    app.state.token = token
-    app.state.token_path = token_path
+    app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    modules = (sampling, restore, explain, audit, targets, stats, entries, metrics, health)
-    routers = [module.router for module in modules]
-    for router in routers:
-        app.include_router(router)
+    guarded = [module.router for module in (sampling, restore, explain, audit, targets, stats, entries, metrics)]
+    for router in guarded:
+        app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
+    app.include_router(health.router)  # whoever looks whether it is alive has no token
+    app.add_middleware(BodyLimit)
+    app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
-    describe(app, routers)
+    describe(app, [*guarded, health.router])
     return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    request.app.state.access.refused[error.reason] += 1
+    return await http_exception_handler(request, error)
 
 
 async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
@@ -61,7 +71,7 @@ async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
         {
             "field": str(item["loc"][-1]),
             # Of a missing parameter, pydantic's input is all the others.
-            "received": None if item["type"] == "missing" else _repeatable(item.get("input")),
+            "received": None if item["type"] == "missing" else _sayable(item.get("input")),
             "allowed": str(item["msg"]).removeprefix("Value error, "),
         }
         for item in error.errors()
@@ -69,12 +79,12 @@ async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": problems}, status_code=422)
 
 
-def _repeatable(received: object) -> object:
-    """What was received, or how it looks, where JSON cannot say it: bytes, NaN, half a surrogate pair."""
+def _sayable(received: Any) -> Any:
+    """What JSON can say of what was received: bytes, NaN and halves of characters it cannot."""
     try:
         json.dumps(received, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError):
-        return ascii(received)[:1000]
+        return repr(received)[:200]
     return received
 
 
