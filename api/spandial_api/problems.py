@@ -116,10 +116,15 @@ def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
         writes = any(call is may_write for call in _calls(route.dependant))
         for method in (route.methods or ()) if route.include_in_schema else ():
             operation = schema["paths"][route.path_format][method.lower()]
-            # FastAPI gives it the type of the route's own answer, such as a stream of events.
-            operation["responses"]["422"] = _answer("Something in the request is wrong", Problems)
+            answers = operation["responses"]
+            answers["422"] = _answer("Something in the request is wrong", Problems)
             if "requestBody" in operation:
-                operation["responses"]["400"] = _answer("The body cannot be decoded", Complaint)
+                answers["400"] = _answer("The body cannot be decoded", Complaint)
+                answers["413"] = _answer("The body is too long", Complaint)
+            for status, answer in answers.items():
+                if status >= "400":  # FastAPI gives it the type of the route's own answer, such as a stream of events
+                    [content] = answer["content"].values()
+                    answer["content"] = {"application/json": content}
             parameters = operation.get("parameters", [])
             if any(call is label_parameters for call in _calls(route.dependant)):
                 parameters.append(_LABELS)

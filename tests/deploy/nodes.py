@@ -17,11 +17,10 @@ from spandial_api.control import Control
 from spandial_api.store import Store
 from tests.certificates import Certificate
 from tests.live_app import free_port, served
+from tests.spandial_api.conftest import TOKEN, access_of
 from tests.spandial_api.fake_node import FakeNode
 
 __all__ = ["TOKEN", "Clock", "Cluster"]
-
-TOKEN = "0123456789abcdefghijklmnopqrstuv"
 
 
 class Clock:
@@ -66,7 +65,7 @@ class _Agent:
         store = Store(path)
         self._stack.callback(store.close)
         control = Control(store, self.node, now=clock)
-        app = build_app(control, self.node, token=TOKEN, token_path=path.with_name("token"), version="0")
+        app = build_app(control, self.node, access=access_of(path.parent), version="0")
         options = {"ssl_certfile": tls.certificate, "ssl_keyfile": tls.key}
         self._stack.enter_context(served(_Expiring(app, control), self.address, port, **options))
 
@@ -89,7 +88,6 @@ class Cluster:
         for agent in self.agents:
             agent.start()
             stack.callback(agent.stop)
-        (folder / "token").write_text(TOKEN)
 
         async def resolve(_host: str, _port: int) -> list[str]:
             return [agent.address for agent in self.agents]

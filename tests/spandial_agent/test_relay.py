@@ -18,9 +18,9 @@ from spandial_api.selectors import selector_text
 from spandial_api.store import Store
 from tests.certificates import self_signed
 from tests.live_app import free_port, served
+from tests.spandial_api.conftest import TOKEN, access_of
 from tests.spandial_api.fake_node import FakeNode
 
-TOKEN = "0123456789abcdefghijklmnopqrstuv"
 GRAY = "/sampling?rate=100&env=gray&mode=boost&ttl=10m"
 ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 
@@ -42,11 +42,10 @@ class Agents:
         self.known = list(addresses)
         self.folder = folder
         self.port = free_port()
-        (folder / "token").write_text(TOKEN + "\n")
         for address in addresses:
             store, node = Store(folder / f"{address}.sqlite"), FakeNode()
             stack.callback(store.close)
-            app = build_app(Control(store, node), node, token=TOKEN, token_path=folder / "token", version="0")
+            app = build_app(Control(store, node), node, access=access_of(folder), version="0")
             stack.enter_context(served(app, address, self.port, **tls))
             self.nodes[address] = node
 

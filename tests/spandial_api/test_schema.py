@@ -3,8 +3,10 @@ allows and those that it does not, to a live agent's interface."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import schemathesis
@@ -17,18 +19,21 @@ from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store
 from tests.live_app import served
-from tests.spandial_api.conftest import TOKEN
+from tests.spandial_api.conftest import TOKEN, access_of
 from tests.spandial_api.fake_node import FakeNode, entry
 
 
-def application(store: Path) -> FastAPI:
+def application(folder: Path) -> FastAPI:
     node = FakeNode()
     node.processes = [Labels("checkout", "v1", "stable"), Labels("checkout", "v2", "gray")]
     node.entries = [entry(), entry(path="/pay")]  # and there its stream ends, as an agent's does when it stops
-    return build_app(Control(Store(store), node), node, token=TOKEN, token_path=Path("token"), version="0")
+    # Each look at the clock is a second later: a wrong token is 401 as often as it is tried, and never 429.
+    access = access_of(folder, now=itertools.count().__next__)
+    return build_app(Control(Store(folder / "rules.sqlite"), node), node, access=access, version="0")
 
 
-schema = schemathesis.openapi.from_dict(application(Path(":memory:")).openapi())
+with TemporaryDirectory() as folder:
+    schema = schemathesis.openapi.from_dict(application(Path(folder)).openapi())
 
 schema.config.generation.codec = "latin-1"  # as the patterns are exact for it
 schema.config.generation.with_security_parameters = False  # every request brings the token
@@ -39,7 +44,7 @@ for check in (schema.config.checks.positive_data_acceptance, schema.config.check
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(application(tmp_path_factory.mktemp("live") / "rules.sqlite")) as url:
+    with served(application(tmp_path_factory.mktemp("live"))) as url:
         yield url
 
 
