@@ -15,6 +15,7 @@ from spandial_agent.relay import build_relay
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store
+from spandial_api.token_file import TokenFile
 from tests.certificates import Certificate
 from tests.live_app import free_port, served
 from tests.spandial_api.conftest import TOKEN, access_of
@@ -78,12 +79,17 @@ class Cluster:
 
     Attributes:
         url: the relay's.
+        token_file: what it lends those who bring none.
+        tokens: of all agents, who have the same file.
         clock: of all agents.
     """
 
     def __init__(self, folder: Path, tls: Certificate, stack: ExitStack) -> None:
         self.clock = Clock()
+        self.token_file = folder / "relay-token"
+        self.token_file.write_text(TOKEN)
         port = free_port()
+        self.tokens = TokenFile(folder)
         self.agents = [_Agent(folder, f"127.0.0.{n}", port, self.clock, tls) for n in (1, 2, 3)]
         for agent in self.agents:
             agent.start()
@@ -93,7 +99,7 @@ class Cluster:
             return [agent.address for agent in self.agents]
 
         relay = build_relay(
-            f"https://localhost:{port}", token_file=folder / "token", ca=tls.certificate, resolve=resolve
+            f"https://localhost:{port}", token_file=self.token_file, ca=tls.certificate, resolve=resolve
         )
         served_relay = served(relay, ssl_certfile=tls.certificate, ssl_keyfile=tls.key)
         self.url = stack.enter_context(served_relay).replace("127.0.0.1", "localhost")

@@ -6,6 +6,8 @@ import httpx
 import pytest
 
 from spandial.labels import labels_from_environ
+from spandial_api.selectors import Selector
+from spandial_api.tokens import Token, digest_of
 from tests.agent_process import eventually
 from tests.deploy.flagger import Flagger
 from tests.deploy.nodes import TOKEN, Cluster
@@ -127,3 +129,18 @@ def test_the_audit_log_says_that_it_was_flagger(cluster: Cluster, flagger: Flagg
     assert flagger.call("post-rollout", "Succeeded")
     entries = controller.get(f"{cluster.agents[0].url}/audit").json()["entries"]
     assert [entry["why"] for entry in entries] == ["flagger: post-rollout", "flagger: pre-rollout"]
+
+
+def test_the_relays_token_need_not_do_more_than_the_release(
+    cluster: Cluster, flagger: Flagger, controller: httpx.Client
+) -> None:
+    bound = Token("release", digest_of("bound"), "write", Selector(service="checkout"))
+    cluster.tokens.change(lambda tokens: tokens.with_token(bound))
+    cluster.token_file.write_text("bound")
+    assert flagger.call("pre-rollout")
+    assert flagger.call("rollout")
+    assert canary(cluster) == RAISED
+    for query in ("rate=100&service=cart", "rate=100"):
+        assert controller.post(f"{cluster.url}/sampling?{query}").status_code == 403
+    assert flagger.call("post-rollout", "Succeeded")
+    assert canary(cluster) == RESTORED
