@@ -123,7 +123,7 @@ def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
                 answers["413"] = _answer("The body is too long", Complaint)
             for status, answer in answers.items():
                 if status >= "400":  # FastAPI gives it the type of the route's own answer, such as a stream of events
-                    [content] = answer["content"].values()
+                    [content] = answer.get("content", {}).values() or _answer("", Complaint)["content"].values()
                     answer["content"] = {"application/json": content}
             parameters = operation.get("parameters", [])
             if any(call is label_parameters for call in _calls(route.dependant)):

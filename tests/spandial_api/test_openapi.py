@@ -70,7 +70,7 @@ async def test_a_path_says_of_an_unknown_method_all_that_it_takes(remote: httpx.
 
 async def test_every_write_says_that_it_needs_a_token_and_what_it_answers_without(remote: httpx.AsyncClient) -> None:
     for name, operation in (await operations(remote)).items():
-        writes = not name.startswith("GET ")
+        writes = not name.startswith("GET ") and name not in ("POST /GetSamplingRules", "POST /SamplingTargets")
         assert ("security" in operation) == writes, name
         assert ({"401", "503"} <= set(operation["responses"])) == writes, name
 
@@ -87,7 +87,7 @@ async def test_every_parameter_is_described_by_an_example_a_choice_or_a_default(
             said = {*parameter, *parameter["schema"]}
             assert said & {"example", "examples", "enum", "default"}, (name, parameter["name"])
         for content in operation.get("requestBody", {}).get("content", {}).values():
-            assert "$ref" in content["schema"], name
+            assert "$ref" in content["schema"] or "example" in content, name
 
 
 async def test_further_labels_are_parameters_too(remote: httpx.AsyncClient) -> None:
