@@ -46,8 +46,10 @@ def relay(
     to: Annotated[str, typer.Option(help="The agents' URL; each address of its host's name is an agent.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 5779,
-    certificate: Annotated[Path | None, typer.Option(help="Serve by TLS with this certificate, in PEM.")] = None,
-    key: Annotated[Path | None, typer.Option(help="The certificate's key, in PEM.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(envvar="SPANDIAL_TLS_CERT", help="Serve by TLS with this certificate, in PEM.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(envvar="SPANDIAL_TLS_KEY", help="Its key, in PEM.")] = None,
     token_file: Annotated[Path | None, typer.Option(help="Token for requests that bring none.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Trust these certificates of the agents, in PEM.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for all agents together.", min=0.1, max=600)] = 8.0,

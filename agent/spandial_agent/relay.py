@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from spandial_agent.certificate import ServerCertificate
 from spandial_agent.errors import SpandialError
 
 __all__ = ["Resolve", "build_relay", "run_relay"]
@@ -26,6 +27,8 @@ __all__ = ["Resolve", "build_relay", "run_relay"]
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _METHODS = ["DELETE", "POST", "PUT"]
+# Not undo: each node counts revisions of its own.
+_PATHS = ("/sampling", "/sampling/renew", "/sampling/restore", "/sampling/batch")
 _BODY_MAX = 1 << 20
 _CONNECTIONS_MAX = 100
 _TOLD_MAX = 100  # nodes that failed, in one answer
@@ -130,7 +133,7 @@ def build_relay(
         return JSONResponse({"status": "ok"})
 
     routes = [Route("/healthz", healthz, methods=["GET"])]
-    routes += [Route(path, relay, methods=_METHODS) for path in ("/sampling", "/sampling/{rest:path}")]
+    routes += [Route(path, relay, methods=_METHODS) for path in _PATHS]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
@@ -141,20 +144,29 @@ def run_relay(relay: Starlette, host: str, port: int, certificate: Path | None, 
             f"whoever reaches {host} could write, and read the token of those who bring one: "
             "give --certificate and --key, or listen on 127.0.0.1"
         )
-    try:
-        uvicorn.run(
-            relay,
-            host=host,
-            port=port,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            log_level="warning",
-            access_log=False,
-            limit_concurrency=_CONNECTIONS_MAX,
-            proxy_headers=False,
-        )
-    except OSError as error:
-        raise SpandialError(f"cannot serve on {host}:{port}: {error}") from error
+    config = uvicorn.Config(
+        relay,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=_CONNECTIONS_MAX,
+        proxy_headers=False,
+    )
+    asyncio.run(
+        _serve(config, None if certificate is None else ServerCertificate(certificate, key, None, _log.warning))
+    )
+
+
+async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None) -> None:
+    renewing = None
+    if certificate is not None:
+        context = certificate.context
+        config.ssl_context_factory = lambda _config, _default: context
+        renewing = asyncio.create_task(certificate.run())
+    await uvicorn.Server(config).serve()
+    if renewing is not None:
+        renewing.cancel()
 
 
 def _is_loopback(host: str) -> bool:

@@ -164,7 +164,14 @@ def test_nobody_behind_the_name_is_told(agents: Agents, relay: Relay) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/sampling"), ("GET", "/targets"), ("POST", "/audit"), ("PATCH", "/sampling")]
+    ("method", "path"),
+    [
+        ("GET", "/sampling"),
+        ("GET", "/targets"),
+        ("POST", "/audit"),
+        ("PATCH", "/sampling"),
+        ("POST", "/sampling/undo?revision=1"),
+    ],
 )
 def test_only_changes_of_rules_are_passed_on(agents: Agents, relay: Relay, method: str, path: str) -> None:
     assert relay(agents).request(method, path).status_code in (404, 405)
@@ -188,6 +195,12 @@ def test_a_certificate_is_that_of_the_name_whatever_the_address(tmp_path: Path, 
     assert agents.rules() == {"127.0.0.1": ["env=gray"], "127.0.0.2": ["env=gray"]}
     assert relay(agents, "https://agents.example", **options).put(GRAY).status_code == 502
     assert relay(agents, "https://localhost", token_file=tmp_path / "token").put(GRAY).status_code == 502
+
+
+def test_rules_that_change_together_do_so_on_every_node(agents: Agents, relay: Relay) -> None:
+    body = {"put": [{"env": "gray", "rate": 100, "ttl": "10m"}, {"env": "blue", "rate": 5}]}
+    assert relay(agents, token_file=agents.folder / "token").post("/sampling/batch", json=body).status_code == 200
+    assert {tuple(sorted(rules)) for rules in agents.rules().values()} == {("env=blue", "env=gray")}
 
 
 @pytest.mark.parametrize("to", ["", "agents:5778", "ftp://agents", "http://", "http://agents/api", "http://agents?x=1"])
