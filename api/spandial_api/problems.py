@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from spandial.labels import LABEL_MAX
-from spandial_api.auth import may_write
+from spandial_api.auth import may_admin, may_write
 from spandial_api.requests import LABELS_MAX, label_parameters
 
 __all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_revision", "no_such_rule"]
@@ -113,7 +113,7 @@ def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
         _SCHEME: {"type": "http", "scheme": "bearer", "description": "Over TCP only: the Unix socket needs none."}
     }
     for route in routes:
-        writes = any(call is may_write for call in _calls(route.dependant))
+        writes = any(call in (may_write, may_admin) for call in _calls(route.dependant))
         for method in (route.methods or ()) if route.include_in_schema else ():
             operation = schema["paths"][route.path_format][method.lower()]
             answers = operation["responses"]
@@ -133,10 +133,12 @@ def _complete(schema: dict[str, Any], routes: Sequence[APIRoute]) -> None:
             if writes:
                 operation["security"] = [{_SCHEME: []}]
                 for status, description in _OF_WRITES.items():
-                    operation["responses"].setdefault(status, _answer(description, Complaint))
+                    answers.setdefault(status, _answer(description, Complaint))
+            if method == "DELETE":
+                answers.setdefault("404", _answer("There is nothing to remove", Complaint))
             if any(parameter["name"] == "if-match" for parameter in parameters):
                 conflict = _answer("The rules are not those that If-Match names", Conflict)
-                operation["responses"].setdefault("412", conflict)
+                answers.setdefault("412", conflict)
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 # What a description of single parameters cannot say.
-BEYOND = ("a rate, such as 30; or target=100", "either a rate or a target", "names each selector once")
+BEYOND = (
+    "a rate, such as 30; or target=100",
+    "either a rate or a target",
+    "nobody counts the entries of one operation alone",
+    "names each selector once",
+)
 
 
 @schema.parametrize()
