@@ -16,7 +16,8 @@ from spandial_api.budgets import Limits
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.guard import Guard
 from spandial_api.node import Node
-from spandial_api.routes import audit, budgets, entries, explain, health, metrics, sampling, stats, targets
+from spandial_api.problems import Problems, describe
+from spandial_api.routes import audit, budgets, entries, explain, health, metrics, restore, sampling, stats, targets
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -42,20 +43,24 @@ def build_app(
         title="spandial",
         version=version,
         description="One dial for the trace-sampling rate of every process on this node.",
+        responses={422: {"model": Problems, "description": "Something in the request is wrong"}},
     )
     app.state.control = control
     app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, explain, audit, budgets, targets, stats, entries, metrics):
-        app.include_router(module.router, dependencies=[Depends(may_read)], responses=REFUSALS)
+    nouns = (sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
+    guarded = [module.router for module in nouns]
+    for router in guarded:
+        app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
+    describe(app, [*guarded, health.router])
     return app
 
 

@@ -144,7 +144,7 @@ class FakeNode:
             rule = book.resolve(labels, kind)
             rates[name] = RateState.model_validate(
                 {
-                    "rate": rule.rate if rule else 100.0,
+                    "rate": 100.0 if rule is None else rule.floor if rule.rate is None else rule.rate,
                     "mode": _MODES[rule.mode] if rule else "follow",
                     "rule": selector_text(rule.selector) if rule else "default",
                     "limited": self.limited,

@@ -334,6 +334,7 @@ async def test_a_change_that_was_meant_for_other_rules_changes_nothing(
         await local.put("/sampling/renew", params={"ttl": "1m", "env": "gray"}, headers=stale),
         await local.delete("/sampling", params={"env": "gray"}, headers=stale),
         await local.delete("/sampling", params={"env": "gray"}, headers={"If-Match": 'W/"2", nonsense'}),
+        await local.delete("/sampling", params={"env": "gray"}, headers={"If-Match": ""}),
     ):
         assert (answer.status_code, answer.headers["ETag"]) == (412, '"2"')
         assert "revision 2" in answer.json()["detail"]
