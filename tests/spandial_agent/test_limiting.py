@@ -85,3 +85,17 @@ def test_what_is_kept_under_the_factors_fits_the_budget(budget: float, asked: di
     assert all(0 <= factor < 1 for factor in factors.values())
     kept = sum(least + factors.get(pid, 1) * (wanted - least) for pid, (wanted, least) in asked.items())
     assert kept <= max(budget, sum(one.least for one in asked.values())) * 1.0001 + 1e-6
+
+
+def test_where_operations_have_rates_of_their_own_what_was_kept_tells() -> None:
+    """Of 1,000 requests at 1 %, half are of an operation that is kept: what is asked for is what was kept."""
+    run = Run(Rule(Selector(), 1), 1, EVERY)
+    window = Window(1, untraced=900, untraced_kept=455, traced=100, traced_kept=20)
+    load = load_at(run, window, None, by_operation=True)
+    assert load.forced == 20
+    assert load.kept(1) == pytest.approx(475)
+    halved = window._replace(untraced_kept=227.5)
+    assert load_at(run, halved, Limit(0.5), by_operation=True).kept(1) == pytest.approx(475)
+    assert load_at(run, window, Limit(0), by_operation=True).forced == 20
+    boost = Run(Rule(Selector(), 1, Mode.BOOST), 1, EVERY)
+    assert load_at(boost, window, None, by_operation=True) == Load(0, pytest.approx(47_500))
