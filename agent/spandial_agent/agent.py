@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 import structlog
@@ -37,6 +38,7 @@ from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import read_or_make_token
 from spandial_api.control import Control
+from spandial_api.remote import RemoteSampling
 from spandial_api.store import Store, StoreError
 
 __all__ = ["configure_log", "run_agent"]
@@ -113,6 +115,7 @@ async def run_agent(settings: Settings) -> None:
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
         tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
+        remote = RemoteSampling(control, node, settings.default_rate, settings.xray_interval_seconds)
         app = build_app(
             control,
             node,
@@ -120,6 +123,7 @@ async def run_agent(settings: Settings) -> None:
             token_path=token_path,
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
+            remote=remote,
         )
         running = asyncio.create_task(_run(node, control))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
@@ -132,7 +136,8 @@ async def run_agent(settings: Settings) -> None:
             capture=capture.path if capture else "off",
             targets=len(targets),
         )
-        await serve(app, tcp, unix, stop, node.end_watches)
+        async with _jaeger_grpc(settings, remote):
+            await serve(app, tcp, unix, stop, node.end_watches)
         if running.done():
             running.result()
     _log.info("stopped")
@@ -140,6 +145,15 @@ async def run_agent(settings: Settings) -> None:
 
 async def _run(node: LocalNode, control: Control) -> None:
     await asyncio.gather(node.run(), control.run())
+
+
+def _jaeger_grpc(settings: Settings, remote: RemoteSampling) -> AbstractAsyncContextManager[object]:
+    """Jaeger's remote sampling over gRPC, where a port for it is set."""
+    if settings.jaeger_grpc_port is None:
+        return contextlib.nullcontext()
+    from spandial_agent.jaeger_grpc import serving  # grpc takes memory
+
+    return serving(settings.host, settings.jaeger_grpc_port, remote.strategy)
 
 
 def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:

@@ -129,6 +129,17 @@ class LocalNode:
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
 
+    def labels(self) -> set[Labels]:
+        return {target.labels for target in self._targets}
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        found = (each for each in self._targets if each.labels == labels and each.row.number != abi.DEFAULT_ROW)
+        target = next(found, None)
+        if target is None:
+            return None
+        rate = word_rate(self._table.backend.read(target.row.number)[kind])
+        return None if rate is None else round(rate, 10)
+
     async def explain(self, pid: int) -> TargetExplanation:
         return await self._discovery.explain(pid)
 

@@ -26,6 +26,12 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=5778, ge=0, le=65535)
+    jaeger_grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="where Jaeger's remote sampling is served over gRPC; unset: nowhere"
+    )
+    xray_interval_seconds: int = Field(
+        default=10, ge=1, le=300, description="how often SDKs with AWS X-Ray's sampler are told to ask"
+    )
     group: str = Field(default="spandial", description="group that may write over api.sock, if it exists")
     table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"

@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
-from spandial_api.routes import entries, health, metrics, sampling, stats, targets
+from spandial_api.remote import RemoteSampling
+from spandial_api.routes import entries, health, jaeger, metrics, sampling, stats, targets, xray
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -24,11 +25,13 @@ def build_app(
     token_path: Path,
     version: str,
     max_rate_without_ttl: float = 100.0,
+    remote: RemoteSampling | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and token are the caller's.
 
     Args:
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
+        remote: what SDKs without the hook are told.
     """
     app = FastAPI(
         title="spandial",
@@ -40,7 +43,9 @@ def build_app(
     app.state.token = token
     app.state.token_path = token_path
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, targets, stats, entries, metrics, health):
+    app.state.remote = remote or RemoteSampling(control, node)
+    # Before the rules: GET /sampling that names a service is Jaeger's.
+    for module in (jaeger, xray, sampling, targets, stats, entries, metrics, health):
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)

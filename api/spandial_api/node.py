@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, Field
 
+from spandial.abi import EntryKind
+from spandial.labels import Labels
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import KindName, Selector
 
@@ -234,6 +236,12 @@ class Node(Protocol):
         """Make every reader obey this book; they do when this returns."""
 
     def targets(self) -> list[TargetState]: ...
+
+    def labels(self) -> set[Labels]:
+        """The labels of the targets, each once."""
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        """The percentage that targets with exactly these labels have at this moment; None where there are none."""
 
     async def explain(self, pid: int) -> TargetExplanation:
         """Why a process is a target, or why it is none."""

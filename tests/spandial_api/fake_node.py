@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from spandial.abi import Mode
+from spandial.abi import EntryKind, Mode
 from spandial.labels import Labels
 from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
 from spandial_api.rules import RuleBook
@@ -31,6 +31,7 @@ class FakeNode:
         watched: the globs of the last of them.
         explained: what it says of processes.
         why: what it says of all its targets.
+        rates: what its targets have, where that is not what the rules say.
     """
 
     def __init__(self) -> None:
@@ -45,6 +46,7 @@ class FakeNode:
         self.missing: list[str] = []
         self.explained: dict[int, TargetExplanation] = {}
         self.why = ""
+        self.rates: dict[EntryKind, float] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -52,6 +54,12 @@ class FakeNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target(number, labels) for number, labels in enumerate(self.processes)]
+
+    def labels(self) -> set[Labels]:
+        return set(self.processes)
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        return self.rates.get(kind) if labels in self.processes else None
 
     async def explain(self, pid: int) -> TargetExplanation:
         nobody = TargetExplanation(pid=pid, name="", target=False, why="no such process", rules=[])

@@ -1,0 +1,130 @@
+"""Jaeger's remote sampling over gRPC: jaeger.api_v2.SamplingManager/GetSamplingStrategy.
+
+The messages are those of jaeger-idl, proto/api_v2/sampling.proto, described here and compiled when the server starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf.descriptor_pb2 import FieldDescriptorProto as Field
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from spandial.labels import LABEL_MAX
+from spandial_agent.errors import SpandialError
+from spandial_api.jaeger import Strategy
+
+__all__ = ["SERVICE", "messages", "serving"]
+
+SERVICE = "jaeger.api_v2.SamplingManager"
+
+_PACKAGE = "jaeger.api_v2"
+_MESSAGE_MAX = 16 << 10  # bytes of a question
+_CALLS = 256  # at a time
+_GRACE_S = 1.0
+
+_DOUBLE, _INT32, _STRING = Field.TYPE_DOUBLE, Field.TYPE_INT32, Field.TYPE_STRING
+# Message: fields, each with its number and its type, which is a message's name for a message.
+_FIELDS: dict[str, dict[str, tuple[int, int | str]]] = {
+    "ProbabilisticSamplingStrategy": {"samplingRate": (1, _DOUBLE)},
+    "RateLimitingSamplingStrategy": {"maxTracesPerSecond": (1, _INT32)},
+    "OperationSamplingStrategy": {
+        "operation": (1, _STRING),
+        "probabilisticSampling": (2, "ProbabilisticSamplingStrategy"),
+    },
+    "PerOperationSamplingStrategies": {
+        "defaultSamplingProbability": (1, _DOUBLE),
+        "defaultLowerBoundTracesPerSecond": (2, _DOUBLE),
+        "perOperationStrategies": (3, "OperationSamplingStrategy"),
+        "defaultUpperBoundTracesPerSecond": (4, _DOUBLE),
+    },
+    "SamplingStrategyResponse": {
+        "strategyType": (1, "SamplingStrategyType"),
+        "probabilisticSampling": (2, "ProbabilisticSamplingStrategy"),
+        "rateLimitingSampling": (3, "RateLimitingSamplingStrategy"),
+        "operationSampling": (4, "PerOperationSamplingStrategies"),
+    },
+    "SamplingStrategyParameters": {"serviceName": (1, _STRING)},
+}
+_ENUM = ("SamplingStrategyType", ("PROBABILISTIC", "RATE_LIMITING"))
+_REPEATED = "perOperationStrategies"
+
+
+def messages() -> tuple[type[Message], type[Message]]:
+    """The classes of question and answer."""
+    file = FileDescriptorProto(name="spandial/sampling.proto", package=_PACKAGE, syntax="proto3")
+    enum = file.enum_type.add(name=_ENUM[0])
+    for number, name in enumerate(_ENUM[1]):
+        enum.value.add(name=name, number=number)
+    for message, fields in _FIELDS.items():
+        described = file.message_type.add(name=message)
+        for name, (number, kind) in fields.items():
+            field = described.field.add(name=name, json_name=name, number=number)
+            field.label = Field.LABEL_REPEATED if name == _REPEATED else Field.LABEL_OPTIONAL
+            if isinstance(kind, str):
+                field.type = Field.TYPE_ENUM if kind == _ENUM[0] else Field.TYPE_MESSAGE
+                field.type_name = f".{_PACKAGE}.{kind}"
+            else:
+                field.type = kind  # type: ignore[assignment]
+    pool = DescriptorPool()
+    pool.Add(file)
+    parameters, response = (
+        GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+        for name in ("SamplingStrategyParameters", "SamplingStrategyResponse")
+    )
+    return parameters, response
+
+
+@asynccontextmanager
+async def serving(
+    host: str, port: int, strategy: Callable[[str], Strategy], credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
+    """Serve until left; the port.
+
+    Args:
+        port: 0 for any that is free.
+        strategy: the answer for a service.
+        credentials: for TLS.
+
+    Raises:
+        SpandialError: it cannot listen there.
+    """
+    parameters, response = messages()
+
+    async def get_sampling_strategy(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        service = asked.serviceName
+        if not 0 < len(service) <= LABEL_MAX:
+            allowed = f"serviceName must have 1 to {LABEL_MAX} characters; received {service[:40]!r}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, allowed)
+        return ParseDict(strategy(service).message, response())
+
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_MAX)]
+    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)
+    method = grpc.unary_unary_rpc_method_handler(
+        get_sampling_strategy,
+        request_deserializer=parameters.FromString,
+        response_serializer=response.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"GetSamplingStrategy": method}),))
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SpandialError(
+            f"cannot listen on {address} for Jaeger's gRPC: is another program there? "
+            "SPANDIAL_JAEGER_GRPC_PORT sets another port"
+        ) from error
+    await server.start()
+    structlog.get_logger("spandial.jaeger").info("serving Jaeger's remote sampling over gRPC", port=bound)
+    try:
+        yield bound
+    finally:
+        await server.stop(_GRACE_S)
