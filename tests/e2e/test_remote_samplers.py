@@ -1,0 +1,83 @@
+"""SDKs that have no hook obey the dial by the remote samplers that they bring: OpenTelemetry JS, Jaeger's and X-Ray's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.agent_process import AgentProcess, eventually
+from tests.e2e.samplers import NODE_MODULES, SamplerClient
+
+pytestmark = [pytest.mark.e2e, pytest.mark.needs("node")]
+
+SPANS = 2000
+
+
+@pytest.fixture
+def agent(share_agent: Callable[..., AgentProcess]) -> AgentProcess:
+    """Every question of X-Ray's clients comes a second after the one before."""
+    if not NODE_MODULES.exists():
+        required = os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1"
+        (pytest.fail if required else pytest.skip)("OpenTelemetry JS is not installed: run deploy/setup")
+    return share_agent(SPANDIAL_TABLE="memfd", SPANDIAL_XRAY_INTERVAL_SECONDS="1")
+
+
+@pytest.fixture
+def make_client(agent: AgentProcess) -> Iterator[Callable[..., SamplerClient]]:
+    clients: list[SamplerClient] = []
+
+    def make(protocol: str, service: str, **environ: str) -> SamplerClient:
+        clients.append(SamplerClient(protocol, agent.url, service, **environ))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("protocol", ["jaeger", "xray"])
+def test_it_keeps_what_the_dial_says_and_turns_with_it(
+    agent: AgentProcess, make_client: Callable[..., SamplerClient], protocol: str
+) -> None:
+    agent.set(0)
+    agent.set(100, service="shop")
+    shop, bank = make_client(protocol, "shop"), make_client(protocol, "bank")
+    eventually(lambda: shop.kept(SPANS) == SPANS, "the shop keeps all")
+    eventually(lambda: bank.kept(SPANS) == 0, "the bank keeps none")
+    agent.set(0, service="shop")
+    agent.set(100)
+    eventually(lambda: shop.kept(SPANS) == 0, "the shop keeps none any more")
+    eventually(lambda: bank.kept(SPANS) == SPANS, "the bank keeps all")
+    agent.set(30, service="shop")
+    # Six standard deviations.
+    eventually(lambda: 477 < shop.kept(SPANS) < 723, "the shop keeps 30 %")
+
+
+@pytest.mark.parametrize("protocol", ["jaeger", "xray"])
+def test_a_rule_for_an_env_is_for_the_processes_that_are_known_to_be_there(
+    agent: AgentProcess, make_client: Callable[..., SamplerClient], protocol: str
+) -> None:
+    agent.set(0)
+    agent.set(100, env="gray")
+    of_gray = {"OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=gray"}
+    shop = make_client(protocol, "shop", **of_gray)
+    bank = make_client(protocol, "bank", OTEL_SERVICE_NAME="bank")
+    eventually(lambda: agent.target(shop.pid) and agent.target(bank.pid), "the agent knows both")
+    eventually(lambda: shop.kept(SPANS) == SPANS, "the shop is gray")
+    eventually(lambda: bank.kept(SPANS) == 0, "the bank is not")
+
+
+def test_a_client_of_xray_goes_by_methods_and_paths(
+    agent: AgentProcess, make_client: Callable[..., SamplerClient]
+) -> None:
+    agent.put(rate="0")
+    agent.put(rate="100", service="shop", operation="GET /pay*")
+    shop = make_client("xray", "shop")
+    eventually(
+        lambda: shop.kept(SPANS, http_request_method="GET", url_path="/payments") == SPANS
+        if False
+        else shop.kept(1) == 0,
+        "the rules are there",
+    )
