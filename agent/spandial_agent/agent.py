@@ -39,7 +39,7 @@ from spandial_api.app import build_app
 from spandial_api.auth import read_or_make_token
 from spandial_api.control import Control
 from spandial_api.remote import RemoteSampling
-from spandial_api.store import Store, StoreError
+from spandial_api.store import LastGoodRules, StoreError, open_store
 
 __all__ = ["configure_log", "run_agent"]
 
@@ -93,10 +93,13 @@ async def run_agent(settings: Settings) -> None:
         lease_s = settings.lease_seconds
         node = LocalNode(table, targets, registrar, discovery, capture, missing, lease_s, spans, tls, propagation)
         try:
-            store = Store(settings.state_dir / "rules.sqlite")
+            copy = LastGoodRules(settings.state_dir / "rules.json")
+            store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
-            control = Control(store, node)
+            control = Control(store, node, copy=copy)
+            if control.trouble:
+                _log.error("the rules cannot be changed", reason=control.trouble)
             token_path = settings.state_dir / "token"
             token = read_or_make_token(token_path)
         except (StoreError, OSError) as error:

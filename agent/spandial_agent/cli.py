@@ -5,28 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
 from spandial_agent.client import AgentUnreachable, Client
-from spandial_agent.errors import SpandialError
-from spandial_agent.settings import Settings
-from spandial_agent.views import (
-    explanation_table,
-    lost_context,
-    printable,
-    rule_line,
-    rules_table,
-    stats_table,
-    targets_table,
-    verdicts_table,
-)
+from spandial_agent.console import AsJson, client, err, out, print_json, read_settings, reported
+from spandial_agent.rule_commands import rules
+from spandial_agent.views import explanation_table, lost_context, printable, stats_table, targets_table
 
 __all__ = ["app"]
 
@@ -37,16 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# Names are printed as they are, and nothing is cut off: long lines are the terminal's to wrap.
-_WIDTH = 1 << 16
-_out = Console(width=_WIDTH, markup=False, emoji=False, highlight=False)
-_err = Console(width=_WIDTH, markup=False, emoji=False, highlight=False, stderr=True)
-
-Service = Annotated[str | None, typer.Option(help="Service name, a glob.")]
-Env = Annotated[str | None, typer.Option(help="Environment, a glob.")]
-Version = Annotated[str | None, typer.Option(help="Service version, a glob.")]
-Protocol = Annotated[str | None, typer.Option(help="http, grpc, db or internal.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(rules)
 
 
 @app.command(epilog="Example: sudo spandial agent")
@@ -54,79 +32,10 @@ def agent() -> None:
     """Run the node's agent until it is told to stop. Settings: SPANDIAL_* variables, see 'spandial doctor'."""
     from spandial_agent.agent import configure_log, run_agent
 
-    with _reported():
-        settings = _settings()
+    with reported():
+        settings = read_settings()
         configure_log(settings.log)
         asyncio.run(run_agent(settings))
-
-
-@app.command("set", epilog="Example: spandial set 30 --env gray --ttl 10m")
-def set_rate(
-    rate: Annotated[str, typer.Argument(help="Percentage 0-100: 30, 0.1 or 30%.")],
-    service: Service = None,
-    env: Env = None,
-    version: Version = None,
-    protocol: Protocol = None,
-    mode: Annotated[str, typer.Option(help="follow, boost or strict.")] = "follow",
-    ttl: Annotated[str | None, typer.Option(help="End by itself after this time: 90s, 10m, 1h30m.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Turn the dial. Without a selector this sets the node's default."""
-    selector = {"service": service, "env": env, "version": version, "protocol": protocol}
-    with _reported():
-        answer = _client().request("PUT", "/sampling", rate=rate, mode=mode, ttl=ttl, **selector)
-        _print_json(answer) if as_json else _out.print(rule_line(answer))
-
-
-@app.command(epilog="Example: spandial renew 10m --env gray")
-def renew(
-    ttl: Annotated[str, typer.Argument(help="How long the rule holds from now on: 90s, 10m, 1h30m.")],
-    service: Service = None,
-    env: Env = None,
-    version: Version = None,
-    protocol: Protocol = None,
-    as_json: AsJson = False,
-) -> None:
-    """Have the rule of exactly this selector end later, or sooner."""
-    selector = {"service": service, "env": env, "version": version, "protocol": protocol}
-    with _reported():
-        answer = _client().request("PUT", "/sampling/renew", ttl=ttl, **selector)
-        _print_json(answer) if as_json else _out.print(rule_line(answer))
-
-
-@app.command(epilog="Example: spandial get --json")
-def get(as_json: AsJson = False) -> None:
-    """List the rules, the ones that win first."""
-    with _reported():
-        answer = _client().request("GET", "/sampling")
-        _print_json(answer) if as_json else _out.print(rules_table(answer))
-
-
-@app.command(epilog="Example: spandial rm --env gray")
-def rm(
-    service: Service = None,
-    env: Env = None,
-    version: Version = None,
-    protocol: Protocol = None,
-    as_json: AsJson = False,
-) -> None:
-    """Remove the rule of exactly this selector; without one, the node's default."""
-    with _reported():
-        answer = _client().request("DELETE", "/sampling", service=service, env=env, version=version, protocol=protocol)
-        _print_json(answer) if as_json else _out.print(f"removed {answer['removed']} (revision {answer['revision']})")
-
-
-@app.command(epilog="Example: spandial explain --service checkout --env gray")
-def explain(
-    service: Annotated[str, typer.Option(help="Service name.")] = "",
-    env: Annotated[str, typer.Option(help="Environment.")] = "",
-    version: Annotated[str, typer.Option(help="Service version.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Say which rule wins for a process with these labels, and why the others lose. It need not be running."""
-    with _reported():
-        answer = _client().request("GET", "/sampling/explain", service=service, env=env, version=version)
-        _print_json(answer) if as_json else _out.print(verdicts_table(answer))
 
 
 @app.command(epilog="Example: spandial targets --explain 4711")
@@ -137,13 +46,13 @@ def targets(
     as_json: AsJson = False,
 ) -> None:
     """List the processes under control, the rate of each, and why it is under control."""
-    with _reported():
+    with reported():
         if explain is not None:
-            answer = _client().request("GET", "/targets/explain", pid=str(explain))
-            _print_json(answer) if as_json else _out.print(explanation_table(answer))
+            answer = client().request("GET", "/targets/explain", pid=str(explain))
+            print_json(answer) if as_json else out.print(explanation_table(answer))
             return
-        answer = _client().request("GET", "/targets")
-        _print_json(answer) if as_json else _out.print(targets_table(answer))
+        answer = client().request("GET", "/targets")
+        print_json(answer) if as_json else out.print(targets_table(answer))
 
 
 @app.command(epilog="Example: spandial watch --env gray")
@@ -153,20 +62,20 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Print the kept entries as the kernel sees them, until Ctrl-C."""
-    with _reported():
-        for entry in _client().stream("/entries", service=service, env=env):
+    with reported():
+        for entry in client().stream("/entries", service=service, env=env):
             if as_json:
                 print(json.dumps(entry), flush=True)
                 continue
             if entry["lost"]:
-                _err.print(f"{entry['lost']} entries came faster than they could be shown")
+                err.print(f"{entry['lost']} entries came faster than they could be shown")
             moment = datetime.fromtimestamp(entry["time"]).strftime("%H:%M:%S.%f")[:-3]
             asked = entry["statement"] or f"{entry['method'] or entry['operation'] or '?'} {entry['path']}".strip()
             line = (
                 f"{moment} {entry['pid']:>7} {entry['service']}/{entry['version'] or '-'}/{entry['env'] or '-'} "
                 f"{entry['protocol']} {asked} {entry['trace_id'] or '-'} by {entry['kept_by']}"
             )
-            _out.print(printable(line))
+            out.print(printable(line))
 
 
 @app.command(epilog="Example: spandial stats --watch")
@@ -175,16 +84,16 @@ def stats(
     follow: Annotated[bool, typer.Option("--watch", help="Show it anew every second, until Ctrl-C.")] = False,
 ) -> None:
     """Show what the kernel and the hooks counted, their difference, and every loss."""
-    with _reported():
-        client = _client()
+    with reported():
+        agent_client = client()
         while True:
-            answer = client.request("GET", "/stats")
+            answer = agent_client.request("GET", "/stats")
             if as_json:
-                _print_json(answer)
+                print_json(answer)
             else:
                 if follow:
-                    _out.clear()
-                _out.print(stats_table(answer))
+                    out.clear()
+                out.print(stats_table(answer))
             if not follow:
                 return
             time.sleep(1)
@@ -196,13 +105,13 @@ def doctor(as_json: AsJson = False) -> None:
 
     Exit code 1 if anything is missing.
     """
-    with _reported():
-        settings = _settings()
+    with reported():
+        settings = read_settings()
         context_lost: list[dict[str, Any]] = []
         try:
-            client = Client(settings.run_dir)
-            health = client.request("GET", "/healthz")
-            context_lost = client.request("GET", "/stats")["context_lost"]
+            agent_client = Client(settings.run_dir)
+            health = agent_client.request("GET", "/healthz")
+            context_lost = agent_client.request("GET", "/stats")["context_lost"]
         except AgentUnreachable as error:
             from spandial_agent.kernel.cache import CompileCache
             from spandial_agent.kernel.capture import is_compiled
@@ -211,51 +120,18 @@ def doctor(as_json: AsJson = False) -> None:
             compiled = is_compiled(CompileCache(settings.compiled_dir), settings.forced_path)
             health = {"agent": str(error), "missing": missing_for_kernel(compiled=compiled)}
         if as_json:
-            _print_json({**health, "context_lost": context_lost, "settings": settings.model_dump(mode="json")})
+            print_json({**health, "context_lost": context_lost, "settings": settings.model_dump(mode="json")})
         else:
             for key, value in health.items():
                 if key != "missing":
-                    _out.print(f"{key:>14}  {value}")
+                    out.print(f"{key:>14}  {value}")
             for sentence in health["missing"] or ["nothing"]:
-                _out.print(f"{'missing':>14}  {sentence}")
+                out.print(f"{'missing':>14}  {sentence}")
             for pair in context_lost:
-                _out.print(f"{'context lost':>14}  {printable(lost_context(pair))}")
+                out.print(f"{'context lost':>14}  {printable(lost_context(pair))}")
             for name, value in settings.model_dump().items():
-                _out.print(f"{'setting':>14}  SPANDIAL_{name.upper()}={value}")
+                out.print(f"{'setting':>14}  SPANDIAL_{name.upper()}={value}")
         if health["missing"]:
             raise typer.Exit(1)
         if "agent" in health:
             raise typer.Exit(3)
-
-
-def _settings() -> Settings:
-    try:
-        return Settings()
-    except ValidationError as error:
-        problems = [
-            f"SPANDIAL_{str(e['loc'][0]).upper()}={printable(str(e['input']))}: {e['msg']}" for e in error.errors()
-        ]
-        raise SpandialError("; ".join(problems)) from error
-
-
-def _client() -> Client:
-    return Client(_settings().run_dir)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Errors as one line and an exit code."""
-    try:
-        yield
-    except AgentUnreachable as error:
-        _err.print(f"spandial: {error}")
-        raise typer.Exit(3) from error
-    except SpandialError as error:
-        _err.print(f"spandial: {error}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None

@@ -26,11 +26,12 @@ class Client:
         transport = httpx.HTTPTransport(uds=str(self._path))
         self._http = httpx.Client(transport=transport, base_url="http://spandial", timeout=10)
 
-    def request(self, method: str, path: str, **params: str | None) -> Any:
-        """The answer's JSON. Raises AgentUnreachable, and SpandialError with what the agent said against it."""
+    def request(self, method: str, path: str, body: Any = None, **params: str | None) -> Any:
+        """The answer's JSON; the body is sent as JSON. Raises AgentUnreachable, and SpandialError with what the agent
+        said against it."""
         given = {key: value for key, value in params.items() if value is not None}
         try:
-            answer = self._http.request(method, path, params=given)
+            answer = self._http.request(method, path, params=given, json=body)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
         if answer.is_success:

@@ -13,6 +13,7 @@ from rich.text import Text
 from spandial_api.durations import format_duration
 
 __all__ = [
+    "audit_table",
     "explanation_table",
     "lost_context",
     "printable",
@@ -46,24 +47,48 @@ def rule_line(rule: dict[str, Any]) -> str:
     reached, expires = rule["reached"], rule["expires"]
     targets = f"{reached} target" + ("" if reached == 1 else "s")
     end = "" if expires is None else f", until {datetime.fromtimestamp(expires).strftime('%Y-%m-%d %H:%M:%S')}"
-    held = f"{rule['rate']:g} %, {rule['mode']}{end}, obeyed by {targets}"
-    return f"{rule['selector']}: {held} (revision {rule['revision']})"
+    note = "" if rule["in_kernel"] else ", by hooks alone: the kernel knows paths and their beginnings only"
+    held = f"{rate_text(rule)}, {rule['mode']}{end}, obeyed by {targets}{note}"
+    return printable(f"{rule['selector']}: {held} (revision {rule['revision']})")
+
+
+def rate_text(rule: dict[str, Any]) -> str:
+    """A rule's rate, or what it is steered to."""
+    return f"{rule['rate']:g} %" if rule["rate"] is not None else f"{rule['target']:g}/s"
 
 
 def rules_table(answer: dict[str, Any]) -> RenderableType:
     """GET /sampling."""
-    table = _table("rule", "rate %>", "mode", "targets>", "revision>", "ends in>")
+    table = _table("rule", "rate>", "mode", "targets>", "revision>", "ends in>")
     for rule in answer["rules"]:
         left = None if rule["expires"] is None else format_duration(rule["expires"] - time.time())
-        _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], rule["reached"], rule["revision"], left)
+        _row(table, rule["selector"], rate_text(rule), rule["mode"], rule["reached"], rule["revision"], left)
     return table if answer["rules"] else Text("no rules: every target keeps its own default")
+
+
+def audit_table(answer: dict[str, Any]) -> RenderableType:
+    """GET /audit: a line for each rule that a revision changed."""
+    table = _table("revision>", "time", "who", "what", "rule", "before>", "after>", "why")
+    for entry in answer["entries"]:
+        moment = datetime.fromtimestamp(entry["time"]).strftime("%Y-%m-%d %H:%M:%S")
+        for change in entry["changes"]:
+            says = [None if rule is None else _said(rule) for rule in (change["before"], change["after"])]
+            _row(
+                table, entry["revision"], moment, entry["who"], entry["action"], change["selector"], *says, entry["why"]
+            )
+    return table if answer["entries"] else Text("no rule has been changed")
+
+
+def _said(rule: dict[str, Any]) -> str:
+    end = "" if rule["expires"] is None else f" until {datetime.fromtimestamp(rule['expires']).strftime('%H:%M:%S')}"
+    return f"{rate_text(rule)} {rule['mode']}{end}"
 
 
 def verdicts_table(answer: dict[str, Any]) -> RenderableType:
     """GET /sampling/explain: a line for each rule, and one for the kinds that no rule is for."""
-    table = _table("rule", "rate %>", "mode", "wins for", "why not")
+    table = _table("rule", "rate>", "mode", "wins for", "why not")
     for rule in answer["rules"]:
-        _row(table, rule["selector"], f"{rule['rate']:g}", rule["mode"], ", ".join(rule["wins"]), rule["why"])
+        _row(table, rule["selector"], rate_text(rule), rule["mode"], ", ".join(rule["wins"]), rule["why"])
     default = Text(f"the process's own default holds for {', '.join(answer['default'])}")
     parts: list[RenderableType] = [table] if answer["rules"] else []
     return Group(*parts, *([default] if answer["default"] else []))

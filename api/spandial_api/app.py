@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.remote import RemoteSampling
-from spandial_api.routes import entries, health, jaeger, metrics, sampling, stats, targets, xray
+from spandial_api.routes import audit, entries, explain, health, jaeger, metrics, sampling, stats, targets, xray
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -45,7 +45,7 @@ def build_app(
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
     # Before the rules: GET /sampling that names a service is Jaeger's.
-    for module in (jaeger, xray, sampling, targets, stats, entries, metrics, health):
+    for module in (jaeger, xray, sampling, explain, audit, targets, stats, entries, metrics, health):
         app.include_router(module.router)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
 
+from spandial_api.audit import Change, Entry, changes_of, effective, undoing
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
-from spandial_api.store import Store, StoreError
+from spandial_api.store import LastGoodRules, Store, StoreError
 
-__all__ = ["ANY_REVISION", "Control", "Expected", "RevisionConflict"]
+__all__ = ["ANY_REVISION", "Author", "Control", "Expected", "RevisionConflict"]
 
 
 Expected = Callable[[int], bool]
@@ -21,10 +24,18 @@ Expected = Callable[[int], bool]
 ANY_REVISION: Expected = lambda revision: True  # noqa: E731
 
 _CLOCK_S = 1.0  # the clock may be set, and stands still for a timer while the host sleeps
+_COPY_S = 5.0  # how often the copy follows the rules, at most
 
 
 class RevisionConflict(Exception):
     """The rules are not those that a change was meant for. Nothing was changed."""
+
+
+class Author(NamedTuple):
+    """Who changes something, and what they say why."""
+
+    who: str
+    why: str = ""
 
 
 class Control:
@@ -32,78 +43,178 @@ class Control:
 
     Args:
         now: Unix time in seconds.
+        copy: where the rules are kept a second time.
 
     Attributes:
         book: the rules in force. What ended while nobody looked is not in it.
+        trouble: why the store takes no change; empty where it does.
     """
 
-    def __init__(self, store: Store, node: Node, now: Callable[[], float] = time.time) -> None:
-        self.book = store.load().without_expired(now())
+    def __init__(
+        self, store: Store, node: Node, now: Callable[[], float] = time.time, copy: LastGoodRules | None = None
+    ) -> None:
+        self.book = store.load()
         self.now = now
+        self.trouble = ""
         self._store = store
         self._node = node
+        self._copy = copy
+        self._copied: RuleBook | None = None
+        self._copy_at = 0.0
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._unwritten: list[Entry] = []  # rules that ended while the disk took nothing
+        self._end_expired()
         node.apply(self.book)
+        with suppress(StoreError):
+            self._check(store.probe)
 
     async def run(self) -> None:
-        """End each rule when its time has come, until cancelled."""
+        """End each rule when its time has come, until cancelled. Keeps the copy, too, and sees when a disk is well
+        again."""
         while True:
             self._changed.clear()
             expiry = self.book.next_expiry
             left = None if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
+            if self.trouble or self._unwritten or (self._copy is not None and self._copied is not self.book):
+                left = min(_CLOCK_S, _CLOCK_S if left is None else left)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
             await self._expire()
+            await self._mend()
 
-    async def put(self, rule: Rule, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
-        """Upsert a rule; the rule as stored, and how many targets it reaches. Raises RevisionConflict, StoreError,
-        nothing changed."""
-        book = await self._change(lambda book: book.put(rule), expected)
-        return book.rules[rule.selector], self.reached().get(rule.selector, 0)
+    async def put(self, rule: Rule, author: Author, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
+        """Upsert a rule; the rule as stored, and how many targets it reaches. One that is already there as it is to be
+        is left as it is. Raises RevisionConflict, StoreError, nothing changed."""
+        book = await self._change(lambda _: Change("put", (rule,)), author, expected)
+        return book.rules[rule.selector], self._reached_by(rule.selector)
 
-    async def remove(self, selector: Selector, expected: Expected = ANY_REVISION) -> int:
+    async def remove(self, selector: Selector, author: Author, expected: Expected = ANY_REVISION) -> int:
         """Remove a rule; the new revision. Raises KeyError, RevisionConflict, StoreError, nothing changed."""
-        return (await self._change(lambda book: book.remove(selector), expected)).revision
+        return (await self._change(lambda _: Change("remove", (), (selector,)), author, expected)).revision
 
-    async def renew(self, selector: Selector, ttl_s: float, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
+    async def renew(
+        self, selector: Selector, ttl_s: float, author: Author, expected: Expected = ANY_REVISION
+    ) -> tuple[Rule, int]:
         """Have a rule end so long from now, as `put`. Raises KeyError, RevisionConflict, StoreError, nothing
         changed."""
-        book = await self._change(lambda book: book.renew(selector, self.now() + ttl_s), expected)
-        return book.rules[selector], self.reached().get(selector, 0)
+
+        def change(book: RuleBook) -> Change:
+            return Change("renew", (replace(book.rules[selector], expires=self.now() + ttl_s),))
+
+        book = await self._change(change, author, expected)
+        return book.rules[selector], self._reached_by(selector)
+
+    async def batch(
+        self, put: Sequence[Rule], removed: Sequence[Selector], author: Author, expected: Expected = ANY_REVISION
+    ) -> tuple[RuleBook, dict[Selector, int]]:
+        """Remove and put rules under one revision; the rules, and how many targets those that were put reach. Raises
+        KeyError, RevisionConflict, StoreError, nothing changed."""
+        book = await self._change(lambda _: Change("batch", tuple(put), tuple(removed)), author, expected)
+        return book, {rule.selector: self._reached_by(rule.selector) for rule in put}
+
+    async def undo(
+        self,
+        revision: int,
+        author: Author,
+        check: Callable[[Selector], None] = lambda selector: None,
+        expected: Expected = ANY_REVISION,
+    ) -> Entry:
+        """Make the rules that a revision changed what they were before it; what that changed.
+
+        Args:
+            check: raises where the author may not change the rule of a selector.
+
+        Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, StoreError,
+        nothing changed.
+        """
+        entry = await asyncio.to_thread(self._store.entry, revision)
+        if entry is None:
+            raise KeyError(revision)
+        for changed in entry.changes:
+            check(changed.selector)
+        book = await self._change(lambda book: undoing(entry, book, self.now()), author, expected)
+        undone = await asyncio.to_thread(self._store.entry, book.revision)
+        if undone is None:
+            raise StoreError(f"revision {book.revision} is not in the audit log")
+        return undone
+
+    async def audit(self, limit: int, before: int | None = None) -> list[Entry]:
+        """The latest revisions, latest first. Raises StoreError."""
+        return await asyncio.to_thread(self._store.audit, limit, before)
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""
         counts = self._node.reached()
         return {selector: counts.get(selector, 0) for selector in self.book.rules}
 
-    async def _change(self, change: Callable[[RuleBook], RuleBook], expected: Expected) -> RuleBook:
-        # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
-        return await asyncio.shield(self._commit(change, expected))
+    def _reached_by(self, selector: Selector) -> int:
+        return self._node.reached().get(selector, 0)
 
-    async def _commit(self, change: Callable[[RuleBook], RuleBook], expected: Expected) -> RuleBook:
+    async def _change(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
+        # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
+        return await asyncio.shield(self._commit(make, author, expected))
+
+    async def _commit(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
         async with self._lock:
+            change = effective(make(self.book), self.book.rules)
+            if not change.put and not change.removed:
+                return self.book  # as RFC 9110, section 13.1.1, allows even where If-Match names another revision
             if not expected(self.book.revision):
                 raise RevisionConflict
-            book = change(self.book)
+            book = self.book.change(change.put, change.removed)
+            changes = changes_of(change, self.book, book)
+            entry = Entry(book.revision, self.now(), author.who, change.action, author.why, changes)
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
-            await asyncio.to_thread(self._store.prepare, book)
+            await asyncio.to_thread(self._check, lambda: self._store.prepare(*self._unwritten, entry))
             self._node.apply(book)
             try:
-                await asyncio.to_thread(self._store.commit)
+                await asyncio.to_thread(self._check, self._store.commit)
             except BaseException:
                 self._node.apply(self.book)
                 raise
             self.book = book
+            self._unwritten.clear()
             self._changed.set()
             return book
 
+    def _check(self, write: Callable[[], None]) -> None:
+        """Write, and remember whether that could be done. Raises StoreError."""
+        try:
+            write()
+        except StoreError as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = ""
+
+    def _end_expired(self) -> bool:
+        book = self.book.without_expired(self.now())
+        if book is self.book:
+            return False
+        over = Change("expire", (), tuple(selector for selector in self.book.rules if selector not in book.rules))
+        changes = changes_of(over, self.book, book)
+        self._unwritten.append(Entry(book.revision, self.now(), "spandial", "expire", "its time had come", changes))
+        self.book = book
+        return True
+
     async def _expire(self) -> None:
         async with self._lock:
-            book = self.book.without_expired(self.now())
-            if book is self.book:
-                return
-            self._node.apply(book)
-            self.book = book
-            with suppress(StoreError):  # whatever the disk says: what has ended is not loaded again either
-                await asyncio.to_thread(self._store.save, book)
+            if self._end_expired():
+                self._node.apply(self.book)
+
+    async def _mend(self) -> None:
+        """Write what could not be written, also where nobody changes anything. Whatever the disk says: what has ended
+        is not loaded again either."""
+        async with self._lock:
+            with suppress(StoreError):
+                if self._unwritten:
+                    await asyncio.to_thread(self._check, lambda: self._store.write(*self._unwritten))
+                    self._unwritten.clear()
+                elif self.trouble:
+                    await asyncio.to_thread(self._check, self._store.probe)
+            book = self.book
+        if self._copy is not None and self._copied is not book and time.monotonic() >= self._copy_at:
+            self._copy_at = time.monotonic() + _COPY_S
+            with suppress(OSError):  # the store is what counts
+                await asyncio.to_thread(self._copy.save, book)
+                self._copied = book

@@ -47,9 +47,10 @@ class Rule:
         return self.selector, self.rate, self.mode, self.expires, self.target, self.floor
 
     @cached_property
-    def order(self) -> tuple[tuple[int, ...], int]:
-        """Of two rules for the same entry the greater wins: the more specific; of two equally specific the later."""
-        return self.selector.specificity, self.revision
+    def order(self) -> tuple[tuple[int, ...], int, str]:
+        """Of two rules for the same entry the greater wins: the more specific; of two equally specific the later; of
+        two of one batch the one whose selector, written, comes later in the alphabet."""
+        return self.selector.specificity, self.revision, selector_text(self.selector)
 
 
 class Finding(NamedTuple):
@@ -201,7 +202,7 @@ class RuleBook:
                 yield bucket
 
 
-def _order(rule: Rule) -> tuple[tuple[int, ...], int]:
+def _order(rule: Rule) -> tuple[tuple[int, ...], int, str]:
     return rule.order
 
 

@@ -1,25 +1,34 @@
-"""The rules on disk: SQLite, durable before a change is answered."""
+"""The rules and the audit log on disk: SQLite, durable before a change is answered."""
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from spandial.abi import Mode
+from spandial_api.audit import Entry
 from spandial_api.rules import Rule, RuleBook
-from spandial_api.selectors import PROTOCOLS, Selector
+from spandial_api.selectors import Selector
+from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_text, selector_key
 
-__all__ = ["Store", "StoreError"]
+__all__ = ["AUDIT_MAX", "LastGoodRules", "Store", "StoreError", "open_store"]
 
+AUDIT_MAX = 10_000  # revisions that the audit log goes back
+
+_VERSION = 2  # of the tables: PRAGMA user_version
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS rules (
-    service TEXT, version TEXT, env TEXT, protocol TEXT,
-    rate REAL NOT NULL, mode INTEGER NOT NULL, revision INTEGER NOT NULL, expires REAL
+CREATE TABLE IF NOT EXISTS rules (selector TEXT PRIMARY KEY, rule TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audit (
+    revision INTEGER PRIMARY KEY,
+    time REAL NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL, why TEXT NOT NULL, changes TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS state (revision INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS documents (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -28,7 +37,7 @@ class StoreError(Exception):
 
 
 class Store:
-    """One SQLite file.
+    """One SQLite file. One thread at a time, but for `audit` and `entry`, which any may call at any time.
 
     Raises StoreError where the file cannot be used.
     """
@@ -40,50 +49,105 @@ class Store:
             # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
-            self._database.executescript(_SCHEMA)
-            columns = {row[1] for row in self._database.execute("PRAGMA table_info(rules)")}
-            if "expires" not in columns:  # of a version before rules ended by themselves
-                self._database.execute("ALTER TABLE rules ADD COLUMN expires REAL")
-        except sqlite3.Error as error:
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version > _VERSION:
+                raise StoreError(f"the rules in {path} are of a newer version of spandial ({version}, not {_VERSION})")
+            if version < _VERSION:
+                self._migrate()
+        except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the rules in {path} cannot be opened: {error}") from error
+
+    def _migrate(self) -> None:
+        """Make the tables, with the rules of an older version's: one column a field."""
+        old: list[Rule] = []
+        revision = 0
+        with self._writing():
+            self._database.execute("BEGIN IMMEDIATE")
+            columns = [row[1] for row in self._database.execute("PRAGMA table_info(rules)")]
+            if columns:
+                rows = self._database.execute("SELECT * FROM rules").fetchall()
+                old = [_old_rule(dict(zip(columns, row))) for row in rows]
+                revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
+                self._database.execute("DROP TABLE rules")
+                self._database.execute("DROP TABLE state")
+            for statement in _SCHEMA.split(";"):
+                self._database.execute(statement)
+            rules = [(selector_key(rule.selector), rule_text(rule)) for rule in old]
+            self._database.executemany("INSERT INTO rules VALUES (?, ?)", rules)
+            self._database.execute("INSERT INTO state VALUES (?)", (revision,))
+            self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            self._database.execute("COMMIT")
 
     def load(self) -> RuleBook:
         """Raises StoreError."""
         try:
-            rows = self._database.execute(
-                "SELECT service, version, env, protocol, rate, mode, revision, expires FROM rules"
-            )
-            rules = [_rule(row) for row in rows]
+            rules = [parse_rule(*row) for row in self._database.execute("SELECT selector, rule FROM rules")]
             revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
         return RuleBook.of(rules, revision)
 
-    def save(self, book: RuleBook) -> None:
-        """Replace what is stored by this book, all or nothing. Raises StoreError."""
-        self.prepare(book)
-        self.commit()
-
-    def prepare(self, book: RuleBook) -> None:
-        """Write this book, which replaces what is stored once it is committed. Raises StoreError, nothing written."""
+    def prepare(self, *entries: Entry) -> None:
+        """Write revisions, oldest first; they hold once they are committed. Raises StoreError, nothing written."""
         with self._writing():
             self._database.execute("BEGIN IMMEDIATE")
-            self._database.execute("DELETE FROM rules")
-            self._database.execute("DELETE FROM state")
-            self._database.executemany(
-                "INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (s.service, s.version, s.env, s.protocol, rule.rate, int(rule.mode), rule.revision, rule.expires)
-                    for rule in book
-                    for s in [rule.selector]
-                ],
-            )
-            self._database.execute("INSERT INTO state VALUES (?)", (book.revision,))
+            for entry in entries:
+                for selector, _, after in entry.changes:
+                    key = selector_key(selector)
+                    if after is None:
+                        self._database.execute("DELETE FROM rules WHERE selector = ?", (key,))
+                    else:
+                        self._database.execute("INSERT OR REPLACE INTO rules VALUES (?, ?)", (key, rule_text(after)))
+                row = (entry.revision, entry.time, entry.who, entry.action, entry.why, entry_changes(entry))
+                self._database.execute("INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?)", row)
+            latest = entries[-1].revision
+            self._database.execute("DELETE FROM audit WHERE revision <= ?", (latest - AUDIT_MAX,))
+            self._database.execute("UPDATE state SET revision = ?", (latest,))
 
     def commit(self) -> None:
-        """Have the prepared book reach the disk. Raises StoreError: what was stored before still is."""
+        """Have what is prepared reach the disk. Raises StoreError: what was stored before still is."""
         with self._writing():
             self._database.execute("COMMIT")
+
+    def write(self, *entries: Entry) -> None:
+        """Both at once. Raises StoreError, nothing written."""
+        self.prepare(*entries)
+        self.commit()
+
+    def audit(self, limit: int, before: int | None = None) -> list[Entry]:
+        """The latest revisions, latest first; with `before` those that are older than it. Raises StoreError."""
+        last = before if before is not None else (1 << 62)
+        return self._entries("WHERE revision < ? ORDER BY revision DESC LIMIT ?", last, limit)
+
+    def entry(self, revision: int) -> Entry | None:
+        """One revision; None where the log does not hold it. Raises StoreError."""
+        return next(iter(self._entries("WHERE revision = ?", revision)), None)
+
+    def _entries(self, which: str, *values: int) -> list[Entry]:
+        try:  # a connection of its own sees what is committed, whatever is being written
+            with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as database:
+                columns = "revision, time, who, action, why, changes"
+                return [parse_entry(*row) for row in database.execute(f"SELECT {columns} FROM audit {which}", values)]
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"the audit log in {self.path} cannot be read: {error}") from error
+
+    def document(self, name: str) -> Any:
+        """What else was stored under a name; None where nothing was. Raises StoreError."""
+        try:
+            row = self._database.execute("SELECT body FROM documents WHERE name = ?", (name,)).fetchone()
+            return None if row is None else json.loads(row[0])
+        except (sqlite3.Error, ValueError) as error:
+            raise StoreError(f"{name} in {self.path} cannot be read: {error}") from error
+
+    def set_document(self, name: str, body: Any) -> None:
+        """Store something that JSON can say under a name, all or nothing. Raises StoreError."""
+        with self._writing():
+            self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(body)))
+
+    def probe(self) -> None:
+        """Write something that changes nothing. Raises StoreError."""
+        with self._writing():
+            self._database.execute("UPDATE state SET revision = revision")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -100,13 +164,81 @@ class Store:
         self._database.close()
 
 
-def _rule(row: tuple[Any, ...]) -> Rule:
-    """A stored rule. Raises ValueError for what this version cannot obey: another version may have stored it."""
-    service, version, env, protocol, rate, mode, revision, expires = row
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise ValueError(f"there is no protocol {protocol!r}")
-    if not isinstance(rate, float) or not 0 <= rate <= 100:
-        raise ValueError(f"{rate!r} is no rate")
-    if not isinstance(expires, float | None):
-        raise ValueError(f"{expires!r} is no time")
-    return Rule(Selector(service, version, env, protocol), rate, Mode(mode), revision, expires)
+class LastGoodRules:
+    """A copy of the rules beside the store, for the day when the store cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, book: RuleBook) -> None:
+        """All or nothing. Raises OSError."""
+        rules = [[selector_key(rule.selector), rule_text(rule)] for rule in book.rules.values()]
+        part = self.path.with_suffix(".part")
+        with open(part, "w") as file:
+            json.dump({"revision": book.revision, "rules": rules}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
+
+    def load(self) -> RuleBook:
+        """Raises OSError, ValueError."""
+        stored = json.loads(self.path.read_text())
+        try:
+            return RuleBook.of([parse_rule(key, rule) for key, rule in stored["rules"]], int(stored["revision"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} holds no rules") from error
+
+
+class _UnusableStore(Store):
+    """The rules as they were last known to be good, and the reason why nothing can be written."""
+
+    def __init__(self, path: Path, book: RuleBook, reason: StoreError) -> None:
+        self.path = path
+        self._book = book
+        self._reason = StoreError(
+            f"{reason}; obeying the rules of revision {book.revision}, of a copy beside it, and no change is taken: "
+            "mend the file or move it away, and start the agent again"
+        )
+
+    def load(self) -> RuleBook:
+        return self._book
+
+    def prepare(self, *entries: Entry) -> None:
+        raise self._reason
+
+    def _entries(self, which: str, *values: int) -> list[Entry]:
+        raise self._reason
+
+    def document(self, name: str) -> Any:
+        raise self._reason
+
+    def set_document(self, name: str, body: Any) -> None:
+        raise self._reason
+
+    def probe(self) -> None:
+        raise self._reason
+
+    def close(self) -> None:
+        pass
+
+
+def open_store(path: Path, copy: LastGoodRules) -> Store:
+    """The store; where it cannot be used, one that has the rules of the copy and takes no change.
+
+    Raises StoreError where there is no copy either.
+    """
+    try:
+        store = Store(path)
+        store.load()
+        return store
+    except StoreError as error:
+        try:
+            return _UnusableStore(path, copy.load(), error)
+        except (OSError, ValueError):
+            raise error from None
+
+
+def _old_rule(row: dict[str, Any]) -> Rule:
+    selector = Selector(row["service"], row["version"], row["env"], row["protocol"])
+    rule = Rule(selector, row["rate"], Mode(row["mode"]), row["revision"], row.get("expires"))
+    return parse_rule(selector_key(selector), rule_text(rule))

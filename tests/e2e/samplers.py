@@ -40,7 +40,11 @@ class SamplerClient:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        asked = {"spans": spans, "name": name, "attributes": {key.replace("_", "."): v for key, v in attributes.items()}}
+        asked = {
+            "spans": spans,
+            "name": name,
+            "attributes": {key.replace("_", "."): v for key, v in attributes.items()},
+        }
         print(json.dumps(asked), file=process.stdin, flush=True)
         answer = process.stdout.readline()
         assert answer, f"the client ended with {process.wait(5)}"

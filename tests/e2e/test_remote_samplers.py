@@ -76,8 +76,8 @@ def test_a_client_of_xray_goes_by_methods_and_paths(
     agent.put(rate="100", service="shop", operation="GET /pay*")
     shop = make_client("xray", "shop")
     eventually(
-        lambda: shop.kept(SPANS, http_request_method="GET", url_path="/payments") == SPANS
-        if False
-        else shop.kept(1) == 0,
+        lambda: (
+            shop.kept(SPANS, http_request_method="GET", url_path="/payments") == SPANS if False else shop.kept(1) == 0
+        ),
         "the rules are there",
     )

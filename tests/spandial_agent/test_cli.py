@@ -121,8 +121,11 @@ def test_get_lists_the_rules_that_win_first(agent: FakeAgent) -> None:
     printed(agent, "set", "1")
     printed(agent, "set", "30", "--env", "gray", "--mode", "boost")
     lines = [line.split() for line in printed(agent, "get").splitlines()]
-    assert lines[0] == ["rule", "rate", "%", "mode", "targets", "revision", "ends", "in"]
-    assert lines[1:] == [["env=gray", "30", "boost", "0", "2", "-"], ["default", "1", "follow", "0", "1", "-"]]
+    assert lines[0] == ["rule", "rate", "mode", "targets", "revision", "ends", "in"]
+    assert lines[1:] == [
+        ["env=gray", "30", "%", "boost", "0", "2", "-"],
+        ["default", "1", "%", "follow", "0", "1", "-"],
+    ]
 
 
 def test_a_rule_with_a_ttl_is_shown_with_its_end_and_can_be_renewed(agent: FakeAgent) -> None:
@@ -143,7 +146,7 @@ def test_explain_says_which_rule_wins_and_why_the_others_lose(agent: FakeAgent) 
     printed(agent, "set", "1")
     printed(agent, "set", "30", "--env", "gray")
     _, gray, default = printed(agent, "explain", "--env", "gray").splitlines()
-    assert gray.split() == ["env=gray", "30", "follow", "internal,", "http,", "grpc,", "db", "-"]
+    assert gray.split() == ["env=gray", "30", "%", "follow", "internal,", "http,", "grpc,", "db", "-"]
     assert default.endswith("more specific: env=gray")
     assert parsed(agent, "explain")["rules"][0]["why"] == "env is '', which 'gray' does not match"
 

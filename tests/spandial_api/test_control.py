@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial_api import control as control_module
-from spandial_api.control import Control
+from spandial_api.audit import Entry
+from spandial_api.control import Author, Control
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
-from spandial_api.store import Store, StoreError
+from spandial_api.store import LastGoodRules, Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
+from tests.spandial_api.saving import entry_of, save
+
+AUTHOR = Author("uid 0")
 
 _pieces = st.sampled_from(["a", "b", "*", " ", '"', "\\", "\n", " env=", " version="]) | st.characters()
 _texts = st.none() | st.lists(_pieces, min_size=1, max_size=4).map("".join)
@@ -59,12 +64,12 @@ class SlowStore(Store):
 async def test_a_caller_who_goes_away_does_not_stop_a_change_half_way(tmp_path: Path, node: FakeNode) -> None:
     store = SlowStore(tmp_path / "rules.sqlite")
     control = Control(store, node)
-    gone = asyncio.create_task(control.put(Rule(Selector(env="gray"), 30)))
+    gone = asyncio.create_task(control.put(Rule(Selector(env="gray"), 30), AUTHOR))
     await asyncio.to_thread(store.committing.wait, 10)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
         await gone
-    later = asyncio.create_task(control.put(Rule(Selector(env="blue"), 5)))
+    later = asyncio.create_task(control.put(Rule(Selector(env="blue"), 5), AUTHOR))
     await asyncio.sleep(0.01)
     assert [book.revision for book in node.applied] == [0, 1]  # obeyed, and not yet on disk
     assert control.book.revision == 0
@@ -89,11 +94,11 @@ async def test_what_does_not_reach_the_disk_is_obeyed_no_longer(tmp_path: Path, 
     store = FailingStore(tmp_path / "rules.sqlite")
     control = Control(store, node)
     with pytest.raises(StoreError):
-        await control.put(Rule(Selector(env="gray"), 30))
+        await control.put(Rule(Selector(env="gray"), 30), AUTHOR)
     assert [book.revision for book in node.applied] == [0, 1, 0]
     assert control.book == node.applied[-1] == store.load() == RuleBook()
     with pytest.raises(StoreError):
-        await control.put(Rule(Selector(env="gray"), 30))
+        await control.put(Rule(Selector(env="gray"), 30), AUTHOR)
     store.close()
 
 
@@ -101,7 +106,7 @@ async def test_what_does_not_reach_the_disk_is_obeyed_no_longer(tmp_path: Path, 
 async def test_the_node_has_the_stored_rules_before_anything_is_asked(tmp_path: Path) -> None:
     store = Store(tmp_path / "rules.sqlite")
     book = RuleBook().put(Rule(Selector(), 1))
-    store.save(book)
+    save(store, book)
     node = FakeNode()
     assert Control(store, node).book == book
     assert node.applied == [book]
@@ -127,9 +132,9 @@ async def test_a_rule_ends_when_its_time_has_come_and_not_before(
     control = Control(store, node, clock)
     running = asyncio.create_task(control.run())
     gray, blue = Selector(env="gray"), Selector(env="blue")
-    await control.put(Rule(gray, 30, expires=1010))
-    await control.put(Rule(blue, 5, expires=1020))
-    await control.put(Rule(Selector(), 1))
+    await control.put(Rule(gray, 30, expires=1010), AUTHOR)
+    await control.put(Rule(blue, 5, expires=1020), AUTHOR)
+    await control.put(Rule(Selector(), 1), AUTHOR)
     clock.now = 1009.9
     await asyncio.sleep(0.05)
     assert set(control.book.rules) == {gray, blue, Selector()}
@@ -137,7 +142,7 @@ async def test_a_rule_ends_when_its_time_has_come_and_not_before(
     await asyncio.sleep(0.05)
     assert set(control.book.rules) == set(node.applied[-1].rules) == set(store.load().rules) == {blue, Selector()}
     assert control.book.revision == 4
-    rule, _ = await control.renew(blue, 600)
+    rule, _ = await control.renew(blue, 600, AUTHOR)
     assert (rule.expires, rule.rate, rule.revision) == (1610, 5, 5)
     clock.now = 1600
     await asyncio.sleep(0.05)
@@ -146,7 +151,7 @@ async def test_a_rule_ends_when_its_time_has_come_and_not_before(
     await asyncio.sleep(0.05)
     assert set(control.book.rules) == {Selector()}
     with pytest.raises(KeyError):
-        await control.renew(blue, 600)
+        await control.renew(blue, 600, AUTHOR)
     running.cancel()
 
 
@@ -155,8 +160,8 @@ async def test_a_rule_that_comes_first_ends_first(store: Store, node: FakeNode) 
     control = Control(store, node)
     running = asyncio.create_task(control.run())
     now = control.now()
-    await control.put(Rule(Selector(env="gray"), 30, expires=now + 3600))
-    await control.put(Rule(Selector(env="blue"), 30, expires=now + 0.05))
+    await control.put(Rule(Selector(env="gray"), 30, expires=now + 3600), AUTHOR)
+    await control.put(Rule(Selector(env="blue"), 30, expires=now + 0.05), AUTHOR)
     await asyncio.sleep(0.2)
     assert set(control.book.rules) == {Selector(env="gray")}
     running.cancel()
@@ -166,11 +171,11 @@ async def test_a_rule_that_comes_first_ends_first(store: Store, node: FakeNode) 
 async def test_what_ended_while_nobody_looked_does_not_come_back(tmp_path: Path, node: FakeNode) -> None:
     path = tmp_path / "rules.sqlite"
     store = Store(path)
-    store.save(RuleBook().put(Rule(Selector(env="gray"), 100, expires=1010)).put(Rule(Selector(), 1)))
+    save(store, RuleBook().put(Rule(Selector(env="gray"), 100, expires=1010)).put(Rule(Selector(), 1)))
     control = Control(store, node, lambda: 1010)
     assert set(control.book.rules) == set(node.applied[0].rules) == {Selector()}
     assert control.book.revision == 3
-    await control.put(Rule(Selector(), 2))
+    await control.put(Rule(Selector(), 2), AUTHOR)
     assert set(store.load().rules) == {Selector()}
     store.close()
 
@@ -191,5 +196,72 @@ async def test_a_rule_ends_also_where_the_disk_fails(tmp_path: Path, node: FakeN
 
 
 def prepared(store: Store, book: RuleBook) -> Store:
-    store.prepare(book)
+    store.prepare(entry_of(book))
     return store
+
+
+class MovedStore(Store):
+    """A store on a disk that is there or not, as a test says."""
+
+    there = True
+
+    def prepare(self, *entries: Entry) -> None:
+        self.probe()
+        super().prepare(*entries)
+
+    def probe(self) -> None:
+        if not self.there:
+            raise StoreError("read-only file system")
+
+
+@pytest.mark.anyio
+async def test_while_the_disk_takes_nothing_the_last_rules_are_obeyed_and_it_is_said_why(
+    tmp_path: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    store = MovedStore(tmp_path / "rules.sqlite")
+    clock = Clock()
+    control = Control(store, node, clock)
+    gray, blue = Selector(env="gray"), Selector(env="blue")
+    await control.put(Rule(gray, 30, expires=1010), AUTHOR)
+    await control.put(Rule(blue, 5), AUTHOR)
+    assert control.trouble == ""
+    running = asyncio.create_task(control.run())
+    store.there = False
+    with pytest.raises(StoreError):
+        await control.put(Rule(gray, 50), AUTHOR)
+    assert control.trouble == "read-only file system"
+    assert node.applied[-1] == control.book
+    clock.now = 1010  # what ends meanwhile ends all the same
+    await until(lambda: set(node.applied[-1].rules) == {blue})
+    assert set(store.load().rules) == {gray, blue}
+    store.there = True
+    await until(lambda: control.trouble == "" and set(store.load().rules) == {blue})
+    assert [(entry.revision, entry.action) for entry in store.audit(9)] == [(3, "expire"), (2, "put"), (1, "put")]
+    rule, _ = await control.put(Rule(gray, 50), AUTHOR)
+    assert rule.revision == store.load().revision == 4
+    running.cancel()
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_the_copy_follows_the_rules(
+    tmp_path: Path, store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    monkeypatch.setattr(control_module, "_COPY_S", 0.02)
+    copy = LastGoodRules(tmp_path / "rules.json")
+    control = Control(store, node, copy=copy)
+    running = asyncio.create_task(control.run())
+    for rate in range(5):
+        await control.put(Rule(Selector(env="gray"), rate), AUTHOR)
+    await until(lambda: copy.path.exists() and copy.load() == control.book)
+    running.cancel()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came")

@@ -35,6 +35,10 @@ async def test_every_route_is_documented(remote: httpx.AsyncClient) -> None:
         "PUT /sampling/renew",
         "DELETE /sampling",
         "GET /sampling",
+        "POST /sampling/batch",
+        "GET /sampling/explain",
+        "GET /audit",
+        "POST /sampling/undo",
         "GET /targets",
         "GET /stats",
         "GET /entries",
@@ -51,7 +55,7 @@ async def test_every_operation_says_what_it_does(remote: httpx.AsyncClient) -> N
 
 async def test_the_dials_parameters_are_described(remote: httpx.AsyncClient) -> None:
     parameters = {p["name"]: p for p in (await operations(remote))["PUT /sampling"]["parameters"]}
-    assert set(parameters) == {"rate", "mode", "service", "version", "env", "protocol", "ttl", "if-match"}
-    assert parameters["rate"]["required"]
+    selector = {"service", "version", "env", "tenant", "protocol", "operation"}
+    assert set(parameters) == {*selector, "rate", "target", "floor", "mode", "ttl", "why", "if-match"}
     assert parameters["rate"]["schema"]["examples"] == ["30", "0.1", "30%"]
     assert parameters["mode"]["schema"]["enum"] == ["follow", "boost", "strict"]

@@ -48,11 +48,17 @@ async def test_put_answers_with_the_rule_as_it_is_in_force(local: httpx.AsyncCli
         "service": None,
         "version": "v*",
         "env": "gray",
+        "tenant": None,
+        "labels": {},
         "protocol": None,
+        "operation": None,
         "rate": 30.0,
+        "target": None,
+        "floor": None,
         "mode": "boost",
         "revision": 1,
         "expires": None,
+        "in_kernel": True,
         "reached": 2,
     }
 
@@ -86,7 +92,7 @@ async def test_another_rate_is_refused(local: httpx.AsyncClient, node: FakeNode,
         ("protocol", "tcp", "'internal', 'http', 'grpc' or 'db'"),
         ("service", "", "at least 1 character"),
         ("env", "x" * 256, "at most 255 characters"),
-        ("tenant", "acme", "service, env, version, protocol, rate, mode"),
+        ("pid", "7", "service, env, version, tenant, protocol, operation, target, rate"),
     ],
 )
 async def test_a_parameter_that_cannot_be_obeyed_is_refused_with_what_can(
@@ -122,12 +128,17 @@ async def test_a_parameter_given_twice_is_refused_and_nothing_is_applied(local: 
 async def test_a_missing_rate_is_named(local: httpx.AsyncClient) -> None:
     answer = await local.put("/sampling", params={"env": "gray"})
     assert answer.status_code == 422
-    assert answer.json()["detail"] == [{"field": "rate", "received": None, "allowed": "Field required"}]
+    assert answer.json()["detail"] == [
+        {"field": "rate", "received": None, "allowed": "a rate, such as 30; or target=100 in its place"}
+    ]
 
 
 @pytest.mark.parametrize(
     ("method", "parameters", "allowed"),
-    [("DELETE", {"rate": "30"}, "service, env, version, protocol"), ("GET", {"tenant": "acme"}, "none")],
+    [
+        ("DELETE", {"rate": "30"}, "service, env, version, tenant, protocol, operation, why, label.*"),
+        ("GET", {"tenant": "acme"}, "none"),
+    ],
 )
 async def test_the_allowed_parameters_are_those_of_the_method(
     local: httpx.AsyncClient, method: str, parameters: dict[str, str], allowed: str
@@ -347,12 +358,23 @@ async def test_which_rule_wins_is_explained(remote: httpx.AsyncClient, local: ht
         "service": "checkout",
         "version": "",
         "env": "gray",
+        "tenant": "",
+        "labels": {},
+        "operation": None,
         "default": ["internal", "grpc", "db"],
         "rules": [
-            {"selector": "env=gray protocol=http", "rate": 100, "mode": "follow", "wins": ["http"], "why": ""},
+            {
+                "selector": "env=gray protocol=http",
+                "rate": 100,
+                "target": None,
+                "mode": "follow",
+                "wins": ["http"],
+                "why": "",
+            },
             {
                 "selector": "service=cart",
                 "rate": 5,
+                "target": None,
                 "mode": "follow",
                 "wins": [],
                 "why": "service is 'checkout', which 'cart' does not match",

@@ -22,14 +22,23 @@ from hypothesis import strategies as st
 from spandial.abi import Mode
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
-from spandial_api.store import Store, StoreError
+from spandial_api.store import AUDIT_MAX, LastGoodRules, Store, StoreError, open_store
+from tests.spandial_api.saving import entry_of, save
 
 _NOBODY = 65534
-_KILLS = 40
+_KILLS = 1000
 
 _texts = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
-_selectors = st.builds(Selector, _texts, _texts, _texts, st.sampled_from([None, *PROTOCOLS]))
-_rules = st.builds(Rule, _selectors, st.floats(0, 100), st.sampled_from(Mode), expires=st.none() | st.floats(0, 1e12))
+_names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)
+_labels = st.dictionaries(_names, _names, max_size=3).map(lambda labels: tuple(sorted(labels.items())))
+_operations = st.none() | st.sampled_from(["GET /pay*", "/pkg.Service/*", "nightly report"])
+_selectors = st.builds(
+    Selector, _texts, _texts, _texts, st.sampled_from([None, *PROTOCOLS]), _operations, _texts, _labels
+)
+_expiries = st.none() | st.floats(0, 1e12)
+_rules = st.builds(Rule, _selectors, st.floats(0, 100), st.sampled_from(Mode), expires=_expiries) | st.builds(
+    Rule, _selectors, st.none(), target=st.floats(0.1, 1e9), floor=st.floats(0, 100), expires=_expiries
+)
 
 
 def reopened(path: Path) -> RuleBook:
@@ -52,52 +61,60 @@ def test_a_book_comes_back_as_it_was_saved(tmp_path: Path, rules: list[Rule]) ->
     for rule in rules:
         book = book.put(rule)
     store = Store(path)
-    store.save(book)
+    save(store, book)
     store.close()
     assert reopened(path) == book
 
 
 def test_the_revision_survives_the_removal_of_all_rules(store: Store) -> None:
     book = RuleBook().put(Rule(Selector(), 1)).remove(Selector())
-    store.save(book)
+    save(store, book)
     assert reopened(store.path) == RuleBook({}, 2)
 
 
-def _save_for_ever(path: Path, acknowledged: Connection) -> None:
+def _write_for_ever(path: Path, acknowledged: Connection) -> None:
     store = Store(path)
     book = store.load()
     while True:
-        # So many rules that a book is written in more than one page; all have the rate of the last change.
+        # So many rules that a revision is written in more than one page; all have the rate of the last change.
         rate = float((book.revision + 1) % 101)
-        rules = [Rule(Selector(service=f"service-{number:040}"), rate, revision=number) for number in range(150)]
-        book = RuleBook.of(rules, book.revision + 151)
-        store.save(book)
+        changed = book.change([Rule(Selector(service=f"service-{number:040}"), rate) for number in range(150)])
+        store.write(entry_of(changed, book))
+        book = changed
         acknowledged.send(book.revision)
 
 
-def test_a_store_whose_writer_is_killed_loads_and_has_lost_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+def test_a_store_whose_writer_is_killed_a_thousand_times_has_no_half_revision_and_lost_none_that_was_answered(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "rules.sqlite"
     fork = multiprocessing.get_context("fork")
     pauses = random.Random(1)
     last = 0
     for _ in range(_KILLS):
         told, acknowledged = fork.Pipe(duplex=False)
-        saver = fork.Process(target=_save_for_ever, args=(path, acknowledged))
-        saver.start()
+        writer = fork.Process(target=_write_for_ever, args=(path, acknowledged))
+        writer.start()
         acknowledged.close()
-        time.sleep(pauses.uniform(0.005, 0.06))
-        saver.kill()
-        saver.join()
+        time.sleep(pauses.uniform(0.001, 0.02))
+        writer.kill()
+        writer.join()
         try:
             while True:
                 last = told.recv()
         except EOFError:
             pass
         told.close()
-        book = reopened(path)
+        store = Store(path)
+        book = store.load()
         assert book.revision >= last
         assert len(book.rules) == (150 if book.revision else 0)
-        assert len({rule.rate for rule in book}) <= 1
+        assert {rule.rate for rule in book} == ({float(book.revision % 101)} if book.revision else set())
+        assert {rule.revision for rule in book} <= {book.revision}
+        if book.revision:
+            [entry] = store.audit(1)
+            assert (entry.revision, len(entry.changes)) == (book.revision, 150)
+        store.close()
         last = book.revision
     assert last > 0
 
@@ -115,11 +132,11 @@ def _full_disk() -> Iterator[None]:
 
 def test_a_book_that_finds_no_room_leaves_the_last_one_in_place(store: Store) -> None:
     book = RuleBook().put(Rule(Selector(env="gray"), 30))
-    store.save(book)
+    save(store, book)
     with _full_disk(), pytest.raises(StoreError, match=str(store.path)):
-        store.save(book.put(Rule(Selector(), 1)))
+        save(store, book.put(Rule(Selector(), 1)))
     assert store.load() == book
-    store.save(book.put(Rule(Selector(), 2)))
+    save(store, book.put(Rule(Selector(), 2)))
     assert reopened(store.path).revision == 2
 
 
@@ -134,23 +151,36 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("selector", "rule"),
     [
-        ("checkout", None, None, None, 30.0, 9, 1, None),
-        ("checkout", None, None, "carrier pigeon", 30.0, 0, 1, None),
-        ("checkout", None, None, None, 300.0, 0, 1, None),
-        ("checkout", None, None, None, "much", 0, 1, None),
-        ("checkout", None, None, None, 30.0, 0, 1, "soon"),
+        ('{"service": "checkout"}', '{"rate": 30.0, "mode": 9, "revision": 1}'),
+        ('{"protocol": "carrier pigeon"}', '{"rate": 30.0, "mode": 0, "revision": 1}'),
+        ('{"moon": "full"}', '{"rate": 30.0, "mode": 0, "revision": 1}'),
+        ('{"labels": {"team": 7}}', '{"rate": 30.0, "mode": 0, "revision": 1}'),
+        ('["checkout"]', '{"rate": 30.0, "mode": 0, "revision": 1}'),
+        ("{}", '{"rate": 300.0, "mode": 0, "revision": 1}'),
+        ("{}", '{"rate": "much", "mode": 0, "revision": 1}'),
+        ("{}", '{"mode": 0, "revision": 1}'),
+        ("{}", '{"rate": 1, "target": 1, "mode": 0, "revision": 1}'),
+        ("{}", '{"rate": 30.0, "mode": 0, "revision": 1, "expires": "soon"}'),
+        ("{}", '{"rate": 30.0'),
     ],
-    ids=["mode", "protocol", "rate too high", "rate no number", "time no number"],
 )
-def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, row: tuple[object, ...]) -> None:
+def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, selector: str, rule: str) -> None:
     database = sqlite3.connect(store.path)
-    database.execute("INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    database.execute("INSERT INTO rules VALUES (?, ?)", (selector, rule))
     database.commit()
     database.close()
     with pytest.raises(StoreError, match=str(store.path)):
         store.load()
+
+
+def test_a_store_of_a_newer_version_is_left_alone(store: Store) -> None:
+    database = sqlite3.connect(store.path)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(StoreError, match="newer version of spandial"):
+        Store(store.path)
 
 
 def test_a_store_of_a_version_without_expiry_is_read_and_written(tmp_path: Path) -> None:
@@ -165,7 +195,7 @@ def test_a_store_of_a_version_without_expiry_is_read_and_written(tmp_path: Path)
     old = Rule(Selector("checkout"), 30, revision=7)
     store = Store(path)
     assert list(store.load()) == [old]
-    store.save(store.load().renew(Selector("checkout"), 1234.5))
+    save(store, store.load().renew(Selector("checkout"), 1234.5))
     store.close()
     assert list(reopened(path)) == [Rule(Selector("checkout"), 30, revision=8, expires=1234.5)]
 
@@ -176,7 +206,7 @@ def _save_as_nobody(path: Path, said: Connection) -> None:
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
     try:
-        Store(path).save(RuleBook())
+        save(Store(path), RuleBook())
         said.send("it was saved")
     except StoreError as error:
         said.send(str(error))
@@ -189,7 +219,7 @@ def test_a_folder_that_cannot_be_written_is_named(filled: bool) -> None:
         path = Path(folder) / "rules.sqlite"
         if filled:
             store = Store(path)
-            store.save(RuleBook())
+            save(store, RuleBook())
             store.close()
         os.chmod(folder, 0o555)
         fork = multiprocessing.get_context("fork")
@@ -203,3 +233,51 @@ def test_a_folder_that_cannot_be_written_is_named(filled: bool) -> None:
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=str(tmp_path / "none" / "rules.sqlite")):
         Store(tmp_path / "none" / "rules.sqlite")
+
+
+def test_the_audit_log_has_the_latest_first_and_goes_back_so_far(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spandial_api.store.AUDIT_MAX", 5)
+    book = RuleBook()
+    for rate in range(8):
+        changed = book.put(Rule(Selector(env="gray"), float(rate)))
+        store.write(entry_of(changed, book))
+        book = changed
+    assert AUDIT_MAX >= 1000
+    assert [entry.revision for entry in store.audit(100)] == [8, 7, 6, 5, 4]
+    assert [entry.revision for entry in store.audit(2, before=7)] == [6, 5]
+    assert store.entry(3) is None
+    entry = store.entry(8)
+    assert entry is not None
+    [(selector, before, after)] = entry.changes
+    assert (selector, before and before.rate, after and after.rate) == (Selector(env="gray"), 6, 7)
+
+
+def test_a_document_comes_back_as_it_was_set(store: Store) -> None:
+    assert store.document("quotas") is None
+    store.set_document("quotas", {"acme": [1.5, None]})
+    store.set_document("quotas", {"acme": [2, "x"]})
+    assert store.document("quotas") == {"acme": [2, "x"]}
+
+
+@pytest.mark.parametrize("damage", [b"", b"this is no database, and long enough for a header" * 100])
+def test_where_the_store_is_damaged_the_copy_is_obeyed_and_nothing_is_written(tmp_path: Path, damage: bytes) -> None:
+    copy = LastGoodRules(tmp_path / "rules.json")
+    path = tmp_path / "rules.sqlite"
+    book = RuleBook().put(Rule(Selector(env="gray", labels=(("team", "pay"),)), 30)).put(Rule(Selector(), 1))
+    with pytest.raises(FileNotFoundError):
+        copy.load()
+    copy.save(book)
+    assert copy.load() == book
+    path.write_bytes(damage)
+    if not damage:
+        path.unlink()
+        path.mkdir()
+    store = open_store(path, copy)
+    assert store.load() == book
+    for write in (store.probe, lambda: store.write(entry_of(book)), lambda: store.set_document("a", 1)):
+        with pytest.raises(StoreError, match="obeying the rules of revision 2"):
+            write()
+    store.close()
+    copy.path.write_text("{}")
+    with pytest.raises(StoreError, match=str(path)):
+        open_store(path, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
+from spandial_api.control import Control
 from spandial_api.node import Health, Node
 from spandial_api.parameters import only
 
@@ -14,4 +15,9 @@ router = APIRouter(tags=["node"])
 async def get_health(request: Request) -> Health:
     """200 as long as the agent serves, also without the kernel side: `status` and `missing` tell."""
     node: Node = request.app.state.node
-    return node.health()
+    control: Control = request.app.state.control
+    health = node.health()
+    if control.trouble:
+        health.missing.append(f"{control.trouble}.")
+        health.status = "degraded"
+    return health
