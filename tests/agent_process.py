@@ -67,6 +67,12 @@ class AgentProcess:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def url(self) -> str:
+        """Where it serves over TCP, as its log says."""
+        line = next(line for line in reversed(self.log.read_text().splitlines()) if "url=" in line)
+        return line.partition("url=")[2].split()[0]
+
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -121,7 +127,9 @@ class AgentProcess:
     def begin_anew(self) -> None:
         """For the next of the tests that share it: without rules, and without the processes of those before."""
         for rule in self.get("/sampling")["rules"]:
-            selector = {name: rule[name] for name in ("service", "env", "version", "protocol") if rule[name]}
+            names = ("service", "env", "version", "tenant", "protocol", "operation")
+            selector = {name: rule[name] for name in names if rule[name]}
+            selector |= {f"label.{name}": pattern for name, pattern in rule["labels"].items()}
             assert self.http.delete("/sampling", params=selector).is_success
 
         def only_the_living() -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = ["NODE_MODULES", "SamplerClient"]
@@ -35,17 +36,12 @@ class SamplerClient:
     def pid(self) -> int:
         return self._process.pid
 
-    def kept(self, spans: int, name: str = "GET /", **attributes: str) -> int:
+    def kept(self, spans: int, name: str = "GET /", attributes: Mapping[str, str] | None = None) -> int:
         """How many of so many root spans are kept."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        asked = {
-            "spans": spans,
-            "name": name,
-            "attributes": {key.replace("_", "."): v for key, v in attributes.items()},
-        }
-        print(json.dumps(asked), file=process.stdin, flush=True)
+        print(json.dumps({"spans": spans, "name": name, "attributes": attributes}), file=process.stdin, flush=True)
         answer = process.stdout.readline()
         assert answer, f"the client ended with {process.wait(5)}"
         return int(answer)

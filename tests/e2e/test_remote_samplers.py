@@ -1,8 +1,9 @@
-"""SDKs that have no hook obey the dial by the remote samplers that they bring: OpenTelemetry JS, Jaeger's and X-Ray's."""
+"""SDKs without the hook obey the dial by samplers of their own: OpenTelemetry JS with Jaeger's and with X-Ray's."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -69,15 +70,44 @@ def test_a_rule_for_an_env_is_for_the_processes_that_are_known_to_be_there(
     eventually(lambda: bank.kept(SPANS) == 0, "the bank is not")
 
 
-def test_a_client_of_xray_goes_by_methods_and_paths(
-    agent: AgentProcess, make_client: Callable[..., SamplerClient]
-) -> None:
-    agent.put(rate="0")
-    agent.put(rate="100", service="shop", operation="GET /pay*")
+def request(method: str, path: str) -> dict[str, str]:
+    return {"http.request.method": method, "url.path": path}
+
+
+def test_jaegers_client_goes_by_span_names(agent: AgentProcess, make_client: Callable[..., SamplerClient]) -> None:
+    agent.set(0)
+    agent.set(100, service="shop", operation="GET /pay")
+    agent.set(100, service="shop", operation="/pkg.Shop/Buy")
+    agent.set(0, service="shop", operation="nightly report")
+    shop = make_client("jaeger", "shop")
+    eventually(lambda: shop.kept(SPANS, "GET /pay") == SPANS, "payments are kept")
+    assert shop.kept(SPANS, "pkg.Shop/Buy") == SPANS
+    assert shop.kept(SPANS, "POST /pay") == 0
+    agent.set(100)
+    eventually(lambda: shop.kept(SPANS, "POST /pay") == SPANS, "the default is turned")
+    assert shop.kept(SPANS, "nightly report") == 0
+
+
+def test_xrays_client_goes_by_methods_and_paths(agent: AgentProcess, make_client: Callable[..., SamplerClient]) -> None:
+    agent.set(0)
+    agent.set(100, service="shop", operation="GET /pay*")
+    agent.set(100, service="shop", protocol="grpc")
     shop = make_client("xray", "shop")
-    eventually(
-        lambda: (
-            shop.kept(SPANS, http_request_method="GET", url_path="/payments") == SPANS if False else shop.kept(1) == 0
-        ),
-        "the rules are there",
-    )
+    eventually(lambda: shop.kept(SPANS, attributes=request("GET", "/payments")) == SPANS, "payments are kept")
+    assert shop.kept(SPANS, attributes=request("POST", "/payments")) == 0
+    assert shop.kept(SPANS, attributes=request("GET", "/")) == 0
+    assert shop.kept(SPANS, attributes={"rpc.system": "grpc"}) == SPANS
+
+
+def test_xrays_clients_share_a_throughput(agent: AgentProcess, make_client: Callable[..., SamplerClient]) -> None:
+    assert agent.http.put("/sampling", params={"service": "shop", "target": 40}).is_success
+    clients = [make_client("xray", "shop"), make_client("xray", "shop")]
+
+    def shared() -> bool:
+        """What each keeps a second, while more is asked for than it may keep."""
+        begin, kept = time.monotonic(), [0, 0]
+        while (elapsed := time.monotonic() - begin) < 1:
+            kept = [sum(pair) for pair in zip(kept, (client.kept(100) for client in clients))]
+        return all(10 < count / elapsed < 25 for count in kept)
+
+    eventually(shared, "each keeps its half")
