@@ -126,7 +126,8 @@ async def test_a_rule_that_went_is_said(remote: httpx.AsyncClient) -> None:
 
 
 async def test_what_other_samplers_say_besides_is_not_looked_at(remote: httpx.AsyncClient) -> None:
-    more = {**document(), "ServiceName": "shop", "TotalCount": 3}
+    more = {**document(), "SampleCount": 0, "ServiceName": "shop", "TotalCount": 3}
+    del more["SampledCount"]
     body = {**statistics(more), "SamplingBoostStatisticsDocuments": None}
     assert (await remote.post("/SamplingTargets", json=body)).status_code == 200
 

@@ -84,7 +84,7 @@ _one_service = [Depends(_service), Depends(only("service", "env", "version"))]
 )
 async def get_strategy(
     request: Request,
-    service: Annotated[str, Query(min_length=1, max_length=LABEL_MAX, examples=["checkout"])] = "",
+    service: Annotated[str, Query(min_length=1, max_length=LABEL_MAX, examples=["checkout"])],
     env: Annotated[str, Query(max_length=LABEL_MAX, description="the client's, where its URL can say so")] = "",
     version: Annotated[str, Query(max_length=LABEL_MAX, description="the same")] = "",
 ) -> Strategy:

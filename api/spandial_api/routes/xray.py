@@ -63,7 +63,8 @@ class StatisticsDocument(_Shape):
     client_id: str = Field(alias="ClientID", min_length=1, max_length=64, examples=["6d1cf83a2f1e4b5c9d0e7f3a"])
     timestamp: float = Field(allow_inf_nan=False, description="Unix time in seconds", examples=[1700000000])
     request_count: int = Field(ge=0, le=_COUNT_MAX, examples=[110])
-    sampled_count: int = Field(ge=0, le=_COUNT_MAX, examples=[20])
+    # Not needed here, and the ADOT SDK for Python calls it SampleCount.
+    sampled_count: int = Field(0, ge=0, le=_COUNT_MAX, examples=[20])
     borrow_count: int = Field(0, ge=0, le=_COUNT_MAX, examples=[0])
 
 
