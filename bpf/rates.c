@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
-/* The rate table and its writer program.
+/* The rate table and its writer programs.
  *
  * The map is frozen right after it is made: from then on user space can map it only for reading,
- * and this program, run through BPF_PROG_TEST_RUN and attached to nothing, is its one writer.
+ * and these programs, run through BPF_PROG_TEST_RUN and attached to nothing, are its only writers.
  */
 #include <uapi/linux/bpf.h>
 #include "spandial.h"
@@ -34,5 +34,36 @@ int write_row(struct bpf_raw_tracepoint_args *ctx)
 	WRITE(1);
 	WRITE(0);
 #undef WRITE
+	return 0;
+}
+
+/* args[0]: bit mask of the words to write, 0-3, 5 and 6; args[1..6]: these words; args[7..11]: four row numbers each,
+ * 0 for none. Highest word first in each row, as above. */
+#define ROWS_A_RUN 20
+int write_rows(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 mask = ctx->args[0];
+
+#pragma unroll
+	for (int n = 0; n < ROWS_A_RUN; n++) {
+		u32 index = ctx->args[7 + n / 4] >> n % 4 * 16 & 0xffff;
+		struct spandial_row *row;
+
+		if (!index)
+			continue;
+		row = rates.lookup(&index);
+		if (!row)
+			return 1;
+#define WRITE(n, arg)                                                                                                  \
+	if (mask & (1 << n))                                                                                           \
+	*(volatile u64 *)&row->words[n] = ctx->args[arg]
+		WRITE(6, 6);
+		WRITE(5, 5);
+		WRITE(3, 4);
+		WRITE(2, 3);
+		WRITE(1, 2);
+		WRITE(0, 1);
+#undef WRITE
+	}
 	return 0;
 }

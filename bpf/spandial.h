@@ -25,10 +25,10 @@
 #define SPANDIAL_HEADER_ROWS 3
 
 /* Words of every other row; the first four are indexed by entry kind. */
-#define SPANDIAL_WORD_EXAMPLES 4 /* not 0: hand over requests that are received, and traced ones that are sent */
+#define SPANDIAL_WORD_EXAMPLES 4   /* not 0: hand over requests that are received, and traced ones that are sent */
 #define SPANDIAL_WORD_OPERATIONS 5 /* set << 32 | offset in the hooks' sheet; 0: no rules by operation */
-#define SPANDIAL_WORD_FALLBACK 6 /* obeyed when the lease has run out */
-#define SPANDIAL_WORD_OWNER 7	 /* epoch << 32 | tgid; 0: free */
+#define SPANDIAL_WORD_FALLBACK 6   /* obeyed when the lease has run out */
+#define SPANDIAL_WORD_OWNER 7	   /* epoch << 32 | tgid; 0: free */
 
 enum spandial_entry_kind {
 	SPANDIAL_INTERNAL = 0,

@@ -126,11 +126,11 @@ class AgentProcess:
 
     def begin_anew(self) -> None:
         """For the next of the tests that share it: without rules, and without the processes of those before."""
-        for rule in self.get("/sampling")["rules"]:
-            names = ("service", "env", "version", "tenant", "protocol", "operation")
-            selector = {name: rule[name] for name in names if rule[name]}
-            selector |= {f"label.{name}": pattern for name, pattern in rule["labels"].items()}
-            assert self.http.delete("/sampling", params=selector).is_success
+        fields = ("service", "env", "version", "tenant", "labels", "protocol", "operation")
+        rules = self.get("/sampling")["rules"]
+        if rules:
+            selectors = [{name: rule[name] for name in fields if rule[name]} for rule in rules]
+            assert self.http.post("/sampling/batch", json={"remove": selectors}).is_success
 
         def only_the_living() -> bool:
             return all(Path(f"/proc/{target['pid']}").exists() for target in self.get("/targets"))

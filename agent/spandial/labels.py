@@ -36,6 +36,11 @@ class Labels(NamedTuple):
         """Service, version and env: what a process is called everywhere."""
         return {"service": self.service, "version": self.version, "env": self.env}
 
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """All of them, by the names that selectors have for them."""
+        return (*zip(self._fields, self[:4]), *((f"label.{name}", value) for name, value in self.others))
+
     def over(self, other: Labels) -> Labels:
         """These, with the other's for those that are missing."""
         return Labels(

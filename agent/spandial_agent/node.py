@@ -130,14 +130,11 @@ class LocalNode:
         return [self._target_state(target) for target in self._targets]
 
     def labels(self) -> set[Labels]:
-        return {target.labels for target in self._targets}
+        return self._targets.labels()
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
-        found = (each for each in self._targets if each.labels == labels and each.row.number != abi.DEFAULT_ROW)
-        target = next(found, None)
-        if target is None:
-            return None
-        rate = word_rate(self._table.backend.read(target.row.number)[kind])
+        target = self._targets.alike(labels)
+        rate = word_rate(self._table.backend.read(target.row.number)[kind]) if target is not None else None
         return None if rate is None else round(rate, 10)
 
     async def explain(self, pid: int) -> TargetExplanation:
@@ -145,6 +142,9 @@ class LocalNode:
 
     def reached(self) -> Mapping[Selector, int]:
         return self._targets.reached()
+
+    def reached_by(self, selector: Selector) -> int:
+        return self._targets.reached_by(selector)
 
     def watch(self, service: str = "*", env: str = "*") -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
         return self._watchers.watch(service, env)

@@ -33,6 +33,9 @@ class TableBackend(Protocol):
     def write(self, row: int, words: Sequence[int], mask: int) -> None:
         """Write the words of a row whose bit is set in mask, each in one 64-bit store."""
 
+    def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
+        """Write the same words to several rows, as `write` does."""
+
     def read(self, row: int) -> tuple[int, ...]:
         """The eight words of a row."""
 
@@ -57,6 +60,10 @@ class MemfdTable:
         for index, word in enumerate(words):
             if mask >> index & 1:
                 self._words[base + index] = word
+
+    def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
+        for row in rows:
+            self.write(row, words, mask)
 
     def read(self, row: int) -> tuple[int, ...]:
         return tuple(self._words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS])
@@ -128,6 +135,10 @@ class RateTable:
     def write(self, row: Row, rates: Sequence[int], fallback: int) -> None:
         """Set a row's rates; every reader has them when this returns."""
         self.backend.write(row.number, [*rates, 0, 0, fallback, 0], _RATES)
+
+    def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int) -> None:
+        """Set the same rates in several rows; every reader has them when this returns."""
+        self.backend.write_many([row.number for row in rows], [*rates, 0, 0, fallback, 0], _RATES)
 
     def want_examples(self, row: Row, wanted: bool) -> None:
         """Whether the kernel shall hand over the requests of a process with a row of its own, kept or not."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
 
-from spandial.abi import DEFAULT_ROW, EntryKind, Flag
+from spandial.abi import DEFAULT_ROW
 from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.discovery_rules import NAMED
+from spandial_agent.groups import Group, Groups, RowWords
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
@@ -23,8 +25,6 @@ __all__ = ["REGISTERED", "Target", "Targets"]
 
 REGISTERED = "registered by its hook"
 
-_Resolved = tuple[tuple[Rule | None, ...], list[int], int]
-
 _log = structlog.get_logger("spandial.targets")
 
 
@@ -34,9 +34,9 @@ class Target:
 
     Attributes:
         default: the rate word where no rule applies.
-        rules: the rule in force for each kind of entry; None where the default is.
+        group: those who obey as it does; of all without a row of their own, where it has none.
         pages: the counter pages of its hooks; empty for a discovered process.
-        written: the rates and the fallback in its row.
+        written: what its row says; in the node's default row, nobody keeps it up.
         base: what the kernel had counted when the first hook came.
         watched: the kernel counts and decides its entries.
         why: in a few words, why it is a target.
@@ -47,10 +47,10 @@ class Target:
     labels: Labels
     default: int
     row: Row
-    rules: tuple[Rule | None, ...] = ()
+    group: Group
+    written: RowWords
     pages: list[CounterPage] = field(default_factory=list)
     base: Counts | None = None
-    written: tuple[list[int], int] = ([], 0)
     watched: bool = False
     why: str = NAMED
     by_rule: bool = False
@@ -58,6 +58,11 @@ class Target:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def rules(self) -> tuple[Rule | None, ...]:
+        """The rule in force for each kind of entry; None where the default is."""
+        return self.group.rules
 
     @property
     def hooked(self) -> bool:
@@ -70,7 +75,8 @@ class Targets:
     Attributes:
         emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
             not: only while somebody reads them. Call `rewrite` when it answers differently.
-        rate_of: the percentage that a rule has for processes with these labels.
+        rate_of: the percentage that a rule has for processes with these labels. Call `refresh` when it answers
+            differently for rules with a target; a rule with a rate of its own always has that.
         answers: whether it shall emit the answers to those of processes without a hook, too.
         on_program: called with each target that comes, and when it runs another program.
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
@@ -98,8 +104,7 @@ class Targets:
         self.on_added = on_added
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
-        self._book = RuleBook()
-        self._resolved: dict[tuple[Labels, int, bool], _Resolved] = {}
+        self._limits: dict[int, float] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
         self.rate_of: Callable[[Rule, Labels], float] = _fixed_rate
         self.answers = False
@@ -107,6 +112,12 @@ class Targets:
         self.on_ended: Callable[[Target], None] = lambda target: None
         self.unwatched = 0
         self._implausible = 0  # counts in pages that are closed
+        # By name: both may be replaced at any time.
+        self._groups = Groups(
+            default,
+            emit=lambda labels, hooked: self.emit(labels, hooked),
+            percent_of=lambda rule, labels: self.rate_of(rule, labels),
+        )
         self._write_default()
 
     def __iter__(self) -> Iterator[Target]:
@@ -158,8 +169,7 @@ class Targets:
             if known.why != REGISTERED:
                 known.why, known.by_rule = why, by_rule
             if labels != known.labels:
-                known.labels = labels
-                self._write(known)
+                self._move(known, labels, known.default)
         elif known.by_rule:
             self.remove(known.pid)
             return None
@@ -178,9 +188,8 @@ class Targets:
             target.base = self._capture.counts(target.row.number)
             self._capture.want_answers(target.pid, target.row, False)
         target.pages.append(page)
-        target.labels, target.default = labels, default
         target.why, target.by_rule = REGISTERED, False
-        self._write(target)
+        self._move(target, labels, default)
         return target
 
     def unhook(self, target: Target, page: CounterPage) -> None:
@@ -201,26 +210,62 @@ class Targets:
         for page in target.pages:
             self._close(page)
         target.pages.clear()
+        self._groups.leave(pid, target.group)
+        self._limits.pop(pid, None)
         self._table.free(target.row)
 
     def apply(self, book: RuleBook) -> None:
-        """Make all targets obey this book."""
-        self._book = book
-        self.rewrite()
+        """Make all targets obey this book. What it costs goes with what differs from the last one: only rows whose
+        words have changed are written. Every reader has them when this returns."""
+        with _no_collection():
+            self._write(self._groups.apply(book))
+            self._table.advance()
 
     def rewrite(self) -> None:
-        """Write every row anew: the book, or what is to be emitted, has changed."""
-        self._resolved.clear()
-        self._write_default()
-        for target in self:
-            self._write(target)
+        """Write what is to be emitted: `emit` answers differently."""
+        self._write(self._groups.review())
         self._table.advance()
 
-    def reached(self) -> Counter[Selector]:
-        """For each rule's selector, how many targets have at least one kind of entry under it."""
-        return Counter(
-            selector for target in self for selector in {rule.selector for rule in target.rules if rule is not None}
-        )
+    def refresh(self, services: Collection[str] | None = None) -> None:
+        """Write the rates of rules with a target: `rate_of` answers differently for these services; None: for any."""
+        self._write(self._groups.steer(services))
+
+    @property
+    def limits(self) -> Mapping[int, float]:
+        """By pid: what the rates that rules give a target are multiplied by. 1 for those that are not in it."""
+        return self._limits
+
+    def set_limits(self, limits: Mapping[int, float]) -> None:
+        """Replace all limits. A target's ends with it; one without a row of its own has none.
+
+        The default that a target brought, and the fallback, are not multiplied. Raises ValueError, nothing changed.
+
+        Args:
+            limits: 0 to 1, by pid. Who is no target is passed over.
+        """
+        wrong = {pid: limit for pid, limit in limits.items() if not 0 <= limit <= 1}
+        if wrong:
+            raise ValueError(f"a limit is between 0 and 1, not as in {wrong}")
+        before = self._limits
+        self._limits = {pid: limit for pid, limit in limits.items() if limit < 1 and pid in self._by_pid}
+        changed = [pid for pid in {*before, *self._limits} if before.get(pid) != self._limits.get(pid)]
+        self._write_targets(self._by_pid[pid] for pid in changed)
+
+    def labels(self) -> set[Labels]:
+        """The labels of all targets, each once."""
+        return {*self._groups.labels(), *(self._by_pid[pid].labels for pid in self._groups.shared.members)}
+
+    def alike(self, labels: Labels) -> Target | None:
+        """One of the targets with exactly these labels and a row of its own."""
+        return next((self._by_pid[pid] for group in self._groups.of(labels) for pid in group.members), None)
+
+    def reached(self) -> Mapping[Selector, int]:
+        """For each rule's selector, how many targets have at least some entries under it."""
+        return self._groups.reached()
+
+    def reached_by(self, selector: Selector) -> int:
+        """The same for one of them, at the cost of its own targets where it names a label without a wildcard."""
+        return self._groups.reached_by(selector)
 
     def _current(self, process: Process) -> Target | None:
         """The target that this process is; one of the same pid that started at another time has ended."""
@@ -231,12 +276,14 @@ class Targets:
         return known
 
     def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
-        rules, words, fallback = self._resolve(labels, default, why == REGISTERED)
-        row = self._table.allocate(process.pid, words, fallback)
-        target = Target(process, labels, default, row, rules, written=(words, fallback), why=why, by_rule=by_rule)
+        group = self._groups.join(process.pid, labels, default, why == REGISTERED)
+        row = self._table.allocate(process.pid, group.words.rates, group.words.fallback)
+        if row.number == DEFAULT_ROW:  # not its own
+            self._groups.leave(process.pid, group)
+            group = self._groups.shared
+            group.members.add(process.pid)
+        target = Target(process, labels, default, row, group, group.words, why=why, by_rule=by_rule)
         self._by_pid[process.pid] = target
-        if row.number == DEFAULT_ROW:
-            self._write(target)
         if self._capture is not None:
             try:
                 self._capture.add_target(process.pid, row, self.answers and why != REGISTERED)
@@ -252,30 +299,56 @@ class Targets:
         self._implausible += page.implausible
         page.close()
 
-    def _write(self, target: Target) -> None:
-        if target.row.number == DEFAULT_ROW:  # not its own: it obeys what holds for a process without labels
-            target.rules = self._resolve(Labels(), self._default, False)[0]
-            return
-        target.rules, words, fallback = self._resolve(target.labels, target.default, target.why == REGISTERED)
-        if target.written != (words, fallback):
-            self._table.write(target.row, words, fallback)
-            target.written = words, fallback
+    def _move(self, target: Target, labels: Labels, default: int) -> None:
+        """Other labels, another default, or a hook: another group."""
+        target.labels, target.default = labels, default
+        if target.row.number != DEFAULT_ROW:
+            left, hooked = target.group, target.why == REGISTERED
+            if (left.labels, left.default, left.hooked) == (labels, default, hooked):
+                return
+            target.group = self._groups.join(target.pid, labels, default, hooked)
+            self._groups.leave(target.pid, left)
+            self._write_targets([target])
+
+    def _write(self, groups: Collection[Group]) -> None:
+        if self._groups.shared in groups:
+            self._write_default()
+        self._write_targets(
+            self._by_pid[pid] for group in groups if group is not self._groups.shared for pid in group.members
+        )
+
+    def _write_targets(self, targets: Iterable[Target]) -> None:
+        """Write the rows that differ from what they should say."""
+        changed: dict[RowWords, list[Row]] = {}
+        for target in targets:
+            words = self._words(target)
+            if words != target.written:
+                changed.setdefault(words, []).append(target.row)
+                target.written = words
+        for words, rows in changed.items():
+            self._table.write_many(rows, words.rates, words.fallback)
+
+    def _words(self, target: Target) -> RowWords:
+        limit = self._limits.get(target.pid)
+        if limit is None or target.row.number == DEFAULT_ROW:
+            return target.group.words
+        return target.group.row(limit)
 
     def _write_default(self) -> None:
-        _, words, fallback = self._resolve(Labels(), self._default, False)
-        self._table.write_default(words, fallback)
+        words = self._groups.shared.words
+        self._table.write_default(words.rates, words.fallback)
 
-    def _resolve(self, labels: Labels, default: int, hooked: bool) -> _Resolved:
-        """Rules, rates and fallback of these labels; worked out once for all processes that have them."""
-        known = self._resolved.get((labels, default, hooked))
-        if known is not None:
-            return known
-        rules = tuple(self._book.resolve(labels, kind) for kind in EntryKind)
-        emit = Flag.EMIT if self.emit(labels, hooked) else 0
-        words = [(rule.word(self.rate_of(rule, labels)) if rule else default) | emit for rule in rules]
-        fallback = default if self._book.fallback is None else self._book.fallback
-        resolved = self._resolved[labels, default, hooked] = rules, words, fallback
-        return resolved
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """On a full node a garbage collection takes as long as a change of all rates: it can wait until that is obeyed."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _fixed_rate(rule: Rule, _labels: Labels) -> float:

@@ -60,7 +60,7 @@ class Control:
         self._node = node
         self._copy = copy
         self._copied: RuleBook | None = None
-        self._copy_at = 0.0
+        self._copy_at = self._probe_at = 0.0
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._unwritten: list[Entry] = []  # rules that ended while the disk took nothing
@@ -149,11 +149,14 @@ class Control:
         return {selector: counts.get(selector, 0) for selector in self.book.rules}
 
     def _reached_by(self, selector: Selector) -> int:
-        return self._node.reached().get(selector, 0)
+        return self._node.reached_by(selector)
 
     async def _change(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
         # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
-        return await asyncio.shield(self._commit(make, author, expected))
+        try:
+            return await asyncio.shield(self._commit(make, author, expected))
+        finally:
+            self._changed.set()  # there is an end to wait for, a copy to make, or a disk to look after
 
     async def _commit(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
         async with self._lock:
@@ -175,7 +178,6 @@ class Control:
                 raise
             self.book = book
             self._unwritten.clear()
-            self._changed.set()
             return book
 
     def _check(self, write: Callable[[], None]) -> None:
@@ -184,6 +186,7 @@ class Control:
             write()
         except StoreError as error:
             self.trouble = str(error)
+            self._probe_at = time.monotonic() + _CLOCK_S
             raise
         self.trouble = ""
 
@@ -210,7 +213,7 @@ class Control:
                 if self._unwritten:
                     await asyncio.to_thread(self._check, lambda: self._store.write(*self._unwritten))
                     self._unwritten.clear()
-                elif self.trouble:
+                elif self.trouble and time.monotonic() >= self._probe_at:
                     await asyncio.to_thread(self._check, self._store.probe)
             book = self.book
         if self._copy is not None and self._copied is not book and time.monotonic() >= self._copy_at:

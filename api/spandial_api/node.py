@@ -247,7 +247,10 @@ class Node(Protocol):
         """Why a process is a target, or why it is none."""
 
     def reached(self) -> Mapping[Selector, int]:
-        """For each rule's selector, how many targets have at least one kind of entry under it."""
+        """For each rule's selector, how many targets have at least some entries under it."""
+
+    def reached_by(self, selector: Selector) -> int:
+        """The same for one selector; 0 where no rule has it. Costs far less than all of them."""
 
     async def stats(self) -> NodeStats: ...
 

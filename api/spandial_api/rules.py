@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from spandial.abi import EntryKind, Mode, encode_word
@@ -39,7 +39,7 @@ class Rule:
 
     def word(self, rate: float) -> int:
         """The word of a rate under this rule. A rule that names a protocol also thins the children of kept parents."""
-        return encode_word(rate, self.mode, thin=self.selector.protocol is not None)
+        return _word(rate, self.mode.value, self.selector.protocol is not None)
 
     @property
     def says(self) -> tuple[object, ...]:
@@ -86,6 +86,9 @@ class RuleBook:
         for rule in sorted(self.rules.values(), key=_order):
             self._buckets.setdefault(rule.selector.bucket, []).append(rule)
         self._by_operation = sum(selector.operation is not None for selector in self.rules)
+        # A book does not keep the one before it alive, only what stands for it.
+        self._self, self._before = object(), object()
+        self._touched: tuple[Selector, ...] = ()
 
     @classmethod
     def of(cls, rules: Iterable[Rule], revision: int = 0) -> RuleBook:
@@ -124,6 +127,9 @@ class RuleBook:
         book.rules = self.rules.copy()
         book._buckets = self._buckets.copy()
         book._by_operation = self._by_operation
+        put, removed = list(put), list(removed)
+        book._before = self._self
+        book._touched = (*removed, *(rule.selector for rule in put))
         for selector in removed:
             book._drop(book.rules.pop(selector))
         for rule in put:
@@ -142,6 +148,20 @@ class RuleBook:
             del self._buckets[rule.selector.bucket]
         self._by_operation -= rule.selector.operation is not None
 
+    def changes_from(self, other: RuleBook) -> dict[Selector, tuple[Rule | None, Rule | None]]:
+        """The other's rule and this one's for each selector whose rules are not the same object. At no cost where one
+        book is the other's with one change."""
+        if self._before is other._self:
+            touched: Iterable[Selector] = self._touched
+        elif other._before is self._self:
+            touched = other._touched
+        else:
+            here, there = set(map(id, self.rules.values())), set(map(id, other.rules.values()))
+            touched = [rule.selector for rule in other.rules.values() if id(rule) not in here]
+            touched += [rule.selector for rule in self.rules.values() if id(rule) not in there]
+        pairs = {selector: (other.rules.get(selector), self.rules.get(selector)) for selector in touched}
+        return {selector: (old, new) for selector, (old, new) in pairs.items() if old is not new}
+
     @property
     def next_expiry(self) -> float | None:
         """When the next rule ends."""
@@ -159,6 +179,20 @@ class RuleBook:
                     best = rule
                     break
         return best
+
+    def winners(self, labels: Labels) -> tuple[Rule | None, ...]:
+        """What `resolve` finds for each kind of entry, at the cost of one."""
+        best: list[Rule | None] = [None] * len(EntryKind)
+        for bucket in self._buckets_of(labels):
+            for rule in reversed(bucket):
+                if all(own is not None and rule.order < own.order for own in best):
+                    break
+                if rule.selector.operation is None and rule.selector.matches_labels(labels):
+                    for kind in EntryKind:
+                        own = best[kind]
+                        if rule.selector.matches_kind(kind) and (own is None or rule.order > own.order):
+                            best[kind] = rule
+        return tuple(best)
 
     def operations(self, labels: Labels) -> list[Rule]:
         """The rules by operation for a process with these labels, the ones that win first. They win over all others."""
@@ -196,10 +230,14 @@ class RuleBook:
         return encode_word(default.floor if default.rate is None else default.rate)
 
     def _buckets_of(self, labels: Labels) -> Iterator[list[Rule]]:
-        pairs = (*labels.main.items(), ("tenant", labels.tenant), *((f"label.{n}", v) for n, v in labels.others))
-        for key in (None, *pairs):
+        for key in (None, *labels.pairs):
             if (bucket := self._buckets.get(key)) is not None:
                 yield bucket
+
+
+@lru_cache(1024)  # a rule's word is asked for by each group of processes under it
+def _word(rate: float, mode: int, thin: bool) -> int:
+    return encode_word(rate, Mode(mode), thin=thin)
 
 
 def _order(rule: Rule) -> tuple[tuple[int, ...], int, str]:

@@ -57,6 +57,24 @@ def test_only_the_words_of_the_mask_are_written(backend: FrozenTable) -> None:
     assert backend.read(9) == (2, 1, 2, 1, 1, 2, 1, 1)
 
 
+@pytest.mark.parametrize("count", [1, 2, 19, 20, 21, 4096])
+def test_the_same_words_are_written_to_many_rows_and_to_no_other(backend: FrozenTable, count: int) -> None:
+    for row in range(1, abi.ROWS):
+        backend.write(row, [9] * 8, 0b11111111)
+    rows = list(range(abi.ROWS - count, abi.ROWS))
+    backend.write_many(rows, [1, 2, 3, 4, 5, 6, 7, 8], 0b01101111)
+    for row in range(1, abi.ROWS):
+        assert backend.read(row) == ((1, 2, 3, 4, 9, 6, 7, 9) if row >= rows[0] else (9,) * 8)
+
+
+@pytest.mark.parametrize("mask", [0b01001111, 0b00000001, 0b10010000])
+def test_of_many_rows_only_the_words_of_the_mask_are_written(backend: FrozenTable, mask: int) -> None:
+    backend.write_many([2, 7, abi.ROWS - 1], [1, 2, 3, 4, 5, 6, 7, 8], mask)
+    assert backend.read(7) == tuple(word if mask >> word - 1 & 1 else 0 for word in range(1, 9))
+    with pytest.raises(IndexError):
+        backend.write_many([2, abi.ROWS], [0] * 8, mask)
+
+
 def test_every_row_is_there_and_none_beyond(backend: FrozenTable) -> None:
     backend.write(abi.ROWS - 1, [3] * 8, 0b11111111)
     assert backend.read(abi.ROWS - 1) == (3,) * 8

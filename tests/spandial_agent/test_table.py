@@ -66,6 +66,14 @@ def test_a_word_is_written_without_its_neighbours() -> None:
     backend.close()
 
 
+def test_the_same_rates_are_written_to_several_rows(table: RateTable) -> None:
+    rows = [table.allocate(pid, [1, 2, 3, 4], 5) for pid in (11, 12, 13)]
+    table.write_many(rows[:2], [6, 7, 8, 9], 10)
+    for row, pid in zip(rows[:2], (11, 12)):
+        assert table.backend.read(row.number) == (6, 7, 8, 9, 0, 0, 10, row.epoch << 32 | pid)
+    assert table.backend.read(rows[2].number)[:4] == (1, 2, 3, 4)
+
+
 def test_the_generation_counts_changes_and_leaves_the_rest_of_the_header(table: RateTable) -> None:
     table.renew_lease(5)
     before = table.backend.read(abi.HEADER_ROW)

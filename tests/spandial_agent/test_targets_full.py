@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -14,17 +17,29 @@ from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Target, Targets
 from spandial_api.rules import Rule, RuleBook
-from spandial_api.selectors import Selector
+from spandial_api.selectors import Selector, selector_text
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.fake_capture import FakeCapture
 
 _services = st.sampled_from(["", "checkout", "cart"])
-_labels = st.builds(Labels, _services, st.just("v1"), st.sampled_from(["gray", "blue"]))
+_others = st.sampled_from([(), (("team", "pay"),), (("team", "shop"), ("zone", "a"))])
+_labels = st.builds(
+    Labels, _services, st.just("v1"), st.sampled_from(["gray", "blue"]), st.sampled_from(["", "acme"]), _others
+)
 _pids = st.integers(100, 107)
 _selectors = st.builds(
-    Selector, st.sampled_from([None, "c*", "cart"]), st.none(), st.sampled_from([None, "gray"]), st.just(None)
+    Selector,
+    st.sampled_from([None, "c*", "cart"]),
+    st.none(),
+    st.sampled_from([None, "gray"]),
+    st.sampled_from([None, "db", "http"]),
+    st.sampled_from([None, "GET /pay*"]),
+    st.sampled_from([None, "acme", "a*"]),
+    st.sampled_from([(), (("team", "pay"),), (("team", "*"),)]),
 )
-_rules = st.builds(Rule, _selectors, st.sampled_from([0.0, 1.0, 50.0]), st.sampled_from(Mode))
+_rules = st.builds(Rule, _selectors, st.sampled_from([0.0, 1.0, 50.0]), st.sampled_from(Mode)) | st.builds(
+    Rule, _selectors, st.none(), target=st.just(100.0)
+)
 
 
 @pytest.fixture
@@ -99,9 +114,18 @@ class Comings(RuleBasedStateMachine):
         self.targets = Targets(self.table, DEFAULT, self.capture)  # type: ignore[arg-type]
         self.book = RuleBook()
         self.watched = ""
+        self.steered = 3.0
+        self.limits: dict[int, float] = {}
+        self.targets.rate_of = self.percent
         self.start_times = dict.fromkeys(range(100, 108), 1)
 
+    def percent(self, rule: Rule, labels: Labels) -> float:
+        return rule.rate if rule.rate is not None else self.steered + (labels.env == "gray")
+
     def process(self, pid: int, labels: Labels) -> Process:
+        known = self.targets.get(pid)
+        if known is not None and known.process.start_time != self.start_times[pid]:
+            self.limits.pop(pid, None)
         return Process(pid, self.start_times[pid], "python", labels)
 
     @rule(pid=_pids, labels=_labels, parent=_pids)
@@ -130,21 +154,59 @@ class Comings(RuleBasedStateMachine):
     @rule(pid=_pids)
     def ended(self, pid: int) -> None:
         self.targets.remove(pid)
+        self.limits.pop(pid, None)
         self.start_times[pid] += 1
 
     @rule(pid=_pids)
     def ended_unnoticed(self, pid: int) -> None:
         self.start_times[pid] += 1
 
+    def obey(self, book: RuleBook) -> None:
+        self.book = book
+        self.targets.apply(book)
+
     @rule(rule_=_rules)
     def rule_put(self, rule_: Rule) -> None:
-        self.book = self.book.put(rule_)
-        self.targets.apply(self.book)
+        self.obey(self.book.put(rule_))
+
+    @rule(rules=st.lists(_rules, max_size=4, unique_by=lambda rule: rule.selector), data=st.data())
+    def several_rules_changed(self, rules: list[Rule], data: st.DataObject) -> None:
+        there = sorted(self.book.rules, key=selector_text)
+        removed = data.draw(st.lists(st.sampled_from(there), unique=True)) if there else []
+        self.obey(self.book.change(rules, removed))
+
+    @rule(rule_=_rules)
+    def rule_put_and_taken_back(self, rule_: Rule) -> None:
+        before = self.book
+        self.obey(before.put(rule_))
+        self.obey(before)
+
+    @rule()
+    def rules_loaded_again(self) -> None:
+        self.obey(RuleBook.of([replace(rule_) for rule_ in self.book], self.book.revision))
+
+    @precondition(lambda self: self.book.rules)
+    @rule(data=st.data())
+    def rule_removed(self, data: st.DataObject) -> None:
+        self.obey(self.book.remove(data.draw(st.sampled_from(sorted(self.book.rules, key=selector_text)))))
+
+    @rule()
+    def many_rules_put(self) -> None:
+        self.obey(self.book.change([Rule(Selector(version=f"v{number}*"), number) for number in range(70)]))
 
     @rule()
     def rules_removed(self) -> None:
-        self.book = RuleBook({}, self.book.revision + 1)
-        self.targets.apply(self.book)
+        self.obey(RuleBook({}, self.book.revision + 1))
+
+    @rule(limits=st.dictionaries(_pids, st.sampled_from([0.0, 0.25, 1.0])))
+    def limits_set(self, limits: dict[int, float]) -> None:
+        self.limits = {pid: limit for pid, limit in limits.items() if self.targets.get(pid) is not None}
+        self.targets.set_limits(limits)
+
+    @rule(percent=st.sampled_from([3.0, 7.0]), services=st.sampled_from([None, ["cart", "checkout", "", "none"]]))
+    def steered_anew(self, percent: float, services: list[str] | None) -> None:
+        self.steered = percent
+        self.targets.refresh(services)
 
     @rule(env=st.sampled_from(["", "gray", "blue"]))
     def watched_env(self, env: str) -> None:
@@ -160,10 +222,36 @@ class Comings(RuleBasedStateMachine):
             for kind in EntryKind:
                 rule_ = self.book.resolve(target.labels, kind)
                 assert target.rules[kind] == rule_
-                assert found[kind] == (rule_.word(rule_.rate) if rule_ else target.default) | emit
+                rate = self.percent(rule_, target.labels) * self.limits.get(target.pid, 1) if rule_ else 0
+                assert found[kind] == (rule_.word(rate) if rule_ else target.default) | emit
+            assert target.group.operations == self.book.operations(target.labels)
+            assert found[abi.WORD_FALLBACK] == (target.default if self.book.fallback is None else self.book.fallback)
             assert found[abi.WORD_OWNER] == target.row.epoch << 32 | target.pid
         assert len({target.row.number for target in self.targets}) == len(self.targets)
         assert self.table.free_rows == 8 - len(self.targets)
+
+    @invariant()
+    def every_rule_reaches_those_who_obey_it(self) -> None:
+        expected = Counter(
+            selector
+            for target in self.targets
+            for selector in {rule_.selector for rule_ in (*target.rules, *target.group.operations) if rule_}
+        )
+        assert self.targets.reached() == expected
+        for selector in self.book.rules:
+            assert self.targets.reached_by(selector) == expected[selector]
+
+    @invariant()
+    def nothing_is_kept_of_those_that_ended(self) -> None:
+        assert all(target.pid in target.group.members for target in self.targets)
+        groups = {id(target.group) for target in self.targets}
+        assert len(list(self.targets._groups)) == 1 + len(groups)
+        assert self.targets.limits.keys() <= {target.pid for target in self.targets}
+
+    @invariant()
+    def it_is_known_which_labels_there_are(self) -> None:
+        assert self.targets.labels() == {target.labels for target in self.targets}
+        assert all(self.targets.alike(target.labels).labels == target.labels for target in self.targets)
 
     @invariant()
     def the_kernel_watches_the_targets(self) -> None:

@@ -74,6 +74,9 @@ class FakeNode:
             if text in {state.rule for state in target.rates.values()}
         )
 
+    def reached_by(self, selector: Selector) -> int:
+        return self.reached()[selector]
+
     async def stats(self) -> NodeStats:
         return self.counts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests.spandial_api.fake_node import FakeNode
 
@@ -29,3 +30,10 @@ async def test_the_revision_is_that_of_the_rules_in_force(remote: httpx.AsyncCli
     await local.put("/sampling", params={"rate": "30"})
     await local.delete("/sampling")
     assert (await remote.get("/healthz")).json()["revision"] == 2
+
+
+async def test_a_store_that_takes_no_change_is_missing(remote: httpx.AsyncClient, app: FastAPI) -> None:
+    app.state.control.trouble = "the rules in x cannot be written: disk is full"
+    answer = await remote.get("/healthz")
+    assert answer.json()["status"] == "degraded"
+    assert answer.json()["missing"] == ["the rules in x cannot be written: disk is full."]

@@ -115,6 +115,7 @@ def test_the_rule_that_resolves_is_the_greatest_that_matches(
     matching = [rule for rule in book.rules.values() if rule.selector.matches(labels, kind)]
     best = max(matching, key=lambda rule: (rule.selector.specificity, rule.revision), default=None)
     assert book.resolve(labels, kind) == best
+    assert book.winners(labels)[kind] == best
 
 
 def test_every_rule_says_what_it_wins_and_why_no_more() -> None:
@@ -227,3 +228,15 @@ def test_the_fallback_is_the_nodes_default_without_its_mode() -> None:
     assert book_of(Selector(env="*")).fallback is None
     book = RuleBook().put(Rule(Selector(), 5, Mode.BOOST)).put(Rule(Selector(env="*"), 80))
     assert book.fallback == encode_word(5)
+
+
+def test_what_two_books_do_not_share_is_told_whichever_came_first() -> None:
+    a, b, c = Selector(env="a"), Selector(env="b"), Selector(env="c")
+    first = RuleBook().change([Rule(a, 1), Rule(b, 2)])
+    second = first.change([Rule(b, 3), Rule(c, 4)], [a])
+    expected = {s: (first.rules.get(s), second.rules.get(s)) for s in (a, b, c)}
+    assert second.changes_from(first) == expected
+    assert first.changes_from(second) == {s: (new, old) for s, (old, new) in expected.items()}
+    assert second.changes_from(RuleBook()) == {s: (None, second.rules[s]) for s in (b, c)}
+    assert first.remove(a).changes_from(second) == {b: (second.rules[b], first.rules[b]), c: (second.rules[c], None)}
+    assert second.changes_from(second) == {}

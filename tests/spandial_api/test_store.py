@@ -96,7 +96,7 @@ def test_a_store_whose_writer_is_killed_a_thousand_times_has_no_half_revision_an
         writer = fork.Process(target=_write_for_ever, args=(path, acknowledged))
         writer.start()
         acknowledged.close()
-        time.sleep(pauses.uniform(0.001, 0.02))
+        time.sleep(pauses.uniform(0.001, 0.012))
         writer.kill()
         writer.join()
         try:

@@ -1,0 +1,249 @@
+"""Targets that obey alike, and which of them a change of the rules concerns. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
+from operator import is_
+from typing import NamedTuple
+
+from spandial.abi import EntryKind, Flag
+from spandial.labels import Labels
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import PROTOCOLS, Selector
+
+__all__ = ["Group", "Groups", "RowWords"]
+
+# So many rules changed at once: to ask the book anew costs no more than to follow each of them.
+_MANY = 64
+
+_KINDS = tuple(EntryKind)
+
+
+class RowWords(NamedTuple):
+    """What the rules say in a row.
+
+    Attributes:
+        rates: the rate words by entry kind.
+        fallback: the word to obey once the lease has run out.
+    """
+
+    rates: tuple[int, ...]
+    fallback: int
+
+
+class Group:
+    """Targets with the same labels and the same default, all hooked or none.
+
+    Attributes:
+        default: the rate word where no rule applies.
+        members: their pids.
+        rules: the rule in force for each kind of entry; None where the default is.
+        operations: the rules by operation, the ones that win first; they win over all others.
+        percents: the percentage that each of `rules` has for these labels; 0 where there is none.
+        emit: whether the kernel emits their kept entries.
+        words: what `row` says.
+    """
+
+    def __init__(self, labels: Labels, default: int, hooked: bool) -> None:
+        self.labels = labels
+        self.default = default
+        self.hooked = hooked
+        self.members: set[int] = set()
+        self.rules: tuple[Rule | None, ...] = ()
+        self.operations: list[Rule] = []
+        self.percents: tuple[float, ...] = ()
+        self.emit = False
+        self.fallback = default
+        self.words = RowWords((), 0)
+
+    def row(self, factor: float = 1.0) -> RowWords:
+        """All words of a member's row, whose rates by rules are multiplied by this; the default is not."""
+        emit = Flag.EMIT if self.emit else 0
+        rates: list[int] = []
+        last, word = None, self.default | emit
+        for rule, percent in zip(self.rules, self.percents):
+            if rule is not last:  # most often one rule has all kinds
+                word = (self.default if rule is None else rule.word(percent * factor)) | emit
+                last = rule
+            rates.append(word)
+        return RowWords(tuple(rates), self.fallback)
+
+    def ask(self, percent_of: Callable[[Rule, Labels], float]) -> None:
+        """Find the percentages anew, and the words with them."""
+        percents: list[float] = []
+        last, percent = None, 0.0
+        for rule in self.rules:
+            if rule is not last:
+                percent = 0.0 if rule is None else percent_of(rule, self.labels)
+                last = rule
+            percents.append(percent)
+        self.percents = tuple(percents)
+        self.words = self.row()
+
+    def obeys(self, rule: Rule) -> bool:
+        """Whether this rule is in force for any of their entries."""
+        return any(rule is own for own in self.rules) or any(rule is own for own in self.operations)
+
+    def resolve(self, book: RuleBook) -> None:
+        """Find all rules anew."""
+        self.rules = book.winners(self.labels)
+        self.operations = book.operations(self.labels)
+
+    def follow(self, selector: Selector, old: Rule | None, new: Rule | None, book: RuleBook) -> bool:
+        """Take one changed rule into account; whether it changes what they obey. Once all that differ between two books
+        have been, in any order, the rules are those of the new book."""
+        if not selector.matches_labels(self.labels):
+            return False
+        if selector.operation is not None:
+            self.operations = book.operations(self.labels)
+            return True
+        rules = list(self.rules)
+        for kind in _KINDS if selector.protocol is None else (PROTOCOLS[selector.protocol],):
+            own = rules[kind]
+            if new is not None and own is not new and (own is None or new.order > own.order):
+                rules[kind] = new
+            elif own is not None and own is old:  # removed, or put back to an earlier revision, which may win no more
+                rules = list(book.winners(self.labels))
+                break
+        if all(map(is_, rules, self.rules)):
+            return False
+        self.rules = tuple(rules)
+        return True
+
+
+class Groups:
+    """All groups, the rules resolved once for each.
+
+    Attributes:
+        book: what they obey.
+        shared: those without a row of their own, who obey what holds for a process without labels. Its members may have
+            any.
+
+    Args:
+        default: the rate word of those without a row.
+        emit: whether the kernel shall emit the kept entries of processes with these labels, hooked or not.
+        percent_of: the percentage that a rule has for processes with these labels.
+    """
+
+    def __init__(
+        self, default: int, emit: Callable[[Labels, bool], bool], percent_of: Callable[[Rule, Labels], float]
+    ) -> None:
+        self.book = RuleBook()
+        self._fallback = self.book.fallback
+        self._emit = emit
+        self._percent_of = percent_of
+        self._by_key: dict[tuple[Labels, int, bool], Group] = {}
+        self._by_label: dict[str, dict[str, set[Group]]] = {}  # by name and value; those of `shared` are not in it
+        self.shared = self._made(Labels(), default, False)
+
+    def __iter__(self) -> Iterator[Group]:
+        yield self.shared
+        yield from self._by_key.values()
+
+    def join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
+        """The group of these labels, with one member more."""
+        group = self._by_key.get((labels, default, hooked))
+        if group is None:
+            group = self._by_key[labels, default, hooked] = self._made(labels, default, hooked)
+            for name, value in labels.pairs:
+                self._by_label.setdefault(name, {}).setdefault(value, set()).add(group)
+        group.members.add(pid)
+        return group
+
+    def leave(self, pid: int, group: Group) -> None:
+        """One member less. A group without any is forgotten."""
+        group.members.discard(pid)
+        if group.members or group is self.shared:
+            return
+        del self._by_key[group.labels, group.default, group.hooked]
+        for name, value in set(group.labels.pairs):
+            values = self._by_label[name]
+            values[value].discard(group)
+            if not values[value]:
+                del values[value]
+            if not values:
+                del self._by_label[name]
+
+    def apply(self, book: RuleBook) -> Collection[Group]:
+        """Obey another book; the groups whose words may have changed."""
+        changes, fallback = book.changes_from(self.book), self._fallback
+        self.book, self._fallback = book, book.fallback
+        concerned = set(self) if fallback != self._fallback or len(changes) > _MANY else set()
+        if len(changes) > _MANY:
+            for group in self:
+                group.resolve(book)
+        else:
+            for selector, (was, now) in changes.items():
+                concerned.update(g for g in self._that_may_match(selector) if g.follow(selector, was, now, book))
+        for group in concerned:
+            self._reword(group)
+        return concerned
+
+    def labels(self) -> Iterator[Labels]:
+        """The labels of all groups; of those without a row of their own nothing is known here."""
+        return (labels for labels, _, _ in self._by_key)
+
+    def of(self, labels: Labels) -> Iterator[Group]:
+        """The groups with exactly these labels, other than that of those without a row of their own."""
+        named = self._by_label.get("service", {}).get(labels.service, ())
+        return (group for group in named if group.labels == labels)
+
+    def review(self) -> Collection[Group]:
+        """Ask anew what is to be emitted; the groups for which the answer has changed."""
+        changed = [group for group in self if self._emit(group.labels, group.hooked) != group.emit]
+        for group in changed:
+            group.emit = not group.emit
+            group.words = group.row()
+        return changed
+
+    def steer(self, services: Collection[str] | None = None) -> Collection[Group]:
+        """Ask anew for the percentages of rules with a target; the groups of these services (None: of all) that have
+        such rules."""
+        named = self._by_label.get("service", {})
+        found = self if services is None else chain.from_iterable(named.get(name, ()) for name in set(services))
+        steered = [group for group in found if any(rule is not None and rule.rate is None for rule in group.rules)]
+        for group in steered:
+            self._reword(group)
+        return steered
+
+    def reached(self) -> dict[Selector, int]:
+        """For each rule's selector, how many members obey it for at least some entries."""
+        by_rule: dict[int, int] = {}
+        for group in self:
+            for rule in {id(rule) for rule in (*group.rules, *group.operations) if rule is not None}:
+                by_rule[rule] = by_rule.get(rule, 0) + len(group.members)
+        return {rule.selector: by_rule[id(rule)] for rule in self.book.rules.values() if by_rule.get(id(rule))}
+
+    def reached_by(self, selector: Selector) -> int:
+        """The same for one of them; 0 where no rule has this selector."""
+        rule = self.book.rules.get(selector)
+        if rule is None:
+            return 0
+        return sum(len(group.members) for group in self._that_may_match(selector) if group.obeys(rule))
+
+    def _that_may_match(self, selector: Selector) -> Iterator[Group]:
+        if selector.bucket is None and selector.first_glob is None:
+            yield from self
+            return
+        if selector.matches_labels(self.shared.labels):
+            yield self.shared
+        if selector.bucket is not None:
+            name, value = selector.bucket
+            yield from self._by_label.get(name, {}).get(value, ())
+        elif selector.first_glob is not None:
+            name, matches = selector.first_glob
+            for value, groups in self._by_label.get(name, {}).items():
+                if matches(value):
+                    yield from groups
+
+    def _made(self, labels: Labels, default: int, hooked: bool) -> Group:
+        group = Group(labels, default, hooked)
+        group.resolve(self.book)
+        group.emit = self._emit(labels, hooked)
+        self._reword(group)
+        return group
+
+    def _reword(self, group: Group) -> None:
+        group.fallback = group.default if self._fallback is None else self._fallback
+        group.ask(self._percent_of)

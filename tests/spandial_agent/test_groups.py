@@ -1,0 +1,139 @@
+"""Which rows a change of the rules writes, limits, and rates that are steered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from spandial import abi
+from spandial.abi import EntryKind, encode_word
+from spandial.labels import Labels
+from spandial_agent.processes import Process
+from spandial_agent.table import MemfdTable, RateTable
+from spandial_agent.targets import Targets
+from spandial_api.rules import Rule, RuleBook
+from spandial_api.selectors import Selector
+from tests.spandial_agent.conftest import DEFAULT
+
+CART, CHECKOUT = Selector(service="cart"), Selector(service="checkout")
+
+
+class CountingTable(MemfdTable):
+    """A table that notes which rows are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def write(self, row: int, words: Sequence[int], mask: int) -> None:
+        super().write(row, words, mask)
+        self.rows.append(row)
+
+
+class Node:
+    def __init__(self) -> None:
+        self.backend = CountingTable()
+        self.targets = Targets(RateTable(self.backend), DEFAULT)
+        for pid, service in enumerate(["cart", "cart", "checkout", "edge"], 100):
+            self.targets.discover(Process(pid, 1, "python", Labels(service)))
+        self.book = RuleBook()
+
+    def obey(self, book: RuleBook) -> set[int]:
+        """The pids whose rows were written."""
+        self.book = book
+        self.backend.rows.clear()
+        self.targets.apply(book)
+        return self.written()
+
+    def written(self) -> set[int]:
+        return {target.pid for target in self.targets if target.row.number in self.backend.rows}
+
+    def word(self, pid: int, kind: EntryKind = EntryKind.HTTP) -> int:
+        target = self.targets.get(pid)
+        assert target is not None
+        return self.backend.read(target.row.number)[kind]
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node()
+
+
+def test_only_rows_whose_words_change_are_written(node: Node) -> None:
+    assert node.obey(node.book.put(Rule(CART, 5))) == {100, 101}
+    assert node.obey(node.book.put(Rule(Selector(service="c*"), 7))) == {102}
+    assert node.obey(node.book.put(Rule(CART, 5, expires=1e12))) == set()
+    assert node.obey(node.book.put(Rule(Selector(), 7))) == {100, 101, 102, 103}
+    assert node.obey(node.book.remove(CART)) == {100, 101}
+    assert node.obey(node.book.remove(Selector(service="c*"))) == set()
+
+
+def test_processes_with_the_same_labels_are_one_group(node: Node) -> None:
+    cart, other, checkout, _ = node.targets
+    assert cart.group is other.group is not checkout.group
+    assert cart.group.members == {100, 101}
+
+
+def test_a_limit_multiplies_the_rates_that_rules_give_one_target(node: Node) -> None:
+    node.obey(node.book.change([Rule(CART, 40), Rule(Selector(service="cart", protocol="db"), 10)]))
+    node.backend.rows.clear()
+    node.targets.set_limits({100: 0.25, 103: 0.5, 9999: 0.5})
+    assert node.written() == {100}
+    assert (node.word(100), node.word(100, EntryKind.DB)) == (encode_word(10), encode_word(2.5, thin=True))
+    assert (node.word(101), node.word(103)) == (encode_word(40), DEFAULT)
+    assert node.targets.limits == {100: 0.25, 103: 0.5}
+
+    node.obey(node.book.put(Rule(CART, 80)))
+    assert (node.word(100), node.word(101)) == (encode_word(20), encode_word(80))
+    node.targets.set_limits({})
+    assert node.word(100) == encode_word(80)
+
+
+def test_a_limit_leaves_the_fallback(node: Node) -> None:
+    node.obey(node.book.put(Rule(Selector(), 40)))
+    node.targets.set_limits({100: 0})
+    assert node.word(100) == encode_word(0)
+    target = node.targets.get(100)
+    assert target is not None
+    assert node.backend.read(target.row.number)[abi.WORD_FALLBACK] == encode_word(40)
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.1, float("nan")])
+def test_a_limit_that_is_none_changes_nothing(node: Node, limit: float) -> None:
+    node.targets.set_limits({100: 0.5})
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        node.targets.set_limits({101: limit})
+    assert node.targets.limits == {100: 0.5}
+
+
+def test_a_limit_ends_with_its_target(node: Node) -> None:
+    node.targets.set_limits({100: 0.5})
+    node.targets.remove(100)
+    assert node.targets.limits == {}
+
+
+def test_rates_that_are_steered_are_asked_for_anew_where_a_rule_has_a_target(node: Node) -> None:
+    node.obey(node.book.change([Rule(CART, None, target=100), Rule(CHECKOUT, 5)]))
+    asked: list[str] = []
+
+    def percent(rule: Rule, labels: Labels) -> float:
+        asked.append(labels.service)
+        return 12.5
+
+    node.targets.rate_of = percent
+    node.targets.refresh(["checkout", "edge", "nobody"])
+    assert asked == []
+    node.targets.refresh(["cart"])
+    assert set(asked) == {"cart"}
+    assert (node.word(100), node.word(101), node.word(102)) == (encode_word(12.5), encode_word(12.5), encode_word(5))
+
+
+def test_a_rule_by_operation_reaches_the_targets_that_it_selects(node: Node) -> None:
+    pay = Selector(service="cart", operation="GET /pay*")
+    node.obey(node.book.change([Rule(pay, 100), Rule(Selector(), 1)]))
+    assert node.targets.reached() == {pay: 2, Selector(): 4}
+    assert (node.targets.reached_by(pay), node.targets.reached_by(CART)) == (2, 0)
+    cart = node.targets.get(100)
+    assert cart is not None
+    assert [rule.selector for rule in cart.group.operations] == [pay]
