@@ -15,11 +15,11 @@ from spandial_api.known import whole_per_second
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector, selector_text
 
-__all__ = ["DEFAULT_NAME", "PRIORITIES", "Reservoirs", "XRayRule", "xray_rules"]
+__all__ = ["DEFAULT_NAME", "RULES_MAX", "Reservoirs", "XRayRule", "xray_rules"]
 
 DEFAULT_NAME = "Default"  # clients give it to whatever no other rule matches
 _DEFAULT_PRIORITY = 10_000
-PRIORITIES = _DEFAULT_PRIORITY - 1  # of other rules
+RULES_MAX = 5_000  # a client reports on each of them, in one request
 
 _NAME_MAX = 32
 _ANY_METHOD = "?*"  # no request without one has this
@@ -56,7 +56,7 @@ def xray_rules(book: RuleBook, known: Mapping[str, Labels], default: float) -> l
 
     X-Ray knows a service's name, and `*` and `?`. A rule that names more, or has another glob, becomes one for every
     known service that it is for as a whole. Rules for what is no HTTP request or gRPC call, or for single gRPC calls,
-    and those by a span's name are left out.
+    and those by a span's name are left out, and what is more than `RULES_MAX`.
 
     Args:
         known: the labels that all processes of a service have, by service.
@@ -68,7 +68,7 @@ def xray_rules(book: RuleBook, known: Mapping[str, Labels], default: float) -> l
         if match is None or rule.selector == Selector():
             continue
         for service in _services(rule.selector, known):
-            if len(found) == PRIORITIES:
+            if len(found) == RULES_MAX - 1:
                 break
             name = _name(rule.selector, service)
             found.append(XRayRule(name, len(found) + 1, service, *match, *_rate(rule)))

@@ -14,7 +14,7 @@ from spandial.labels import Labels
 from spandial_api.known import agreed_by_service, whole_per_second
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
-from spandial_api.xray import PRIORITIES, Reservoirs, XRayRule, xray_rules
+from spandial_api.xray import RULES_MAX, Reservoirs, XRayRule, xray_rules
 from tests.spandial_api import books
 
 
@@ -104,10 +104,10 @@ def test_a_service_whose_name_would_be_a_wildcard_is_left_out() -> None:
     assert len(mapped(rule(100, env="gray"), known=(Labels("sh*p", env="gray"),))) == 1
 
 
-def test_there_are_only_so_many_priorities() -> None:
-    rules = mapped(*(rule(1, service=f"s{number}") for number in range(PRIORITIES + 5)))
-    assert len(rules) == PRIORITIES + 1
-    assert [each.priority for each in rules] == list(range(1, PRIORITIES + 2))
+def test_there_are_only_so_many() -> None:
+    rules = mapped(*(rule(1, service=f"s{number}") for number in range(RULES_MAX + 5)))
+    assert len(rules) == RULES_MAX
+    assert [each.priority for each in rules] == [*range(1, RULES_MAX), 10_000]
     assert len({each.name for each in rules}) == len(rules)
 
 

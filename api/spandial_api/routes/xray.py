@@ -10,12 +10,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic.alias_generators import to_pascal
 
 from spandial_api.remote import RemoteSampling
-from spandial_api.xray import XRayRule
+from spandial_api.xray import RULES_MAX, XRayRule
 
 router = APIRouter(tags=["SDKs without the hook"])
 
-_DOCUMENTS = 10_000  # SDKs send one for each rule
-_BODY_MAX = 4 << 20
+_BODY_MAX = 1 << 20
 _COUNT_MAX = (1 << 53) - 1
 
 
@@ -71,7 +70,7 @@ class StatisticsDocument(_Shape):
 class TargetsRequest(_Shape):
     """What one client did under its rules."""
 
-    sampling_statistics_documents: list[StatisticsDocument] = Field(max_length=_DOCUMENTS)
+    sampling_statistics_documents: list[StatisticsDocument] = Field(max_length=RULES_MAX)
 
 
 class TargetDocument(_Shape):
