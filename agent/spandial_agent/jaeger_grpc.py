@@ -6,7 +6,8 @@ The messages are those of jaeger-idl, proto/api_v2/sampling.proto, described her
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +23,7 @@ from spandial.labels import LABEL_MAX
 from spandial_agent.errors import SpandialError
 from spandial_api.jaeger import Strategy
 
-__all__ = ["SERVICE", "messages", "serving"]
+__all__ = ["SERVICE", "messages", "serving", "tls"]
 
 SERVICE = "jaeger.api_v2.SamplingManager"
 
@@ -81,6 +82,33 @@ def messages() -> tuple[type[Message], type[Message]]:
         for name in ("SamplingStrategyParameters", "SamplingStrategyResponse")
     )
     return parameters, response
+
+
+def tls(certificate: Path, key: Path | None = None, client_ca: Path | None = None) -> grpc.ServerCredentials:
+    """Credentials from PEM files, which are read anew for each connection; unreadable, those from before hold.
+
+    Args:
+        key: None: it is in the certificate's file.
+        client_ca: clients must show a certificate that leads to one of these.
+
+    Raises:
+        SpandialError: they cannot be read.
+    """
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        pair = ((key or certificate).read_bytes(), certificate.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], client_ca.read_bytes() if client_ca else None)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        with suppress(OSError):
+            return read()
+        return None
+
+    try:
+        # None is for no change, which the stubs do not know.
+        return grpc.dynamic_ssl_server_credentials(read(), renewed, client_ca is not None)  # type: ignore[arg-type]
+    except OSError as error:
+        raise SpandialError(f"cannot read {error.filename} ({error.strerror}), for Jaeger's gRPC") from error
 
 
 @asynccontextmanager

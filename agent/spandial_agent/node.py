@@ -129,8 +129,8 @@ class LocalNode:
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
 
-    def labels(self) -> set[Labels]:
-        return self._targets.labels()
+    def labels(self, service: str | None = None) -> set[Labels]:
+        return self._targets.labels(service)
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         target = self._targets.alike(labels)

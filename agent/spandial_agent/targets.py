@@ -251,9 +251,10 @@ class Targets:
         changed = [pid for pid in {*before, *self._limits} if before.get(pid) != self._limits.get(pid)]
         self._write_targets(self._by_pid[pid] for pid in changed)
 
-    def labels(self) -> set[Labels]:
-        """The labels of all targets, each once."""
-        return {*self._groups.labels(), *(self._by_pid[pid].labels for pid in self._groups.shared.members)}
+    def labels(self, service: str | None = None) -> set[Labels]:
+        """The labels of the targets, each once; of one service, or of all."""
+        shared = (self._by_pid[pid].labels for pid in self._groups.shared.members)
+        return {*self._groups.labels(service), *(each for each in shared if service in (None, each.service))}
 
     def alike(self, labels: Labels) -> Target | None:
         """One of the targets with exactly these labels and a row of its own."""

@@ -237,8 +237,8 @@ class Node(Protocol):
 
     def targets(self) -> list[TargetState]: ...
 
-    def labels(self) -> set[Labels]:
-        """The labels of the targets, each once."""
+    def labels(self, service: str | None = None) -> set[Labels]:
+        """The labels of the targets, each once; of one service, or of all."""
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         """The percentage that targets with exactly these labels have at this moment; None where there are none."""

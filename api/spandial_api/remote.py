@@ -52,7 +52,7 @@ class RemoteSampling:
 
     def strategy(self, service: str, env: str = "", version: str = "") -> Strategy:
         """What Jaeger's remote sampling answers."""
-        labels = agreed(self._node.labels(), Labels(service, version, env))
+        labels = agreed(self._node.labels(service), Labels(service, version, env))
         return strategy_for(self._control.book, labels, lambda kind: self._node.rate(labels, kind), self._default_rate)
 
     async def xray(self) -> XRayRules:

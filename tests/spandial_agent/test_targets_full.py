@@ -250,7 +250,9 @@ class Comings(RuleBasedStateMachine):
 
     @invariant()
     def it_is_known_which_labels_there_are(self) -> None:
-        assert self.targets.labels() == {target.labels for target in self.targets}
+        known = {target.labels for target in self.targets}
+        assert self.targets.labels() == known
+        assert self.targets.labels("cart") == {labels for labels in known if labels.service == "cart"}
         assert all(self.targets.alike(target.labels).labels == target.labels for target in self.targets)
 
     @invariant()

@@ -55,8 +55,8 @@ class FakeNode:
     def targets(self) -> list[TargetState]:
         return [self._target(number, labels) for number, labels in enumerate(self.processes)]
 
-    def labels(self) -> set[Labels]:
-        return set(self.processes)
+    def labels(self, service: str | None = None) -> set[Labels]:
+        return {labels for labels in self.processes if service in (None, labels.service)}
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         return self.rates.get(kind) if labels in self.processes else None
