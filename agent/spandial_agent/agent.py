@@ -38,6 +38,8 @@ from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import read_or_make_token
 from spandial_api.control import Control
+from spandial_api.jaeger import Strategy
+from spandial_api.node import Connection
 from spandial_api.remote import RemoteSampling
 from spandial_api.store import LastGoodRules, StoreError, open_store
 
@@ -156,7 +158,10 @@ def _jaeger_grpc(settings: Settings, remote: RemoteSampling) -> AbstractAsyncCon
         return contextlib.nullcontext()
     from spandial_agent.jaeger_grpc import serving  # grpc takes memory
 
-    return serving(settings.host, settings.jaeger_grpc_port, remote.strategy)
+    async def strategy(service: str, connection: Connection | None) -> Strategy:
+        return await remote.strategy(service, connection=connection)
+
+    return serving(settings.host, settings.jaeger_grpc_port, strategy)
 
 
 def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:

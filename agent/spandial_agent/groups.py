@@ -183,11 +183,15 @@ class Groups:
     def labels(self, service: str | None = None) -> Iterator[Labels]:
         """The labels of the groups of one service, or of all; of those without a row of their own nothing is known
         here."""
-        return (group.labels for group in (self._by_key.values() if service is None else self._of_service(service)))
+        return (group.labels for group in (self._by_key.values() if service is None else self.of_service(service)))
+
+    def of_service(self, service: str) -> Collection[Group]:
+        """The groups of a service, other than that of those without a row of their own."""
+        return self._by_label.get("service", {}).get(service, ())
 
     def of(self, labels: Labels) -> Iterator[Group]:
         """The groups with exactly these labels, other than that of those without a row of their own."""
-        return (group for group in self._of_service(labels.service) if group.labels == labels)
+        return (group for group in self.of_service(labels.service) if group.labels == labels)
 
     def review(self) -> Collection[Group]:
         """Ask anew what is to be emitted; the groups for which the answer has changed."""
@@ -221,9 +225,6 @@ class Groups:
         if rule is None:
             return 0
         return sum(len(group.members) for group in self._that_may_match(selector) if group.obeys(rule))
-
-    def _of_service(self, service: str) -> Collection[Group]:
-        return self._by_label.get("service", {}).get(service, ())
 
     def _that_may_match(self, selector: Selector) -> Iterator[Group]:
         if selector.bucket is None and selector.first_glob is None:

@@ -5,10 +5,11 @@ The messages are those of jaeger-idl, proto/api_v2/sampling.proto, described her
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -22,8 +23,11 @@ from google.protobuf.message_factory import GetMessageClass
 from spandial.labels import LABEL_MAX
 from spandial_agent.errors import SpandialError
 from spandial_api.jaeger import Strategy
+from spandial_api.node import Connection
 
 __all__ = ["SERVICE", "messages", "serving", "tls"]
+
+_Answer = Callable[[str, "Connection | None"], Awaitable[Strategy]]
 
 SERVICE = "jaeger.api_v2.SamplingManager"
 
@@ -84,6 +88,15 @@ def messages() -> tuple[type[Message], type[Message]]:
     return parameters, response
 
 
+def _connection(peer: str, to_port: int) -> Connection | None:
+    """From gRPC's name of a peer, such as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
+    family, _, rest = unquote(peer).partition(":")
+    address, _, port = rest.rpartition(":")
+    if family not in ("ipv4", "ipv6") or not port.isdigit():
+        return None
+    return Connection(address.strip("[]"), int(port), to_port)
+
+
 def tls(certificate: Path, key: Path | None = None, client_ca: Path | None = None) -> grpc.ServerCredentials:
     """Credentials from PEM files, which are read anew for each connection; unreadable, those from before hold.
 
@@ -113,13 +126,13 @@ def tls(certificate: Path, key: Path | None = None, client_ca: Path | None = Non
 
 @asynccontextmanager
 async def serving(
-    host: str, port: int, strategy: Callable[[str], Strategy], credentials: grpc.ServerCredentials | None = None
+    host: str, port: int, strategy: _Answer, credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[int]:
     """Serve until left; the port.
 
     Args:
         port: 0 for any that is free.
-        strategy: the answer for a service.
+        strategy: the answer for a service and a connection.
         credentials: for TLS.
 
     Raises:
@@ -132,7 +145,7 @@ async def serving(
         if not 0 < len(service) <= LABEL_MAX:
             allowed = f"serviceName must have 1 to {LABEL_MAX} characters; received {service[:40]!r}"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, allowed)
-        return ParseDict(strategy(service).message, response())
+        return ParseDict((await strategy(service, _connection(context.peer(), bound))).message, response())
 
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_MAX)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)

@@ -32,6 +32,7 @@ __all__ = [
     "Listening",
     "TcpSocket",
     "began_to_listen",
+    "canonical_address",
     "connected",
     "listening_ports",
     "open_connections",
@@ -165,10 +166,11 @@ def _endpoint(text: bytes, byteorder: Literal["little", "big"]) -> Endpoint:
         raise ValueError(text)
     if byteorder == "little":
         words = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-    return Endpoint(_address(words), port)
+    return Endpoint(canonical_address(words), port)
 
 
-def _address(given: str | bytes) -> str:
+def canonical_address(given: str | bytes) -> str:
+    """As `Endpoint` has it. Raises ValueError."""
     address = ip_address(given)
     return str((isinstance(address, IPv6Address) and address.ipv4_mapped) or address)
 
@@ -227,7 +229,7 @@ def _diagnosed(states: Collection[int]) -> list[TcpSocket]:
 def _from_message(message: Mapping[str, str | int]) -> TcpSocket:
     """From struct inet_diag_msg (include/uapi/linux/inet_diag.h)."""
     local, remote = (
-        Endpoint(_address(str(message[f"idiag_{address}"])), int(message[f"idiag_{port}"]))
+        Endpoint(canonical_address(str(message[f"idiag_{address}"])), int(message[f"idiag_{port}"]))
         for address, port in (("src", "sport"), ("dst", "dport"))
     )
     return TcpSocket(int(message["idiag_state"]), local, remote, int(message["idiag_inode"]))

@@ -13,6 +13,7 @@ from typing import Any
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Protocol, word_rate
 from spandial.labels import Labels
+from spandial_agent.asker import asker
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
@@ -25,6 +26,7 @@ from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.node import (
+    Connection,
     EntryEvent,
     Health,
     HookCounts,
@@ -51,6 +53,7 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
 }
+_ASKERS = 64  # processes of a service, of which one may be asking
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 
@@ -131,6 +134,12 @@ class LocalNode:
 
     def labels(self, service: str | None = None) -> set[Labels]:
         return self._targets.labels(service)
+
+    async def asker(self, service: str, connection: Connection) -> Labels | None:
+        pids = self._targets.of_service(service)[:_ASKERS]
+        pid = await asyncio.to_thread(asker, pids, *connection)
+        target = self._targets.get(pid) if pid is not None else None
+        return target.labels if target is not None else None
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         target = self._targets.alike(labels)

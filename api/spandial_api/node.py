@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -17,6 +17,7 @@ __all__ = [
     "TargetName",
     "LostExample",
     "LostContext",
+    "Connection",
     "Connections",
     "EntryEvent",
     "Health",
@@ -229,6 +230,14 @@ class EntryEvent(BaseModel):
     lost: int = Field(default=0, description="entries that this reader was too slow for, just before this one")
 
 
+class Connection(NamedTuple):
+    """A TCP connection with the agent: the other side's address and port, and the agent's port."""
+
+    address: str
+    port: int
+    to_port: int
+
+
 class Node(Protocol):
     """What the control plane asks of the node. All calls are made on the event loop's thread."""
 
@@ -239,6 +248,10 @@ class Node(Protocol):
 
     def labels(self, service: str | None = None) -> set[Labels]:
         """The labels of the targets, each once; of one service, or of all."""
+
+    async def asker(self, service: str, connection: Connection) -> Labels | None:
+        """The labels of the target of a service that has a connection to the agent open; None if it is none of them, or
+        it cannot be found out."""
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         """The percentage that targets with exactly these labels have at this moment; None where there are none."""

@@ -10,7 +10,7 @@ from spandial.labels import Labels
 from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
 from spandial_api.known import agreed, agreed_by_service
-from spandial_api.node import Node
+from spandial_api.node import Connection, Node
 from spandial_api.rules import RuleBook
 from spandial_api.xray import Reservoirs, XRayRule, xray_rules
 
@@ -50,9 +50,18 @@ class RemoteSampling:
         self._looked = -math.inf
         self._xray = XRayRules({}, 0.0)
 
-    def strategy(self, service: str, env: str = "", version: str = "") -> Strategy:
-        """What Jaeger's remote sampling answers."""
-        labels = agreed(self._node.labels(service), Labels(service, version, env))
+    async def strategy(
+        self, service: str, env: str = "", version: str = "", connection: Connection | None = None
+    ) -> Strategy:
+        """What Jaeger's remote sampling answers.
+
+        Args:
+            connection: by which the client asks. Where the processes of its service differ, it tells which one it is.
+        """
+        asked, known = Labels(service, version, env), self._node.labels(service)
+        labels = agreed(known, asked)
+        if connection is not None and asked == Labels(service) and len(known) > 1:
+            labels = await self._node.asker(service, connection) or labels
         return strategy_for(self._control.book, labels, lambda kind: self._node.rate(labels, kind), self._default_rate)
 
     async def xray(self) -> XRayRules:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from spandial.abi import EntryKind, Mode
 from spandial.labels import Labels
-from spandial_api.node import EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
+from spandial_api.node import Connection, EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
@@ -32,6 +32,7 @@ class FakeNode:
         explained: what it says of processes.
         why: what it says of all its targets.
         rates: what its targets have, where that is not what the rules say.
+        askers: which of them have connections to it.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,7 @@ class FakeNode:
         self.explained: dict[int, TargetExplanation] = {}
         self.why = ""
         self.rates: dict[EntryKind, float] = {}
+        self.askers: dict[tuple[str, Connection], Labels] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -57,6 +59,9 @@ class FakeNode:
 
     def labels(self, service: str | None = None) -> set[Labels]:
         return {labels for labels in self.processes if service in (None, labels.service)}
+
+    async def asker(self, service: str, connection: Connection) -> Labels | None:
+        return self.askers.get((service, connection))
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         return self.rates.get(kind) if labels in self.processes else None

@@ -6,9 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
+from spandial_api.node import Connection
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -65,3 +67,16 @@ async def test_the_only_process_of_a_service_is_known(
     assert (await remote.get("/sampling", params={"service": "shop"})).json() == probabilistic(1.0)
     node.rates = {EntryKind.HTTP: 40.0}
     assert (await remote.get("/sampling", params={"service": "shop"})).json() == probabilistic(0.4)
+
+
+async def test_where_processes_differ_the_connection_tells_which_one_asks(
+    app: FastAPI, local: httpx.AsyncClient, node: FakeNode
+) -> None:
+    node.processes = [Labels("shop", env="gray"), Labels("shop", env="stable")]
+    node.askers = {("shop", Connection("10.0.0.1", 4711, 5778)): node.processes[0]}
+    await local.put("/sampling", params={"rate": "1"})
+    await local.put("/sampling", params={"rate": "100", "env": "gray"})
+    for port, share in ((4711, 1.0), (4712, 0.01)):
+        transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
+        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+            assert (await client.get("/sampling", params={"service": "shop"})).json() == probabilistic(share)

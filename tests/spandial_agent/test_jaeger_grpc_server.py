@@ -1,4 +1,4 @@
-"""Jaeger's remote sampling over gRPC with TLS."""
+"""Jaeger's remote sampling over gRPC: its server alone, with TLS and without."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ import pytest
 from spandial_agent.errors import SpandialError
 from spandial_agent.jaeger_grpc import SERVICE, messages, serving, tls
 from spandial_api.jaeger import Probabilistic, Strategy
+from spandial_api.node import Connection
 from tests.certificates import Certificate, self_signed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("openssl")]
 
 PARAMETERS, RESPONSE = messages()
-HALF = Strategy(strategy_type="PROBABILISTIC", probabilistic_sampling=Probabilistic(sampling_rate=0.5))
+
+
+async def half(service: str, connection: Connection | None) -> Strategy:
+    return Strategy(strategy_type="PROBABILISTIC", probabilistic_sampling=Probabilistic(sampling_rate=0.5))
 
 
 @pytest.fixture
@@ -30,14 +34,18 @@ def made(tmp_path: Path) -> Certificate:
     return self_signed(tmp_path)
 
 
+async def ask(channel: grpc.aio.Channel) -> float:
+    call = channel.unary_unary(f"/{SERVICE}/GetSamplingStrategy", PARAMETERS.SerializeToString, RESPONSE.FromString)
+    answer: Any = await call(PARAMETERS(serviceName="shop"), timeout=10)
+    return float(answer.probabilisticSampling.samplingRate)
+
+
 async def share_at(port: int, credentials: grpc.ChannelCredentials) -> float:
     """What a new connection is answered."""
     # A channel with the same arguments would be the same connection.
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.secure_channel(f"localhost:{port}", credentials, options) as channel:
-        ask = channel.unary_unary(f"/{SERVICE}/GetSamplingStrategy", PARAMETERS.SerializeToString, RESPONSE.FromString)
-        answer: Any = await ask(PARAMETERS(serviceName="shop"), timeout=10)
-    return float(answer.probabilisticSampling.samplingRate)
+        return await ask(channel)
 
 
 def trusting(made: Certificate, shown: Certificate | None = None) -> grpc.ChannelCredentials:
@@ -46,9 +54,26 @@ def trusting(made: Certificate, shown: Certificate | None = None) -> grpc.Channe
     return grpc.ssl_channel_credentials(made.certificate.read_bytes(), *own)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_it_says_by_which_connection_it_is_asked(host: str) -> None:
+    seen: list[Connection | None] = []
+
+    async def strategy(service: str, connection: Connection | None) -> Strategy:
+        seen.append(connection)
+        return await half(service, connection)
+
+    async with serving(host, 0, strategy) as port:
+        async with grpc.aio.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
+            await ask(channel)
+        [connection] = seen
+        assert connection is not None
+        assert (connection.address, connection.to_port) == (host, port)
+        assert connection.port not in (0, port)
+
+
 @pytest.fixture
 async def port(made: Certificate) -> AsyncIterator[int]:
-    async with serving("127.0.0.1", 0, lambda service: HALF, tls(made.certificate, made.key)) as bound:
+    async with serving("127.0.0.1", 0, half, tls(made.certificate, made.key)) as bound:
         yield bound
 
 
@@ -75,7 +100,7 @@ async def test_clients_can_be_made_to_show_theirs(made: Certificate, tmp_path: P
     (tmp_path / "client").mkdir()
     client = self_signed(tmp_path / "client")
     credentials = tls(made.certificate, made.key, client.certificate)
-    async with serving("127.0.0.1", 0, lambda service: HALF, credentials) as port:
+    async with serving("127.0.0.1", 0, half, credentials) as port:
         assert await share_at(port, trusting(made, client)) == 0.5
         for shown in (None, made):
             with pytest.raises(grpc.aio.AioRpcError):
