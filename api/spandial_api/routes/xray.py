@@ -55,16 +55,26 @@ class SamplingRules(_Shape):
     next_token: None = None
 
 
+def _number(value: object) -> object:
+    if isinstance(value, (bool, str)):
+        raise ValueError("a number")
+    return value
+
+
+_Count = Annotated[int, Field(ge=0, le=_COUNT_MAX), BeforeValidator(_number)]
+_Time = Annotated[float, Field(allow_inf_nan=False, description="Unix time in seconds"), BeforeValidator(_number)]
+
+
 class StatisticsDocument(_Shape):
     """What one client did under one rule since it asked before."""
 
     rule_name: str = Field(min_length=1, max_length=255, examples=["service=checkout"])
     client_id: str = Field(alias="ClientID", min_length=1, max_length=64, examples=["6d1cf83a2f1e4b5c9d0e7f3a"])
-    timestamp: float = Field(allow_inf_nan=False, description="Unix time in seconds", examples=[1700000000])
-    request_count: int = Field(ge=0, le=_COUNT_MAX, examples=[110])
+    timestamp: _Time = Field(examples=[1700000000])
+    request_count: _Count = Field(examples=[110])
     # Not needed here, and the ADOT SDK for Python calls it SampleCount.
-    sampled_count: int = Field(0, ge=0, le=_COUNT_MAX, examples=[20])
-    borrow_count: int = Field(0, ge=0, le=_COUNT_MAX, examples=[0])
+    sampled_count: _Count = Field(0, examples=[20])
+    borrow_count: _Count = Field(0, examples=[0])
 
 
 class TargetsRequest(_Shape):
