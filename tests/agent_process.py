@@ -55,6 +55,7 @@ class AgentProcess:
             "SPANDIAL_STATE_DIR": str(self.state_dir),
             "SPANDIAL_COMPILED_DIR": str(COMPILED),
             "SPANDIAL_PORT": "0",
+            "SPANDIAL_WRITES_PER_SECOND": "0",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

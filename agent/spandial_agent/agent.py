@@ -16,6 +16,7 @@ from importlib.metadata import version
 import structlog
 
 from spandial.abi import encode_word
+from spandial_agent.certificate import ServerCertificate
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
@@ -26,7 +27,7 @@ from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
-from spandial_agent.server import bind_tcp, bind_unix, serve
+from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
@@ -36,12 +37,13 @@ from spandial_agent.table import MemfdTable, RateTable, TableBackend
 from spandial_agent.targets import Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
-from spandial_api.auth import read_or_make_token
+from spandial_api.auth import Access
 from spandial_api.control import Control
 from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection
 from spandial_api.remote import RemoteSampling
 from spandial_api.store import LastGoodRules, StoreError, open_store
+from spandial_api.token_file import TokenFile
 
 __all__ = ["configure_log", "run_agent"]
 
@@ -70,6 +72,7 @@ async def run_agent(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
         _raise_descriptor_limit()
+        certificate = _certificate(settings)
         stack.enter_context(_only_agent(settings))
         backend, capture, missing = _kernel_side(settings)
         stack.callback(backend.close)
@@ -102,8 +105,8 @@ async def run_agent(settings: Settings) -> None:
             control = Control(store, node, copy=copy)
             if control.trouble:
                 _log.error("the rules cannot be changed", reason=control.trouble)
-            token_path = settings.state_dir / "token"
-            token = read_or_make_token(token_path)
+            token_file = TokenFile(settings.state_dir, _log.warning)
+            token_file.make()
         except (StoreError, OSError) as error:
             raise SpandialError(f"{error}: is {settings.state_dir} writable?") from error
 
@@ -119,13 +122,14 @@ async def run_agent(settings: Settings) -> None:
                 f"cannot listen in {settings.run_dir} ({error}): SPANDIAL_RUN_DIR sets another folder"
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
-        tcp = stack.enter_context(bind_tcp(settings.host, settings.port))
+        tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=certificate is not None))
+        free_to_read = {"auto": is_loopback(tcp), "on": True, "off": False}[settings.read_without_token]
+        access = Access(token_file, read_without_token=free_to_read, writes_per_second=settings.writes_per_second)
         remote = RemoteSampling(control, node, settings.default_rate, settings.xray_interval_seconds)
         app = build_app(
             control,
             node,
-            token=token,
-            token_path=token_path,
+            access=access,
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
             remote=remote,
@@ -133,16 +137,18 @@ async def run_agent(settings: Settings) -> None:
         running = asyncio.create_task(_run(node, control))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
+        if certificate is not None:
+            stack.callback(asyncio.create_task(certificate.run()).cancel)
         _log.info(
             "serving",
-            url=f"http://{settings.host}:{tcp.getsockname()[1]}",
+            url=_url(settings.host, tcp.getsockname()[1], certificate is not None),
             socket=str(unix_path),
             table=backend.name,
             capture=capture.path if capture else "off",
             targets=len(targets),
         )
-        async with _jaeger_grpc(settings, remote):
-            await serve(app, tcp, unix, stop, node.end_watches)
+        async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
+            await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
         if running.done():
             running.result()
     _log.info("stopped")
@@ -152,16 +158,34 @@ async def _run(node: LocalNode, control: Control) -> None:
     await asyncio.gather(node.run(), control.run())
 
 
-def _jaeger_grpc(settings: Settings, remote: RemoteSampling) -> AbstractAsyncContextManager[object]:
-    """Jaeger's remote sampling over gRPC, where a port for it is set."""
+def _jaeger_grpc(
+    settings: Settings, address: str, remote: RemoteSampling, access: Access
+) -> AbstractAsyncContextManager[object]:
+    """Jaeger's remote sampling over gRPC, where a port for it is set. Raises SpandialError."""
     if settings.jaeger_grpc_port is None:
         return contextlib.nullcontext()
-    from spandial_agent.jaeger_grpc import serving  # grpc takes memory
+    from spandial_agent import jaeger_grpc  # grpc takes memory
 
     async def strategy(service: str, connection: Connection | None) -> Strategy:
         return await remote.strategy(service, connection=connection)
 
-    return serving(settings.host, settings.jaeger_grpc_port, strategy)
+    credentials = None
+    if settings.tls_cert is not None:
+        credentials = jaeger_grpc.tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return jaeger_grpc.serving(address, settings.jaeger_grpc_port, strategy, access.check_reader, credentials)
+
+
+def _certificate(settings: Settings) -> ServerCertificate | None:
+    """Raises SpandialError."""
+    if settings.tls_cert is not None:
+        return ServerCertificate(settings.tls_cert, settings.tls_key, settings.tls_client_ca, _log.warning)
+    if settings.tls_key is not None or settings.tls_client_ca is not None:
+        raise SpandialError("SPANDIAL_TLS_KEY and SPANDIAL_TLS_CLIENT_CA need SPANDIAL_TLS_CERT, too")
+    return None
+
+
+def _url(host: str, port: int, tls: bool) -> str:
+    return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list[str]]:

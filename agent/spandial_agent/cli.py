@@ -13,6 +13,7 @@ import typer
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.rule_commands import rules
+from spandial_agent.token_commands import tokens
 from spandial_agent.views import explanation_table, lost_context, printable, stats_table, targets_table
 
 __all__ = ["app"]
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(rules)
+app.add_typer(tokens, name="token")
 
 
 @app.command(epilog="Example: sudo spandial agent")

@@ -22,6 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from spandial.labels import LABEL_MAX
 from spandial_agent.errors import SpandialError
+from spandial_api.auth import Refusal
 from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection
 
@@ -35,6 +36,11 @@ _PACKAGE = "jaeger.api_v2"
 _MESSAGE_MAX = 16 << 10  # bytes of a question
 _CALLS = 256  # at a time
 _GRACE_S = 1.0
+_CODES = {
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
 
 _DOUBLE, _INT32, _STRING = Field.TYPE_DOUBLE, Field.TYPE_INT32, Field.TYPE_STRING
 # Message: fields, each with its number and its type, which is a message's name for a message.
@@ -88,6 +94,12 @@ def messages() -> tuple[type[Message], type[Message]]:
     return parameters, response
 
 
+def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    values = (value for key, value in context.invocation_metadata() or () if key == "authorization")
+    value = next(values, "")
+    return value if isinstance(value, str) else ""
+
+
 def _connection(peer: str, to_port: int) -> Connection | None:
     """From gRPC's name of a peer, such as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
     family, _, rest = unquote(peer).partition(":")
@@ -126,13 +138,18 @@ def tls(certificate: Path, key: Path | None = None, client_ca: Path | None = Non
 
 @asynccontextmanager
 async def serving(
-    host: str, port: int, strategy: _Answer, credentials: grpc.ServerCredentials | None = None
+    host: str,
+    port: int,
+    strategy: _Answer,
+    check_reader: Callable[[str, str], None] = lambda authorization, peer: None,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[int]:
     """Serve until left; the port.
 
     Args:
         port: 0 for any that is free.
         strategy: the answer for a service and a connection.
+        check_reader: given the metadata `authorization` and the peer, raises Refusal for who may not ask.
         credentials: for TLS.
 
     Raises:
@@ -141,11 +158,16 @@ async def serving(
     parameters, response = messages()
 
     async def get_sampling_strategy(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        connection = _connection(context.peer(), bound)
+        try:
+            check_reader(_authorization(context), connection.address if connection else context.peer())
+        except Refusal as refusal:
+            await context.abort(_CODES[refusal.status_code], refusal.detail)
         service = asked.serviceName
         if not 0 < len(service) <= LABEL_MAX:
             allowed = f"serviceName must have 1 to {LABEL_MAX} characters; received {service[:40]!r}"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, allowed)
-        return ParseDict((await strategy(service, _connection(context.peer(), bound))).message, response())
+        return ParseDict((await strategy(service, connection)).message, response())
 
     options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_MAX)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)

@@ -1,31 +1,48 @@
-"""The HTTP listeners: TCP, where writing needs the token, and a Unix socket, where the file's mode decides."""
+"""The HTTP listeners: TCP, with or without TLS, where tokens decide, and a Unix socket, where the file's mode does."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import grp
+import ipaddress
 import os
 import socket
+import ssl
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spandial_agent.errors import SpandialError
 from spandial_api.auth import TrustedListener
 
-__all__ = ["bind_tcp", "bind_unix", "serve"]
+__all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
+
+_PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
-def bind_tcp(host: str, port: int) -> socket.socket:
-    """Raises SpandialError."""
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this host can connect to a bound TCP socket."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
+    """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        # The address and not the name: nobody can connect yet, and what a name stands for may change.
+        if not tls and not is_loopback(listener):
+            raise SpandialError(
+                f"SPANDIAL_HOST={host} is an address that other hosts reach, and tokens would go there in clear: set "
+                "SPANDIAL_TLS_CERT and SPANDIAL_TLS_KEY (SPANDIAL_TLS_CLIENT_CA for mTLS), or SPANDIAL_HOST=127.0.0.1"
+            )
         listener.listen(128)
     except OSError as error:
         listener.close()
@@ -33,6 +50,9 @@ def bind_tcp(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror}): is another agent running? "
             "SPANDIAL_PORT sets another port"
         ) from error
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
@@ -62,30 +82,39 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _UnixProtocol(H11Protocol):
+    """Tells the application who has connected, as the kernel says."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        credentials = transport.get_extra_info("socket").getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
+        )
+        _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+        self.app = TrustedListener(self.app, uid)
+
+
 async def serve(
     app: ASGIApp,
     tcp: socket.socket,
     unix: socket.socket,
     stop: asyncio.Event,
     end_streams: Callable[[], None] = lambda: None,
+    tls: ssl.SSLContext | None = None,
 ) -> None:
     """Serve on both until told to stop. Whatever is not done a second later is cancelled, and nothing runs on after
     this returns.
 
     Args:
         end_streams: called when told to stop, to end the answers that would not end by themselves.
+        tls: of the TCP listener.
     """
-    servers = []
-    for listener, served in ((tcp, app), (unix, TrustedListener(app))):
-        config = uvicorn.Config(
-            served,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-            proxy_headers=False,
-        )
-        servers.append((_Server(config), listener))
+    over_tcp = _config(app)
+    if tls is not None:
+        over_tcp.ssl_context_factory = lambda config, default: tls
+    over_unix = _config(app)
+    over_unix.http = _UnixProtocol
+    servers = [(_Server(over_tcp), tcp), (_Server(over_unix), unix)]
 
     async def stopper() -> None:
         await stop.wait()
@@ -98,3 +127,14 @@ async def serve(
     late = [task for server, _ in servers for task in server.server_state.tasks]
     if late:
         await asyncio.wait(late, timeout=1)
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        proxy_headers=False,
+    )

@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SPANDIAL_", extra="ignore")
 
     run_dir: Path = Field(default=Path("/run/spandial"), description="where app.sock and api.sock are")
-    state_dir: Path = Field(default=Path("/var/lib/spandial"), description="where the rules and the token are")
+    state_dir: Path = Field(default=Path("/var/lib/spandial"), description="where the rules and the tokens are")
     compiled_dir: Path = Field(
         default=Path("compiled"), description="where compiled BPF programs are kept; taken from the state dir"
     )
@@ -31,6 +31,19 @@ class Settings(BaseSettings):
     )
     xray_interval_seconds: int = Field(
         default=10, ge=1, le=300, description="how often SDKs with AWS X-Ray's sampler are told to ask"
+    )
+    tls_cert: Path | None = Field(
+        default=None, description="certificate of the TCP listener, PEM; without TLS it is for this host alone"
+    )
+    tls_key: Path | None = Field(default=None, description="its key; without one, in the certificate's file")
+    tls_client_ca: Path | None = Field(
+        default=None, description="whoever connects over TCP must show a certificate of these"
+    )
+    read_without_token: Literal["auto", "on", "off"] = Field(
+        default="auto", description="who may read over TCP without a token; auto: this host alone"
+    )
+    writes_per_second: float = Field(
+        default=100.0, ge=0, le=1e6, description="changes by one writer, twice as many at once; 0: no limit"
     )
     group: str = Field(default="spandial", description="group that may write over api.sock, if it exists")
     table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
@@ -72,6 +85,11 @@ class Settings(BaseSettings):
     @classmethod
     def _rate(cls, value: object) -> float:
         return parse_rate(str(value))
+
+    @field_validator("tls_cert", "tls_key", "tls_client_ca", mode="before")
+    @classmethod
+    def _no_file(cls, value: object) -> object:
+        return value or None  # an empty variable is none
 
     @field_validator("discover")
     @classmethod

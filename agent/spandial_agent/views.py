@@ -21,6 +21,7 @@ __all__ = [
     "rules_table",
     "stats_table",
     "targets_table",
+    "tokens_table",
     "verdicts_table",
 ]
 
@@ -92,6 +93,17 @@ def verdicts_table(answer: dict[str, Any]) -> RenderableType:
     default = Text(f"the process's own default holds for {', '.join(answer['default'])}")
     parts: list[RenderableType] = [table] if answer["rules"] else []
     return Group(*parts, *([default] if answer["default"] else []))
+
+
+def tokens_table(answer: list[dict[str, Any]]) -> RenderableType:
+    """`spandial token list`."""
+    table = _table("token", "may", "may touch", "made", "ends in>")
+    for token in answer:
+        made = datetime.fromtimestamp(token["created"]).strftime("%Y-%m-%d")
+        end = token["expires"]
+        left = None if end is None else "expired" if end <= time.time() else format_duration(end - time.time())
+        _row(table, token["name"], token["scope"], token["may_touch"], made, left)
+    return table if answer else Text("no tokens: nobody is let in over TCP")
 
 
 def targets_table(answer: list[dict[str, Any]]) -> RenderableType:

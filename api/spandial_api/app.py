@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
+from spandial_api.auth import REFUSALS, Access, Refusal, may_read
+from spandial_api.body_limit import BodyLimit
 from spandial_api.control import Control, RevisionConflict
 from spandial_api.node import Node
 from spandial_api.remote import RemoteSampling
@@ -21,15 +25,15 @@ def build_app(
     control: Control,
     node: Node,
     *,
-    token: str,
-    token_path: Path,
+    access: Access,
     version: str,
     max_rate_without_ttl: float = 100.0,
     remote: RemoteSampling | None = None,
 ) -> FastAPI:
-    """The application. It starts nothing by itself: control, node and token are the caller's.
+    """The application. It starts nothing by itself: control, node and access are the caller's.
 
     Args:
+        access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
         remote: what SDKs without the hook are told.
     """
@@ -40,17 +44,25 @@ def build_app(
     )
     app.state.control = control
     app.state.node = node
-    app.state.token = token
-    app.state.token_path = token_path
+    app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
     # Before the rules: GET /sampling that names a service is Jaeger's.
-    for module in (jaeger, xray, sampling, explain, audit, targets, stats, entries, metrics, health):
-        app.include_router(module.router)
+    for module in (jaeger, xray, sampling, explain, audit, targets, stats, entries, metrics):
+        app.include_router(module.router, dependencies=[Depends(may_read)], responses=REFUSALS)
+    app.include_router(health.router)  # whoever looks whether it is alive has no token
+    app.add_middleware(BodyLimit)
+    app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
     return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    request.app.state.access.refused[error.reason] += 1
+    return await http_exception_handler(request, error)
 
 
 async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
@@ -60,12 +72,21 @@ async def _bad_input(_request: Request, error: Exception) -> JSONResponse:
         {
             "field": str(item["loc"][-1]),
             # Of a missing parameter, pydantic's input is all the others.
-            "received": None if item["type"] == "missing" else item.get("input"),
+            "received": None if item["type"] == "missing" else _sayable(item.get("input")),
             "allowed": str(item["msg"]).removeprefix("Value error, "),
         }
         for item in error.errors()
     ]
     return JSONResponse({"detail": problems}, status_code=422)
+
+
+def _sayable(received: Any) -> Any:
+    """What JSON can say of what was received: bytes, NaN and halves of characters it cannot."""
+    try:
+        json.dumps(received, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        return repr(received)[:200]
+    return received
 
 
 async def _bad_store(_request: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ from spandial_agent.server import bind_tcp, bind_unix, serve
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store
+from tests.spandial_api.conftest import access_of
 from tests.spandial_api.fake_node import FakeNode
 
 __all__ = ["FakeAgent"]
@@ -40,7 +41,7 @@ class FakeAgent:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         store = Store(self._folder / "rules.sqlite")
         control = Control(store, self.node)
-        app = build_app(control, self.node, token="x", token_path=self._folder / "token", version="0")
+        app = build_app(control, self.node, access=access_of(self._folder), version="0")
         with bind_tcp("127.0.0.1", 0) as tcp, bind_unix(self._folder / "api.sock", "no-group-of-this-name") as unix:
             self._ready.set()
             await serve(app, tcp, unix, self._stop)

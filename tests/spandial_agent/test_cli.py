@@ -62,8 +62,8 @@ def test_the_help_names_every_command_and_the_exit_codes() -> None:
 
 def test_wrong_usage_is_two() -> None:
     complaints = {
-        "set": "Missing argument",
-        "set 30 --tenant acme": "--tenant",
+        "set": "a RATE, such as 30",
+        "set 30 --tennant acme": "--tennant",
         "set 30 --env": "--env",
         "set 30 40": "40",
         "turn 30": "turn",

@@ -47,8 +47,9 @@ class Client:
         self._ask = services.SamplingManagerStub(channel).GetSamplingStrategy
         self._messages = messages
 
-    def strategy(self, service: str) -> Any:
-        return self._ask(self._messages.SamplingStrategyParameters(serviceName=service), timeout=10)
+    def strategy(self, service: str, **metadata: str) -> Any:
+        asked = self._messages.SamplingStrategyParameters(serviceName=service)
+        return self._ask(asked, timeout=10, metadata=[*metadata.items()])
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,20 @@ def test_both_transports_say_the_same(agent: AgentProcess, client: Client) -> No
     assert [(each.operation, each.probabilisticSampling.samplingRate) for each in over_grpc] == [
         (each["operation"], each["probabilisticSampling"]["samplingRate"]) for each in over_http
     ]
+
+
+def test_where_reading_needs_a_token_so_does_this(
+    make_agent: Callable[..., AgentProcess], generated: tuple[Any, Any]
+) -> None:
+    settings = {"SPANDIAL_TABLE": "memfd", "SPANDIAL_JAEGER_GRPC_PORT": "0", "SPANDIAL_READ_WITHOUT_TOKEN": "off"}
+    agent = make_agent(**settings)
+    token = (agent.state_dir / "token").read_text().strip()
+    with grpc.insecure_channel(f"127.0.0.1:{port_of(agent)}") as channel:
+        client = Client(channel, *generated)
+        with pytest.raises(grpc.RpcError) as refused:
+            client.strategy("shop")
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        assert client.strategy("shop", authorization=f"Bearer {token}").probabilisticSampling.samplingRate == 1.0
 
 
 def test_a_port_that_is_taken_is_said_at_the_start(tmp_path: Path) -> None:

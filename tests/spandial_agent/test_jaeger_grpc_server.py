@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from spandial_agent.errors import SpandialError
 from spandial_agent.jaeger_grpc import SERVICE, messages, serving, tls
+from spandial_api.auth import Refusal
 from spandial_api.jaeger import Probabilistic, Strategy
 from spandial_api.node import Connection
 from tests.certificates import Certificate, self_signed
@@ -34,9 +35,9 @@ def made(tmp_path: Path) -> Certificate:
     return self_signed(tmp_path)
 
 
-async def ask(channel: grpc.aio.Channel) -> float:
+async def ask(channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]] = ()) -> float:
     call = channel.unary_unary(f"/{SERVICE}/GetSamplingStrategy", PARAMETERS.SerializeToString, RESPONSE.FromString)
-    answer: Any = await call(PARAMETERS(serviceName="shop"), timeout=10)
+    answer: Any = await call(PARAMETERS(serviceName="shop"), timeout=10, metadata=metadata)
     return float(answer.probabilisticSampling.samplingRate)
 
 
@@ -71,9 +72,27 @@ async def test_it_says_by_which_connection_it_is_asked(host: str) -> None:
         assert connection.port not in (0, port)
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(401, "UNAUTHENTICATED"), (403, "PERMISSION_DENIED"), (429, "RESOURCE_EXHAUSTED")]
+)
+async def test_who_may_not_read_is_refused_with_the_reason(status: int, code: str) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def check_reader(authorization: str, peer: str) -> None:
+        seen.append((authorization, peer))
+        raise Refusal(status, "a sentence", "a reason")
+
+    serves = serving("127.0.0.1", 0, half, check_reader)
+    async with serves as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await ask(channel, [("authorization", "Bearer abc")])
+    assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode[code], "a sentence")
+    assert seen == [("Bearer abc", "127.0.0.1")]
+
+
 @pytest.fixture
 async def port(made: Certificate) -> AsyncIterator[int]:
-    async with serving("127.0.0.1", 0, half, tls(made.certificate, made.key)) as bound:
+    async with serving("127.0.0.1", 0, half, credentials=tls(made.certificate, made.key)) as bound:
         yield bound
 
 
@@ -100,7 +119,7 @@ async def test_clients_can_be_made_to_show_theirs(made: Certificate, tmp_path: P
     (tmp_path / "client").mkdir()
     client = self_signed(tmp_path / "client")
     credentials = tls(made.certificate, made.key, client.certificate)
-    async with serving("127.0.0.1", 0, half, credentials) as port:
+    async with serving("127.0.0.1", 0, half, credentials=credentials) as port:
         assert await share_at(port, trusting(made, client)) == 0.5
         for shown in (None, made):
             with pytest.raises(grpc.aio.AioRpcError):

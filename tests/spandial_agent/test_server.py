@@ -6,7 +6,11 @@ import asyncio
 import grp
 import os
 import socket
+import ssl
 import stat
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +18,10 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from spandial_agent.certificate import ServerCertificate
 from spandial_agent.errors import SpandialError
-from spandial_agent.server import bind_tcp, bind_unix, serve
+from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve
+from tests.certificates import Certificate, self_signed
 
 NO_GROUP = "no-group-of-this-name"
 
@@ -86,10 +92,46 @@ def test_an_address_with_colons_is_ipv6() -> None:
         assert listener.family == socket.AF_INET6
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "", "::"])
+def test_an_address_that_others_reach_needs_tls_and_is_told_what_to_set(host: str) -> None:
+    message = r"^SPANDIAL_HOST=.* SPANDIAL_TLS_CERT and SPANDIAL_TLS_KEY .*SPANDIAL_HOST=127\.0\.0\.1$"
+    with pytest.raises(SpandialError, match=message):
+        bind_tcp(host, 0)
+    with bind_tcp(host, 0, tls=True) as listener:
+        assert not is_loopback(listener)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
+def test_this_hosts_own_addresses_do_not(host: str) -> None:
+    with bind_tcp(host, 0) as listener:
+        assert is_loopback(listener)
+
+
+def test_a_refused_address_is_not_kept(tcp: socket.socket) -> None:
+    port = tcp.getsockname()[1]
+    tcp.close()
+    with pytest.raises(SpandialError, match="SPANDIAL_TLS_CERT"):
+        bind_tcp("0.0.0.0", port)
+    bind_tcp("127.0.0.1", port).close()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Certificate]:
+    return {name: self_signed(tmp_path_factory.mktemp(name)) for name in ("server", "client", "stranger")}
+
+
+def client_context(server: Certificate, own: Certificate | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(server.certificate))
+    if own is not None:
+        context.load_cert_chain(own.certificate, own.key)
+    return context
+
+
 async def says_who_is_trusted(scope: Scope, receive: Receive, send: Send) -> None:
     """An application whose /stream never ends."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    trusted = b"trusted" if scope.get("spandial.trusted") else b"stranger"
+    peer = scope.get("spandial.peer")
+    trusted = peer.name.encode() if peer else b"stranger"
     endless = scope["path"] == "/stream"
     await send({"type": "http.response.body", "body": trusted, "more_body": endless})
     if endless:
@@ -105,12 +147,91 @@ async def test_only_the_unix_socket_is_trusted_and_both_end_when_told(tmp_path: 
         over_unix = httpx.AsyncHTTPTransport(uds=str(path))
         url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
         async with httpx.AsyncClient(transport=over_unix) as local, httpx.AsyncClient() as remote:
-            assert (await local.get("http://node/")).text == "trusted"
+            assert (await local.get("http://node/")).text == f"uid {os.geteuid()}"
             assert (await remote.get(url)).text == "stranger"
             spoofed = {"X-Forwarded-For": "unix", "X-Forwarded-Proto": "https"}
             assert (await remote.get(url, headers=spoofed)).text == "stranger"
         stop.set()
         await asyncio.wait_for(serving, 10)
+
+
+@pytest.mark.anyio
+async def test_with_tls_there_is_nothing_else_on_tcp(
+    tmp_path: Path, tcp: socket.socket, certificates: dict[str, Certificate]
+) -> None:
+    server, stop = certificates["server"], asyncio.Event()
+    port = tcp.getsockname()[1]
+    with bind_unix(tmp_path / "api.sock", NO_GROUP) as unix:
+        tls = ServerCertificate(server.certificate, server.key).context
+        serving = asyncio.create_task(serve(says_who_is_trusted, tcp, unix, stop, tls=tls))
+        async with httpx.AsyncClient(verify=client_context(server)) as client:
+            assert (await client.get(f"https://127.0.0.1:{port}/")).text == "stranger"
+            with pytest.raises(httpx.TransportError):
+                await client.get(f"http://127.0.0.1:{port}/")
+        async with httpx.AsyncClient(verify=client_context(certificates["stranger"])) as other:
+            with pytest.raises(httpx.ConnectError):
+                await other.get(f"https://127.0.0.1:{port}/")
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(tmp_path / "api.sock"))) as local:
+            assert (await local.get("http://node/")).text == f"uid {os.geteuid()}"
+        stop.set()
+        await asyncio.wait_for(serving, 10)
+
+
+@pytest.mark.anyio
+async def test_with_mtls_only_clients_with_a_certificate_connect(
+    tmp_path: Path, tcp: socket.socket, certificates: dict[str, Certificate]
+) -> None:
+    server, stop = certificates["server"], asyncio.Event()
+    url = f"https://127.0.0.1:{tcp.getsockname()[1]}/"
+    with bind_unix(tmp_path / "api.sock", NO_GROUP) as unix:
+        own = certificates["client"]
+        tls = ServerCertificate(server.certificate, server.key, own.certificate).context
+        serving = asyncio.create_task(serve(says_who_is_trusted, tcp, unix, stop, tls=tls))
+        for wrong in (None, certificates["stranger"]):
+            async with httpx.AsyncClient(verify=client_context(server, wrong)) as client:
+                with pytest.raises(httpx.TransportError):
+                    await client.get(url)
+        async with httpx.AsyncClient(verify=client_context(server, own)) as client:
+            assert (await client.get(url)).text == "stranger"  # a certificate is no token
+        stop.set()
+        await asyncio.wait_for(serving, 10)
+
+
+_PYTHON = os.path.realpath(sys.executable)
+_AS_SOMEBODY = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as client:
+    client.connect(sys.argv[1])
+    client.sendall(b"GET / HTTP/1.1\\r\\nHost: node\\r\\nConnection: close\\r\\n\\r\\n")
+    print(b"".join(iter(lambda: client.recv(4096), b"")).decode())
+"""
+
+
+@pytest.mark.anyio
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be anybody")
+async def test_the_application_is_told_who_has_connected_as_the_kernel_says(tcp: socket.socket) -> None:
+    stop = asyncio.Event()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "api.sock"
+        os.chmod(folder, 0o755)
+        with bind_unix(path, NO_GROUP) as unix:
+            path.chmod(0o666)
+            serving = asyncio.create_task(serve(says_who_is_trusted, tcp, unix, stop))
+            for uid in (0, 4321, 2**31 + 5):
+                process = await asyncio.create_subprocess_exec(
+                    _PYTHON,
+                    "-I",
+                    "-c",
+                    _AS_SOMEBODY,
+                    str(path),
+                    stdout=subprocess.PIPE,
+                    user=uid,
+                    cwd="/",
+                )
+                printed, _ = await process.communicate()
+                assert f"uid {uid}" in printed.decode().splitlines()
+            stop.set()
+            await asyncio.wait_for(serving, 10)
 
 
 @pytest.mark.anyio

@@ -94,7 +94,7 @@ def test_only_a_path_that_is_named_is_forced(monkeypatch: pytest.MonkeyPatch, te
 
 def test_every_setting_is_documented_with_its_default() -> None:
     table = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    names = {None: "off", False: "off", "": "none", 100.0: "100", 30.0: "30", 10.0: "10"}
+    names = {None: "none", False: "off", "": "none", 100.0: "100", 30.0: "30", 10.0: "10"}
     for name, field in Settings.model_fields.items():
         row = next((line for line in table.splitlines() if f"`SPANDIAL_{name.upper()}`" in line), "")
         shown = names.get(field.default, field.default)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,9 +12,10 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from spandial_api.app import build_app
-from spandial_api.auth import TrustedListener
+from spandial_api.auth import Access, TrustedListener
 from spandial_api.control import Control
 from spandial_api.store import Store
+from spandial_api.token_file import TokenFile
 from tests.spandial_api.fake_node import FakeNode
 
 TOKEN = "0123456789abcdefghijklmnopqrstuv"
@@ -39,8 +41,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 @pytest.fixture
 def make_app(node: FakeNode, tmp_path: Path) -> Callable[[Store], FastAPI]:
     def make(store: Store) -> FastAPI:
-        token_path = tmp_path / "token"
-        return build_app(Control(store, node), node, token=TOKEN, token_path=token_path, version="0")
+        return build_app(Control(store, node), node, access=access_of(tmp_path), version="0")
 
     return make
 
@@ -48,6 +49,14 @@ def make_app(node: FakeNode, tmp_path: Path) -> Callable[[Store], FastAPI]:
 @pytest.fixture
 def app(make_app: Callable[[Store], FastAPI], store: Store) -> FastAPI:
     return make_app(store)
+
+
+def access_of(folder: Path, **limits: Any) -> Access:
+    """With the operator's token, which is TOKEN."""
+    (folder / "token").write_text(TOKEN)
+    token_file = TokenFile(folder)
+    token_file.make()
+    return Access(token_file, **limits)
 
 
 def client_of(app: ASGIApp) -> httpx.AsyncClient:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from spandial.abi import Mode
 from spandial.labels import Labels
 from spandial_api.app import build_app
-from spandial_api.auth import TrustedListener
+from spandial_api.auth import Access, TrustedListener
 from spandial_api.control import Control
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.store import Store, StoreError
-from tests.spandial_api.conftest import TOKEN, client_of
+from spandial_api.token_file import TokenFile
+from tests.spandial_api.conftest import access_of, client_of
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -241,7 +242,7 @@ async def test_concurrent_changes_get_revisions_of_their_own_and_none_is_lost(
 async def test_a_restarted_control_plane_has_the_rules(local: httpx.AsyncClient, store: Store) -> None:
     await local.put("/sampling", params={"rate": "30", "env": "gray"})
     node = FakeNode()
-    restarted = build_app(Control(store, node), node, token=TOKEN, token_path=store.path, version="0")
+    restarted = build_app(Control(store, node), node, access=access_of(store.path.parent), version="0")
     assert [rule.rate for rule in node.applied[-1]] == [30.0]
     before, after = [(await client.get("/sampling")).json() for client in (local, client_of(restarted))]
     assert before == after
@@ -256,7 +257,7 @@ _junk = st.dictionaries(
 def test_no_parameters_make_the_control_plane_fail(requests: list[tuple[str, dict[str, Any]]]) -> None:
     async def send() -> list[int]:
         store, node = Store(Path(":memory:")), FakeNode()
-        app = build_app(Control(store, node), node, token=TOKEN, token_path=store.path, version="0")
+        app = build_app(Control(store, node), node, access=Access(TokenFile(Path("/nonexistent"))), version="0")
         local = client_of(TrustedListener(app))
         return [(await local.request(method, "/sampling", params=given)).status_code for method, given in requests]
 
@@ -297,7 +298,7 @@ async def test_another_ttl_is_refused(local: httpx.AsyncClient, node: FakeNode, 
 
 async def test_a_great_rate_without_an_end_can_be_refused(store: Store, node: FakeNode) -> None:
     app = build_app(
-        Control(store, node), node, token=TOKEN, token_path=store.path, version="0", max_rate_without_ttl=50
+        Control(store, node), node, access=access_of(store.path.parent), version="0", max_rate_without_ttl=50
     )
     async with client_of(TrustedListener(app)) as client:
         answer = await client.put("/sampling", params={"rate": "50.1", "env": "gray"})

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from spandial.labels import Labels
 from spandial_api.app import build_app
+from spandial_api.auth import Access
 from spandial_api.control import Control
 from spandial_api.store import Store
-from tests.spandial_api.conftest import TOKEN, client_of
+from spandial_api.token_file import TokenFile
+from tests.spandial_api.conftest import client_of
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -170,7 +172,8 @@ _JSON = st.recursive(
 def test_no_body_makes_it_fail(body: bytes) -> None:
     async def send() -> set[int]:
         store, node = Store(Path(":memory:")), FakeNode()
-        client = client_of(build_app(Control(store, node), node, token=TOKEN, token_path=store.path, version="0"))
+        access = Access(TokenFile(Path("/nonexistent")))
+        client = client_of(build_app(Control(store, node), node, access=access, version="0"))
         paths = "/GetSamplingRules", "/SamplingTargets"
         return {(await client.post(path, content=body)).status_code for path in paths}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
+from spandial_api.auth import Access
 from spandial_api.control import Control
 from spandial_api.node import Health, Node
 from spandial_api.parameters import only
@@ -15,9 +16,12 @@ router = APIRouter(tags=["node"])
 async def get_health(request: Request) -> Health:
     """200 as long as the agent serves, also without the kernel side: `status` and `missing` tell."""
     node: Node = request.app.state.node
+    access: Access = request.app.state.access
     control: Control = request.app.state.control
     health = node.health()
-    if control.trouble:
-        health.missing.append(f"{control.trouble}.")
+    access.token_file.refresh()
+    troubles = [f"{control.trouble}." if control.trouble else "", access.token_file.trouble]
+    if any(troubles):
+        health.missing = [*health.missing, *filter(None, troubles)]
         health.status = "degraded"
     return health

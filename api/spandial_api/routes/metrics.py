@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from spandial_api.auth import Access
 from spandial_api.node import Health, Node, NodeStats, TargetState
 
 router = APIRouter(tags=["node"])
@@ -18,10 +19,13 @@ _LABELS = ["service", "version", "env", "pid", "kind"]
 class _Snapshot:
     """A collector of one scrape."""
 
-    def __init__(self, stats: NodeStats, targets: list[TargetState], health: Health) -> None:
+    def __init__(
+        self, stats: NodeStats, targets: list[TargetState], health: Health, refused: Mapping[str, int]
+    ) -> None:
         self._stats = stats
         self._targets = targets
         self._health = health
+        self._refused = refused
 
     def collect(self) -> Iterator[Metric]:
         kernel = CounterMetricFamily(
@@ -66,6 +70,13 @@ class _Snapshot:
             losses.add_metric([reason], count)
         yield losses
 
+        refused = CounterMetricFamily(
+            "spandial_requests_refused", "Requests of somebody who may not, or not so often.", labels=["reason"]
+        )
+        for reason, count in self._refused.items():
+            refused.add_metric([reason], count)
+        yield refused
+
         contexts = CounterMetricFamily(
             "spandial_context_lost",
             "Requests that left one target with a trace context, and arrived at another without.",
@@ -101,5 +112,6 @@ async def get_metrics(request: Request) -> Response:
     """Counts, losses, rates and rows in Prometheus' text format."""
     node: Node = request.app.state.node
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(await node.stats(), node.targets(), node.health()))
+    access: Access = request.app.state.access
+    registry.register(_Snapshot(await node.stats(), node.targets(), node.health(), access.refused))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_pascal
 
+from spandial_api.body_limit import BODY_MAX
 from spandial_api.remote import RemoteSampling
 from spandial_api.xray import RULES_MAX, XRayRule
 
 router = APIRouter(tags=["SDKs without the hook"])
 
-_BODY_MAX = 1 << 20
 _COUNT_MAX = (1 << 53) - 1
 
 
@@ -128,13 +128,7 @@ _TARGETS_REQUEST = TypeAdapter(TargetsRequest)
 
 
 async def _body(request: Request) -> bytes:
-    """The body. Raises HTTPException 413."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _BODY_MAX:
-            raise HTTPException(413, f"a body of at most {_BODY_MAX} bytes; received more")
-    return bytes(body)
+    return await request.body()
 
 
 def _problems(error: ValidationError) -> list[dict[str, object]]:
@@ -236,7 +230,7 @@ _TARGETS_EXAMPLE = {
 def _responses(example: object) -> dict[int | str, dict[str, object]]:
     return {
         200: {"content": {"application/json": {"example": example}}},
-        413: {"description": f"a body of more than {_BODY_MAX} bytes"},
+        413: {"description": f"a body of more than {BODY_MAX} bytes"},
         422: {"description": "the fields, what was received and what is allowed"},
     }
 
