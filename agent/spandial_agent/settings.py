@@ -86,10 +86,10 @@ class Settings(BaseSettings):
     def _rate(cls, value: object) -> float:
         return parse_rate(str(value))
 
-    @field_validator("tls_cert", "tls_key", "tls_client_ca", mode="before")
+    @field_validator("tls_cert", "tls_key", "tls_client_ca", "jaeger_grpc_port", mode="before")
     @classmethod
-    def _no_file(cls, value: object) -> object:
-        return value or None  # an empty variable is none
+    def _unset(cls, value: object) -> object:
+        return None if value == "" else value  # an empty variable is none
 
     @field_validator("discover")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from typing import NamedTuple
 
 from spandial.labels import Labels
@@ -35,10 +36,12 @@ class RemoteSampling:
         interval_s: how often X-Ray's clients are to ask.
 
     Attributes:
+        answers: how many were given, by protocol.
         reservoirs: how X-Ray's clients share throughputs.
     """
 
     def __init__(self, control: Control, node: Node, default_rate: float = 100.0, interval_s: int = 10) -> None:
+        self.answers: Counter[str] = Counter(jaeger=0, xray=0)
         self.interval_s = interval_s
         self.quota_ttl_s = interval_s * _MEMORY_POLLS
         self.reservoirs = Reservoirs(self.quota_ttl_s)
@@ -58,6 +61,7 @@ class RemoteSampling:
         Args:
             connection: by which the client asks. Where the processes of its service differ, it tells which one it is.
         """
+        self.answers["jaeger"] += 1
         asked, known = Labels(service, version, env), self._node.labels(service)
         labels = agreed(known, asked)
         if connection is not None and asked == Labels(service) and len(known) > 1:
@@ -66,6 +70,7 @@ class RemoteSampling:
 
     async def xray(self) -> XRayRules:
         """The rules as X-Ray has them."""
+        self.answers["xray"] += 1
         async with self._lock:
             book, now = self._control.book, self._control.now()
             known = self._made_of[1] if self._made_of is not None else {}

@@ -119,3 +119,12 @@ def test_a_rule_of_discovery_that_is_none_is_refused_with_what_is_allowed(monkey
     monkeypatch.setenv("SPANDIAL_DISCOVER", "include port=http")
     with pytest.raises(ValidationError, match=r"port is 1-65535, or a range such as 8000-8099; received 'http'"):
         Settings()
+
+
+@pytest.mark.parametrize(("text", "port"), [("", None), ("0", 0), ("14250", 14250)])
+def test_jaegers_grpc_is_served_where_a_port_is_set(
+    monkeypatch: pytest.MonkeyPatch, text: str, port: int | None
+) -> None:
+    assert Settings().jaeger_grpc_port is None
+    monkeypatch.setenv("SPANDIAL_JAEGER_GRPC_PORT", text)
+    assert Settings().jaeger_grpc_port == port

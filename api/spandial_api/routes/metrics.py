@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from spandial_api.auth import Access
 from spandial_api.node import Health, Node, NodeStats, TargetState
+from spandial_api.remote import RemoteSampling
 
 router = APIRouter(tags=["node"])
 
@@ -107,6 +108,26 @@ class _Snapshot:
         yield capture
 
 
+class _Remote:
+    """What SDKs without the hook were told."""
+
+    def __init__(self, remote: RemoteSampling) -> None:
+        self._remote = remote
+
+    def collect(self) -> Iterator[Metric]:
+        answers = CounterMetricFamily(
+            "spandial_remote_sampling_answers", "Answers to SDKs without the hook.", labels=["protocol"]
+        )
+        for protocol, count in self._remote.answers.items():
+            answers.add_metric([protocol], count)
+        yield answers
+        yield CounterMetricFamily(
+            "spandial_xray_clients_forgotten",
+            "X-Ray clients that were too many to share a rule's reservoir.",
+            value=self._remote.reservoirs.forgotten,
+        )
+
+
 @router.get("/metrics", response_class=Response)
 async def get_metrics(request: Request) -> Response:
     """Counts, losses, rates and rows in Prometheus' text format."""
@@ -114,4 +135,5 @@ async def get_metrics(request: Request) -> Response:
     registry = CollectorRegistry(auto_describe=False)
     access: Access = request.app.state.access
     registry.register(_Snapshot(await node.stats(), node.targets(), node.health(), access.refused))
+    registry.register(_Remote(request.app.state.remote))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
