@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from spandial_agent.listening import Endpoint, canonical_address, open_connections
+from spandial_agent.listening import Endpoint, canonical_address, whose_connection
 
 __all__ = ["asker"]
 
@@ -19,7 +19,4 @@ def asker(pids: Iterable[int], address: str, port: int, to_port: int) -> int | N
         peer = Endpoint(canonical_address(address), port)
     except ValueError:
         return None
-    for pid in pids:
-        if any((found.local, found.remote.port) == (peer, to_port) for found in open_connections(pid)):
-            return pid
-    return None
+    return whose_connection(pids, peer, to_port)
