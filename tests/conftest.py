@@ -40,11 +40,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def make_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
-    """Start agents, each in a folder of its own unless told otherwise; all are stopped at the end."""
+    """Start agents, each in a folder of its own unless told otherwise; all are stopped at the end. They follow no TLS
+    unless told to: that would cost each a second."""
     agents: list[AgentProcess] = []
 
     def make(**settings: str) -> AgentProcess:
-        agent = AgentProcess(tmp_path / f"agent{len(agents)}", **settings)
+        agent = AgentProcess(tmp_path / f"agent{len(agents)}", **{"SPANDIAL_CAPTURE_TLS": "off", **settings})
         agents.append(agent)
         agent.start()
         return agent
@@ -67,7 +68,7 @@ def _module_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     def find(**settings: str) -> AgentProcess:
         if not running or running[0][0] != settings:
             stop()
-            agent = AgentProcess(tmp_path_factory.mktemp("agent"), **settings)
+            agent = AgentProcess(tmp_path_factory.mktemp("agent"), **{"SPANDIAL_CAPTURE_TLS": "off", **settings})
             running.append((settings, agent))
             agent.start()
         return running[0][1]

@@ -229,9 +229,14 @@ class LocalNode:
                 "row": target.row.number,
                 "rates": rates,
                 "why": target.why,
-                "tls": self._tls.words(target.pid) if self._tls is not None else "not seen: kernel capture is off",
+                "tls": self._tls_of(target.pid),
             }
         )
+
+    def _tls_of(self, pid: int) -> str:
+        if self._tls is not None:
+            return self._tls.words(pid)
+        return f"not seen: {'kernel capture is off' if self._capture is None else 'SPANDIAL_CAPTURE_TLS=off'}"
 
     def _target_stats(self, target: Target) -> TargetStats:
         own_row = target.row.number != abi.DEFAULT_ROW

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     group: str = Field(default="spandial", description="group that may write over api.sock, if it exists")
     table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
+    capture_tls: Literal["auto", "off"] = Field(default="auto", description="off: what TLS carries is not seen")
     lease_seconds: float = Field(default=10.0, gt=0, le=3600, description="rates outlive a dead agent for so long")
     default_rate: float = Field(default=100.0, description="rate of discovered processes without a rule")
     max_rate_without_ttl: float = Field(

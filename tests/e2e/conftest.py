@@ -25,7 +25,10 @@ def receiver(tmp_path: Path) -> Iterator[OtlpReceiver]:
 @pytest.fixture(scope="module")
 def _module_agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[AgentProcess]]:
     paths = ("socket", "sys_exit")
-    agents = [AgentProcess(tmp_path_factory.mktemp("agent"), SPANDIAL_CAPTURE=path) for path in paths]
+    agents = [
+        AgentProcess(tmp_path_factory.mktemp("agent"), SPANDIAL_CAPTURE=path, SPANDIAL_CAPTURE_TLS="off")
+        for path in paths
+    ]
     with ThreadPoolExecutor() as pool:
         list(pool.map(AgentProcess.start, agents))
         assert [agent.get("/healthz")["capture"] for agent in agents] == [*paths]

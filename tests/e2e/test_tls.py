@@ -36,6 +36,12 @@ TILL = f"till-{os.getpid()}"
 Start = Callable[[Path], AbstractContextManager[Server]]
 
 
+@pytest.fixture
+def make_agent(make_agent: Callable[..., AgentProcess]) -> Callable[..., AgentProcess]:
+    """Start agents that follow TLS, which other tests' do not."""
+    return lambda **settings: make_agent(SPANDIAL_CAPTURE_TLS="auto", **settings)
+
+
 def followed(agent: AgentProcess, service: str) -> list[dict[str, Any]]:
     """The service's processes, once the TLS of all of them is followed."""
 
