@@ -13,6 +13,7 @@ import pytest
 from grpc_tools import protoc
 
 from tests.agent_process import AgentProcess
+from tests.certificates import self_signed
 
 # What is public of jaeger-idl's proto/api_v2/sampling.proto: names, numbers and types.
 PROTO = """
@@ -140,6 +141,21 @@ def test_where_reading_needs_a_token_so_does_this(
             client.strategy("shop")
         assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
         assert client.strategy("shop", authorization=f"Bearer {token}").probabilisticSampling.samplingRate == 1.0
+
+
+@pytest.mark.needs("openssl")
+def test_it_has_the_tls_of_the_http_listener(
+    make_agent: Callable[..., AgentProcess], generated: tuple[Any, Any], tmp_path: Path
+) -> None:
+    made = self_signed(tmp_path)
+    tls = {"SPANDIAL_TLS_CERT": str(made.certificate), "SPANDIAL_TLS_KEY": str(made.key)}
+    agent = make_agent(SPANDIAL_TABLE="memfd", SPANDIAL_JAEGER_GRPC_PORT="0", **tls)
+    address = f"localhost:{port_of(agent)}"
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(made.certificate.read_bytes())) as channel:
+        assert Client(channel, *generated).strategy("shop").probabilisticSampling.samplingRate == 1.0
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as refused:
+        Client(channel, *generated).strategy("shop")
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_a_port_that_is_taken_is_said_at_the_start(tmp_path: Path) -> None:
