@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from typing import Any
@@ -53,7 +53,7 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
 }
-_ASKERS = 64  # processes of a service, of which one may be asking
+_ASKERS = 256  # processes of which one may be asking
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 
@@ -135,8 +135,8 @@ class LocalNode:
     def labels(self, service: str | None = None) -> set[Labels]:
         return self._targets.labels(service)
 
-    async def asker(self, service: str, connection: Connection) -> Labels | None:
-        pids = self._targets.of_service(service)[:_ASKERS]
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        pids = [pid for service in services for pid in self._targets.of_service(service)][:_ASKERS]
         pid = await asyncio.to_thread(asker, pids, *connection)
         target = self._targets.get(pid) if pid is not None else None
         return target.labels if target is not None else None

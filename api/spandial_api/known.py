@@ -11,9 +11,11 @@ from collections.abc import Iterable
 from functools import reduce
 
 from spandial.labels import Labels
+from spandial_api.selectors import Selector
 
-__all__ = ["agreed", "agreed_by_service", "whole_per_second"]
+__all__ = ["agreed", "agreed_by_service", "reduced", "selected_by", "whole_per_second"]
 
+_FIELDS = ("version", "env", "tenant")
 _INT32_MAX = (1 << 31) - 1
 
 
@@ -30,6 +32,22 @@ def agreed_by_service(labels: Iterable[Labels]) -> dict[str, Labels]:
         if each.service:
             found[each.service] = _common(found.get(each.service), each)
     return found
+
+
+def selected_by(selectors: Iterable[Selector]) -> frozenset[str]:
+    """The labels, other than the service, that any of these looks at."""
+    found: set[str] = set()
+    for selector in selectors:
+        found.update(name for name in _FIELDS if getattr(selector, name) is not None)
+        found.update(f"label.{name}" for name, _ in selector.labels)
+    return frozenset(found)
+
+
+def reduced(labels: Labels, names: frozenset[str]) -> Labels:
+    """Labels without those that nobody looks at: an instance's id tells no process apart."""
+    version, env, tenant = (getattr(labels, name) if name in names else "" for name in _FIELDS)
+    others = tuple(pair for pair in labels.others if f"label.{pair[0]}" in names)
+    return Labels(labels.service, version, env, tenant, others)
 
 
 def whole_per_second(target: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple, Protocol
 
@@ -249,9 +249,9 @@ class Node(Protocol):
     def labels(self, service: str | None = None) -> set[Labels]:
         """The labels of the targets, each once; of one service, or of all."""
 
-    async def asker(self, service: str, connection: Connection) -> Labels | None:
-        """The labels of the target of a service that has a connection to the agent open; None if it is none of them, or
-        it cannot be found out."""
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        """The labels of the target that has a connection to the agent open; None if it is none of these services' or
+        cannot be found out."""
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         """The percentage that targets with exactly these labels have at this moment; None where there are none."""

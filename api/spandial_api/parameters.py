@@ -1,4 +1,4 @@
-"""Query parameters that no route takes silently: unknown ones, and one given twice."""
+"""What routes take of a request: no query parameter silently that is unknown or given twice, and its connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from fastapi import HTTPException, Request
 
-__all__ = ["only"]
+from spandial_api.node import Connection
+
+__all__ = ["connection_of", "only"]
 
 
 def only(*names: str) -> Callable[[Request], None]:
@@ -27,3 +29,11 @@ def only(*names: str) -> Callable[[Request], None]:
             raise HTTPException(422, problems)
 
     return check
+
+
+def connection_of(request: Request) -> Connection | None:
+    """The TCP connection that a request came by; None over the Unix socket."""
+    client, server = request.client, request.scope.get("server")
+    if client is None or not client.port or server is None or server[1] is None:
+        return None
+    return Connection(client.host, client.port, server[1])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple
 
 from spandial.labels import Labels
 from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
-from spandial_api.known import agreed, agreed_by_service
+from spandial_api.known import agreed, agreed_by_service, reduced, selected_by
 from spandial_api.node import Connection, Node
 from spandial_api.rules import RuleBook
 from spandial_api.xray import Reservoirs, XRayRule, xray_rules
@@ -18,6 +19,7 @@ from spandial_api.xray import Reservoirs, XRayRule, xray_rules
 __all__ = ["RemoteSampling", "XRayRules"]
 
 _LABELS_S = 1.0  # processes come and go: so often it is looked who is there
+_MADE = 64  # answers; one that was forgotten is made again
 _MEMORY_POLLS = 3  # a client that missed so many is gone
 
 
@@ -26,6 +28,14 @@ class XRayRules(NamedTuple):
 
     rules: dict[str, XRayRule]
     modified: float
+
+
+class _Made(NamedTuple):
+    """An answer, and what it was made of."""
+
+    book: RuleBook
+    known: dict[str, Labels]
+    answer: XRayRules
 
 
 class RemoteSampling:
@@ -49,9 +59,13 @@ class RemoteSampling:
         self._node = node
         self._default_rate = default_rate
         self._lock = asyncio.Lock()
-        self._made_of: tuple[RuleBook, dict[str, Labels]] | None = None
         self._looked = -math.inf
-        self._xray = XRayRules({}, 0.0)
+        self._named: tuple[RuleBook, frozenset[str]] | None = None
+        self._labels: set[Labels] = set()
+        self._reduced_for: frozenset[str] | None = None
+        self._known: dict[str, Labels] = {}
+        self._differing: list[str] = []  # services whose processes differ
+        self._made: dict[Labels | None, _Made] = {}  # by who asks, the ones asked for last at the end
 
     async def strategy(
         self, service: str, env: str = "", version: str = "", connection: Connection | None = None
@@ -64,24 +78,54 @@ class RemoteSampling:
         self.answers["jaeger"] += 1
         asked, known = Labels(service, version, env), self._node.labels(service)
         labels = agreed(known, asked)
-        if connection is not None and asked == Labels(service) and len(known) > 1:
-            labels = await self._node.asker(service, connection) or labels
+        if connection is not None and asked == Labels(service) and self._differ(known):
+            labels = await self._node.asker([service], connection) or labels
         return strategy_for(self._control.book, labels, lambda kind: self._node.rate(labels, kind), self._default_rate)
 
-    async def xray(self) -> XRayRules:
-        """The rules as X-Ray has them."""
+    async def xray(self, connection: Connection | None = None) -> XRayRules:
+        """The rules as X-Ray has them.
+
+        Args:
+            connection: as of `strategy`.
+        """
         self.answers["xray"] += 1
         async with self._lock:
             book, now = self._control.book, self._control.now()
-            known = self._made_of[1] if self._made_of is not None else {}
             if not self._looked <= now < self._looked + _LABELS_S:
-                known, self._looked = agreed_by_service(self._node.labels()), now
-            if self._made_of is None or self._made_of[0] is not book or self._made_of[1] != known:
+                self._labels, self._looked = self._node.labels(), now
+                self._reduced_for = None
+            names = self._names()
+            if self._reduced_for != names:
+                labels = {reduced(each, names) for each in self._labels}
+                self._known, self._reduced_for = agreed_by_service(labels), names
+                counts = Counter(each.service for each in labels)
+                self._differing = [service for service in self._known if counts[service] > 1]
+            asker = None
+            if connection is not None and self._differing:
+                found = await self._node.asker(self._differing, connection)
+                asker = None if found is None else reduced(found, names)
+            known = self._known if asker is None else {**self._known, asker.service: asker}
+            made = self._made.pop(asker, None)
+            if made is None or made.book is not book or made.known != known:
                 # Thousands of rules and services take a while.
-                found = await asyncio.to_thread(xray_rules, book, known, self._default_rate)
-                rules = {rule.name: rule for rule in found}
-                if rules != self._xray.rules:
-                    self._xray = XRayRules(rules, now)
-                    self.reservoirs.retain(rules)
-                self._made_of = book, known
-            return self._xray
+                made_rules = await asyncio.to_thread(xray_rules, book, known, self._default_rate)
+                rules = {rule.name: rule for rule in made_rules}
+                since = now if made is None or rules != made.answer.rules else made.answer.modified
+                made = _Made(book, known, XRayRules(rules, since))
+                self.reservoirs.tidy(now)
+            self._made[asker] = made
+            if len(self._made) > _MADE:
+                del self._made[next(iter(self._made))]
+            return made.answer
+
+    def _differ(self, labels: Collection[Labels]) -> bool:
+        """Whether any rule may tell these apart."""
+        names = self._names() if len(labels) > 1 else frozenset()
+        return bool(names) and len({reduced(each, names) for each in labels}) > 1
+
+    def _names(self) -> frozenset[str]:
+        """The labels that any rule looks at."""
+        book = self._control.book
+        if self._named is None or self._named[0] is not book:
+            self._named = book, selected_by(book.rules)
+        return self._named[1]

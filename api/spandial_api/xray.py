@@ -117,9 +117,18 @@ class Reservoirs:
         share, rest = divmod(rule.reservoir, len(names))
         return share + (names.index(client) < rest)
 
-    def retain(self, rules: Mapping[str, XRayRule]) -> None:
-        """Forget the clients of rules that are not there any more."""
-        self._clients = {name: clients for name, clients in self._clients.items() if name in rules}
+    @property
+    def rules(self) -> set[str]:
+        """The names of the rules that have clients."""
+        return set(self._clients)
+
+    def tidy(self, now: float) -> None:
+        """Forget the rules whose clients ask no more."""
+        self._clients = {
+            name: clients
+            for name, clients in self._clients.items()
+            if clients and max(clients.values()) >= now - self._memory_s
+        }
 
 
 def _services(selector: Selector, known: Mapping[str, Labels]) -> Iterator[str]:

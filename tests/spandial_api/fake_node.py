@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from spandial.abi import EntryKind, Mode
@@ -48,7 +48,7 @@ class FakeNode:
         self.explained: dict[int, TargetExplanation] = {}
         self.why = ""
         self.rates: dict[EntryKind, float] = {}
-        self.askers: dict[tuple[str, Connection], Labels] = {}
+        self.askers: dict[Connection, Labels] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -60,8 +60,9 @@ class FakeNode:
     def labels(self, service: str | None = None) -> set[Labels]:
         return {labels for labels in self.processes if service in (None, labels.service)}
 
-    async def asker(self, service: str, connection: Connection) -> Labels | None:
-        return self.askers.get((service, connection))
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        asker = self.askers.get(connection)
+        return asker if asker is not None and asker.service in services else None
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         return self.rates.get(kind) if labels in self.processes else None

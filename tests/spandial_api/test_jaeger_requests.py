@@ -73,7 +73,7 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
     app: FastAPI, local: httpx.AsyncClient, node: FakeNode
 ) -> None:
     node.processes = [Labels("shop", env="gray"), Labels("shop", env="stable")]
-    node.askers = {("shop", Connection("10.0.0.1", 4711, 5778)): node.processes[0]}
+    node.askers = {Connection("10.0.0.1", 4711, 5778): node.processes[0]}
     await local.put("/sampling", params={"rate": "1"})
     await local.put("/sampling", params={"rate": "100", "env": "gray"})
     for port, share in ((4711, 1.0), (4712, 0.01)):

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial_api.known import agreed, agreed_by_service, whole_per_second
+from spandial_api.known import agreed, agreed_by_service, reduced, selected_by, whole_per_second
+from spandial_api.rules import RuleBook
+from spandial_api.selectors import Selector
 from tests.spandial_api import books
 
 GRAY = Labels("shop", "2", "gray", others=(("team", "pay"), ("zone", "a")))
@@ -55,3 +58,18 @@ def test_nothing_is_known_that_is_not_true_of_all(labels: list[Labels], service:
 )
 def test_some_a_second_never_become_none(target: float, whole: int) -> None:
     assert whole_per_second(target) == whole
+
+
+def test_what_no_rule_looks_at_tells_nobody_apart() -> None:
+    selectors = [Selector(service="shop", env="gray"), Selector(labels=(("team", "pay"),)), Selector(operation="GET /")]
+    names = selected_by(selectors)
+    assert names == {"env", "label.team"}
+    assert reduced(GRAY, names) == Labels("shop", env="gray", others=(("team", "pay"),))
+    assert reduced(GRAY, frozenset()) == SHOP
+
+
+@given(books.books, books.labels, st.sampled_from(EntryKind))
+def test_without_them_the_rules_are_the_same(book: RuleBook, labels: Labels, kind: EntryKind) -> None:
+    less = reduced(labels, selected_by(book.rules))
+    assert book.resolve(less, kind) == book.resolve(labels, kind)
+    assert book.operations(less) == book.operations(labels)

@@ -182,9 +182,9 @@ def test_clients_are_bounded_and_the_forgotten_counted() -> None:
     assert reservoirs.quota(FULL, "9", 1, 0) == 3
 
 
-def test_the_clients_of_a_rule_that_went_are_forgotten() -> None:
+def test_rules_under_which_nobody_asks_are_forgotten() -> None:
     reservoirs = Reservoirs(memory_s=30)
-    for client in "xy":
-        reservoirs.quota(FULL, client, 1, 0)
-    reservoirs.retain({})
-    assert reservoirs.quota(FULL, "x", 1, 0) == 10
+    for name, now in (("old", 0), ("new", 1)):
+        reservoirs.quota(FULL._replace(name=name), "x", 1, now)
+    reservoirs.tidy(31)
+    assert reservoirs.rules == {"new"}

@@ -17,6 +17,7 @@ from spandial.labels import Labels
 from spandial_api.app import build_app
 from spandial_api.auth import Access
 from spandial_api.control import Control
+from spandial_api.node import Connection
 from spandial_api.store import Store
 from spandial_api.token_file import TokenFile
 from tests.spandial_api.conftest import client_of
@@ -108,6 +109,27 @@ async def test_processes_that_come_make_newer_rules(
     rules = await rules_of(remote)
     assert [each["ServiceName"] for each in rules.values()] == ["shop", "*"]
     assert (await targets_of(remote))["LastRuleModification"] == 1002
+
+
+async def test_where_processes_differ_the_connection_tells_which_one_asks(
+    app: FastAPI, local: httpx.AsyncClient, node: FakeNode
+) -> None:
+    instances = [(("service.instance.id", str(number)),) for number in range(3)]
+    node.processes = [Labels("shop", env="gray", others=instances[0]), Labels("shop", env="gray", others=instances[1])]
+    node.processes.append(Labels("shop", env="stable", others=instances[2]))
+    node.askers = {Connection("10.0.0.1", port, 5778): labels for port, labels in enumerate(node.processes, 1)}
+    await local.put("/sampling", params={"rate": "1"})
+    await local.put("/sampling", params={"rate": "100", "env": "gray"})
+    found = []
+    for port in (1, 2, 3, 4):
+        transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
+        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+            rules = await rules_of(client)
+            told = await targets_of(client, *map(document, rules))
+            assert len(told["SamplingTargetDocuments"]) == len(rules)
+            found.append([(rule["ServiceName"], rule["FixedRate"]) for rule in rules.values()])
+    default = ("*", 0.01)
+    assert found == [[("shop", 1.0), default], [("shop", 1.0), default], [default], [default]]
 
 
 async def test_a_throughput_is_shared(local: httpx.AsyncClient, remote: httpx.AsyncClient) -> None:

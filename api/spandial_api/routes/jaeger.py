@@ -12,8 +12,7 @@ from starlette.types import Scope
 
 from spandial.labels import LABEL_MAX
 from spandial_api.jaeger import Strategy
-from spandial_api.node import Connection
-from spandial_api.parameters import only
+from spandial_api.parameters import connection_of, only
 from spandial_api.remote import RemoteSampling
 
 _EXAMPLES = {
@@ -91,15 +90,7 @@ async def get_strategy(
 ) -> Strategy:
     """What Jaeger's remote sampling says to a service: also at `/sampling?service=`."""
     remote: RemoteSampling = request.app.state.remote
-    return await remote.strategy(service, env, version, _connection(request))
-
-
-def _connection(request: Request) -> Connection | None:
-    """None over the Unix socket."""
-    client, server = request.client, request.scope.get("server")
-    if client is None or not client.port or server is None or server[1] is None:
-        return None
-    return Connection(client.host, client.port, server[1])
+    return await remote.strategy(service, env, version, connection_of(request))
 
 
 router.include_router(_by_service)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic.alias_generators import to_pascal
 
 from spandial_api.body_limit import BODY_MAX
+from spandial_api.parameters import connection_of
 from spandial_api.remote import RemoteSampling
 from spandial_api.xray import RULES_MAX, XRayRule
 
@@ -243,7 +244,7 @@ def _responses(example: object) -> dict[int | str, dict[str, object]]:
 async def get_sampling_rules(request: Request, _: Annotated[RulesRequest, Depends(_rules_request)]) -> SamplingRules:
     """The rules as AWS X-Ray has them. Nothing is changed, and no token is needed."""
     remote: RemoteSampling = request.app.state.remote
-    rules, _modified = await remote.xray()
+    rules, _modified = await remote.xray(connection_of(request))
     return SamplingRules(sampling_rule_records=[SamplingRuleRecord(sampling_rule=_rule(r)) for r in rules.values()])
 
 
@@ -257,7 +258,7 @@ async def get_sampling_targets(
 ) -> Targets:
     """What a client of AWS X-Ray is to do under each of its rules. No rule is changed, and no token is needed."""
     remote: RemoteSampling = request.app.state.remote
-    rules, modified = await remote.xray()
+    rules, modified = await remote.xray(connection_of(request))
     now = request.app.state.control.now()
     targets, unprocessed = [], []
     for document in asked.sampling_statistics_documents:
