@@ -13,7 +13,7 @@ from functools import reduce
 from spandial.labels import Labels
 from spandial_api.selectors import Selector
 
-__all__ = ["agreed", "agreed_by_service", "reduced", "selected_by", "whole_per_second"]
+__all__ = ["agreed", "agreed_by_service", "answers_to", "reduced", "selected_by", "whole_per_second"]
 
 _FIELDS = ("version", "env", "tenant")
 _INT32_MAX = (1 << 31) - 1
@@ -22,7 +22,7 @@ _INT32_MAX = (1 << 31) - 1
 def agreed(labels: Iterable[Labels], asked: Labels) -> Labels:
     """The labels that all processes have of which these are true: a service, and perhaps a version or an env; what was
     asked for where there are none."""
-    return reduce(_common, (each for each in labels if _is(each, asked)), None) or asked
+    return reduce(_common, (each for each in labels if answers_to(each, asked)), None) or asked
 
 
 def agreed_by_service(labels: Iterable[Labels]) -> dict[str, Labels]:
@@ -55,7 +55,8 @@ def whole_per_second(target: float) -> int:
     return min(max(math.floor(target + 0.5), 1), _INT32_MAX) if target > 0 else 0
 
 
-def _is(labels: Labels, asked: Labels) -> bool:
+def answers_to(labels: Labels, asked: Labels) -> bool:
+    """Whether these are of the service that is asked for, and of the version and env where they are given."""
     return labels.service == asked.service and all(want in ("", have) for have, want in zip(labels[1:3], asked[1:3]))
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from spandial.labels import Labels
 from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
-from spandial_api.known import agreed, agreed_by_service, reduced, selected_by
+from spandial_api.known import agreed, agreed_by_service, answers_to, reduced, selected_by
 from spandial_api.node import Connection, Node
 from spandial_api.rules import RuleBook
 from spandial_api.xray import Reservoirs, XRayRule, xray_rules
@@ -76,10 +76,13 @@ class RemoteSampling:
             connection: by which the client asks. Where the processes of its service differ, it tells which one it is.
         """
         self.answers["jaeger"] += 1
-        asked, known = Labels(service, version, env), self._node.labels(service)
-        labels = agreed(known, asked)
-        if connection is not None and asked == Labels(service) and self._differ(known):
-            labels = await self._node.asker([service], connection) or labels
+        asked = Labels(service, version, env)
+        known = [each for each in self._node.labels(service) if answers_to(each, asked)]
+        if not self._differ(known):
+            labels = min(known, default=asked)
+        else:
+            asker = await self._node.asker([service], connection) if connection is not None else None
+            labels = asker if asker is not None and answers_to(asker, asked) else agreed(known, asked)
         return strategy_for(self._control.book, labels, lambda kind: self._node.rate(labels, kind), self._default_rate)
 
     async def xray(self, connection: Connection | None = None) -> XRayRules:

@@ -80,3 +80,13 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
         transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
         async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
             assert (await client.get("/sampling", params={"service": "shop"})).json() == probabilistic(share)
+
+
+async def test_of_instances_that_no_rule_tells_apart_any_says_what_is_in_force(
+    local: httpx.AsyncClient, remote: httpx.AsyncClient, node: FakeNode
+) -> None:
+    node.processes = [Labels("shop", env="gray", others=(("service.instance.id", str(i)),)) for i in range(3)]
+    await local.put("/sampling", params={"rate": "100", "env": "gray"})
+    assert (await remote.get("/sampling", params={"service": "shop"})).json() == probabilistic(1.0)
+    node.rates = {EntryKind.HTTP: 40.0}
+    assert (await remote.get("/sampling", params={"service": "shop"})).json() == probabilistic(0.4)
