@@ -16,6 +16,7 @@
 #include "mysql.h"
 #include "redis.h"
 #include "http2.h"
+#include "http2_operation.h"
 #include "tls.h"
 
 BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
@@ -23,6 +24,16 @@ BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
 BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
+BPF_F_TABLE("lpm_trie", struct operation_key, u32, operations, SPANDIAL_OPERATION_KEYS, BPF_F_NO_PREALLOC); /* rows */
+
+/* Methods and paths in the dynamic tables of connections (HTTP/2) whose words say that rules by operation may be about
+ * them. */
+struct table_field {
+	u64 connection;
+	u64 entry;
+};
+BPF_TABLE("lru_hash", struct table_field, struct operation, fields, SPANDIAL_FIELDS);
+
 #ifdef SPANDIAL_TLS
 BPF_TASK_STORAGE(threads, struct thread);
 #else
@@ -81,6 +92,27 @@ static __always_inline u64 word_of(u32 tgid, u32 row_index, u32 epoch, u32 kind)
 	}
 	return spandial_choose_word(row->words[kind], row->words[SPANDIAL_WORD_FALLBACK],
 				    header->words[SPANDIAL_HEADER_LEASE], bpf_ktime_get_boot_ns());
+}
+
+/* The word for the operation of which the key is laid out: what the row of its rule says of this kind, else the base
+ * word. Whether kept entries are handed over, the base word says. */
+static __always_inline u64 word_of_operation(u64 base, u32 kind, struct operation_key *key)
+{
+	struct spandial_row *row;
+	u32 *rule;
+	u64 word;
+
+	base &= ~(u64)SPANDIAL_OPERATIONS;
+	rule = operations.lookup(key);
+	if (!rule) {
+		key->operation.kind_method &= 0xff;
+		rule = operations.lookup(key);
+	}
+	row = rule ? rates.lookup(rule) : 0;
+	word = row ? row->words[kind & 3] : 0;
+	if (!(word & SPANDIAL_VALID))
+		return base;
+	return (word & ~(u64)(SPANDIAL_EMIT | SPANDIAL_OPERATIONS)) | (base & SPANDIAL_EMIT);
 }
 
 static __always_inline struct walk *this_walk(void)
@@ -465,7 +497,8 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 	int example;
 
 	/* In mode follow a caller's decision stands, whatever the tracestate says. */
-	REMEMBER(head->parent_settles, rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE)));
+	REMEMBER(head->parent_settles,
+		 rates_row && !(rates_row->words[kind] & (SPANDIAL_THIN | SPANDIAL_MODE | SPANDIAL_OPERATIONS)));
 	if (!scan_head(head, length))
 		return;
 	count = counts.lookup(&row);
@@ -499,6 +532,10 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 		request.serving = served.connection;
 	}
 	request.word = word_of(tgid, row, target->epoch, kind);
+	if (request.word & SPANDIAL_OPERATIONS) {
+		lay_out_operation(head, rates_row->words[SPANDIAL_WORD_OPERATIONS] >> 32, kind);
+		request.word = word_of_operation(request.word, kind, &head->operation);
+	}
 	kept = (!sent || target->answers) && spandial_decide(request.word, context.randomness, parent);
 	if (kept && sent) {
 		COUNT(count->reverse_kept[kind]);
@@ -587,6 +624,46 @@ int scan_huffman_callback(void *index)
 	return walk && head ? scan_huffman(walk, head) : 1;
 }
 
+int scan_operation_callback(void *index)
+{
+	struct walk *walk = this_walk();
+
+	return walk ? scan_operation(walk) : 1;
+}
+
+static __always_inline const struct operation *known_field(const struct walk *walk, u32 entry)
+{
+	struct table_field name = {.connection = walk->record.connection, .entry = entry};
+
+	return fields.lookup(&name);
+}
+
+static __always_inline void remember_field(const struct walk *walk, u32 entry, struct operation *field)
+{
+	struct table_field name = {.connection = walk->record.connection, .entry = entry};
+
+	fields.update(&name, field);
+}
+
+/* The walk's word becomes that of the operation that its block asks for, or stays where that cannot be known here. In a
+ * loop of one, so that the verifier does not follow what is behind it once for each way through. */
+int obey_operation_callback(void *index)
+{
+	struct walk *walk = this_walk();
+	struct head *head = this_head();
+	struct spandial_row *row;
+	u32 row_index, kind;
+
+	if (!walk || !head)
+		return 1;
+	row_index = walk->record.row;
+	kind = walk->record.kind;
+	row = rates.lookup(&row_index);
+	if (row && lay_out_block_operation(walk, &head->operation, row->words[SPANDIAL_WORD_OPERATIONS] >> 32, kind))
+		walk->word = word_of_operation(walk->word, kind, &head->operation);
+	return 1;
+}
+
 /* Count and decide the request whose header block is captured, unless it is the trailer of an earlier one. */
 static __always_inline void decide_block(struct walk *walk)
 {
@@ -606,7 +683,8 @@ static __always_inline void decide_block(struct walk *walk)
 		if (block->grpc)
 			walk->at.grpc = block->grpc;
 	}
-	kind = walk->at.grpc == GRPC ? SPANDIAL_GRPC : SPANDIAL_HTTP;
+	record->kind = walk->at.grpc == GRPC ? SPANDIAL_GRPC : SPANDIAL_HTTP;
+	kind = *(volatile u8 *)&record->kind & 3; /* from memory: not a way through for each, to the verifier */
 	walk->word = word_of(record->tgid, record->row, walk->epoch, kind);
 	if (request) {
 		REMEMBER(head->parent_settles, !(walk->word & (SPANDIAL_THIN | SPANDIAL_MODE)));
@@ -618,6 +696,10 @@ static __always_inline void decide_block(struct walk *walk)
 		/* What the table alone knows may be the trace context, if one is in there. */
 		if (!traced && (block->cut || (block->indexed && walk->at.traceparent_inserted)))
 			block->undecided = 1;
+		if (walk->word & SPANDIAL_OPERATIONS && (walk->entries || walk->answers)) {
+			bpf_loop(1, CALLBACK(OBEY_OPERATION), 0, 0);
+			block->undecided |= !!(walk->word & SPANDIAL_OPERATIONS);
+		}
 		if (!block->undecided)
 			kept =
 			    (walk->entries || walk->answers) && spandial_decide(walk->word, context.randomness, parent);
@@ -626,12 +708,13 @@ static __always_inline void decide_block(struct walk *walk)
 	walk->at.traceparent_inserted |= block->traceparent_inserted;
 	if (block->cut || (block->traceparent_inserted && !traced)) /* who knows what came into the table */
 		walk->at.traceparent_entry = walk->at.tracestate_entry = 0;
+	if (block->cut) /* nor how much of it: what is there already, no index will reach */
+		walk->at.insertions += TABLE_ENTRIES_MAX;
 	if (emitting(walk) && (kept || block->changed || block->cut || (request && block->undecided))) {
 		record->trace_id[0] = context.trace_id[0];
 		record->trace_id[1] = context.trace_id[1];
 		record->span_id = context.span_id;
 		record->randomness = context.randomness;
-		record->kind = kind;
 		record->parent = parent;
 		record->serving = 0;
 		record->stream = walk->at.stream;

@@ -11,7 +11,8 @@
 #define FIELDS_BURST 12	  /* that one callback looks at: a call costs as much as some of them */
 #define STATIC_ENTRIES 61 /* RFC 7541, appendix A */
 #define STATIC_CONTENT_TYPE 31
-#define TRACEPARENT_AT 8 /* where values are laid for the parsers of tracecontext.h */
+#define TABLE_ENTRIES_MAX (1 << 16) /* more than an index can tell (hpack_integer) */
+#define TRACEPARENT_AT 8	    /* where values are laid for the parsers of tracecontext.h */
 #define TRACESTATE_AT 128
 #define HUFFMAN_BURST 5 /* a divisor of TRACEPARENT_LENGTH */
 
@@ -30,20 +31,15 @@ static __always_inline u64 block8(const struct walk *walk, u32 offset)
 }
 
 /* An integer with a prefix of so many bits (RFC 7541, 5.1), at most two bytes behind it. Returns the
- * offset behind it; 0 where it is longer. */
+ * offset behind it; 0 where it is longer. Without a branch, because the verifier would follow each length. */
 static __always_inline u32 hpack_integer(const struct walk *walk, u32 at, u32 bits, u32 *value)
 {
-	u64 bytes = block8(walk, at);
-	u32 most = (1 << bits) - 1;
+	u64 bytes = block8(walk, at), most = (1 << bits) - 1, one = bytes & most, two, three;
 
-	*value = bytes & most;
-	if (*value < most)
-		return at + 1;
-	*value += bytes >> 8 & 0x7f;
-	if (!(bytes & 0x8000))
-		return at + 2;
-	*value += (bytes >> 16 & 0x7f) << 7;
-	return bytes & 0x800000 ? 0 : at + 3;
+	two = ((one ^ most) - 1) >> 63; /* 1 if there is a second byte */
+	three = two & bytes >> 15;
+	*value = one + two * (bytes >> 8 & 0x7f) + three * ((bytes >> 16 & 0x7f) << 7);
+	return (at + 1 + two + three) * (1 ^ (three & bytes >> 23));
 }
 
 enum field_name { OTHER_NAME, TRACEPARENT_NAME, TRACESTATE_NAME, CONTENT_TYPE_NAME, INDEXED_NAME };

@@ -4,6 +4,7 @@
 #define SPANDIAL_HTTP1_H
 
 #include "loop.h"
+#include "operation_key.h"
 #include "spandial.h"
 
 #define HEAD_MAX 1024 /* bytes of the head that are looked at; a power of two */
@@ -26,6 +27,8 @@ struct head {
 	__u32 window;	      /* the last four bytes of a search */
 	__u32 received;	      /* by the process, as opposed to sent */
 	__u32 parent_settles; /* nothing behind a traceparent matters */
+	struct operation_key operation;
+	__u64 operation_end; /* a bounded length behind the key's beginning stays within */
 };
 
 /* Loop state is kept in the map and not in registers: what comes back from there is an unknown number
@@ -206,6 +209,30 @@ static __always_inline int scan_head(struct head *head, __u32 length)
 	if (!scan_http1(head)) /* most heads are short, and do without a call */
 		bpf_loop(SCAN_STEPS / SCAN_BURST - 1, CALLBACK(SCAN_HTTP1), 0, 0);
 	return !RECALL(head->refused) && (RECALL(head->request_line) || length >= HEAD_MAX);
+}
+
+/* Lay out the key of this request's operation: its method, and its path up to the space behind it. */
+static __always_inline void lay_out_operation(struct head *head, __u32 set, __u32 kind)
+{
+	struct operation_key *key = &head->operation;
+	struct operation *operation = &key->operation;
+	__u64 first = load8(head, 0), space = bytes_equal(first, ' ');
+	__u32 at = first_byte(space | 1ULL << 63) + 1, word;
+
+	key->prefix = OPERATION_BITS;
+	key->set = set;
+	operation->kind_method = (first & (((space & -space) >> 7) - 1)) << 8 | kind;
+	__builtin_memset(operation->path, 0, sizeof(operation->path));
+#pragma unroll
+	for (word = 0; word < OPERATION_PATH_WORDS; word++) {
+		__u64 text = load8(head, at + 8 * word);
+		__u64 ends = bytes_equal(text, ' ');
+
+		/* All bytes below the first space; without one, all eight. */
+		operation->path[word] = text & (((ends & -ends) >> 7) - 1);
+		if (ends)
+			break;
+	}
 }
 
 #endif

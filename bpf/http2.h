@@ -147,7 +147,10 @@ static __always_inline void on_block(struct walk *walk)
 	block->traceparent_huffman = block->tracestate_huffman = block->traceparent_inserted = 0;
 	block->context_known = block->changed = block->indexed = block->cut = block->undecided = 0;
 	block->grpc = GRPC_UNKNOWN;
+	block->insertions = walk->at.insertions;
 	bpf_loop(FIELDS_MAX / FIELDS_BURST, CALLBACK(SCAN_FIELDS), 0, 0);
+	if (RECALL(block->at) < RECALL(block->end)) /* more fields than are looked at */
+		block->cut = 1;
 	if (walk->responses)
 		on_response_block(walk);
 	else

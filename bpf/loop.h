@@ -22,6 +22,8 @@ enum callback {
 	STEP_HTTP2 = 6,
 	SCAN_FIELDS = 7,
 	SCAN_HUFFMAN = 8,
+	SCAN_OPERATION = 9,
+	OBEY_OPERATION = 10,
 };
 
 #endif

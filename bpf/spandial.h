@@ -18,6 +18,13 @@
 #define SPANDIAL_HEADER_ROW 0
 #define SPANDIAL_DEFAULT_ROW 1
 
+/* The hooks' sheet: where a row's WORD_OPERATIONS points to, a u32 and so many bytes of JSON, [[pattern, row], ...],
+ * the patterns that win first. The rate of an operation is in the rate words of its row. Sets are never numbered
+ * twice, and a set's block and rows are freed only after no row names it: who reads the word, then block and rate,
+ * and then the same word again has read what belongs together.
+ */
+#define SPANDIAL_SHEET_SIZE (1 << 20)
+
 /* Words of the header row. */
 #define SPANDIAL_HEADER_MAGIC 0
 #define SPANDIAL_HEADER_GENERATION 1 /* counts the agent's writes */

@@ -99,6 +99,15 @@ struct block {
 	__u32 grpc;
 	__u32 cut;
 	__u32 undecided;
+	/* The operation, where rules may be about it: http2_operation.h. */
+	__u64 method;	    /* its bytes; 0: not known */
+	__u32 insertions;   /* into the dynamic table: before this block, then before the current field */
+	__u32 method_entry; /* of the dynamic table: what a literal became; 0: none */
+	__u32 path_static;  /* the path's entry of the static table; 0: it is not from there */
+	__u32 path_entry;   /* of the dynamic table: what a literal became, or else where the path is; 0: none */
+	__u32 path;
+	__u32 path_length;
+	__u32 path_huffman;
 };
 
 /* The request that a thread is serving. */

@@ -15,11 +15,16 @@ from typing import Any
 
 import httpx
 
-__all__ = ["COMPILED", "AgentProcess", "eventually"]
+__all__ = ["COMPILED", "AgentProcess", "eventually", "import_path"]
 
 # For all agents of the tests and benchmarks of this checkout, also of the next run.
 _CHECKOUT = zlib.crc32(os.fsencode(Path(__file__).resolve().parent))
 COMPILED = Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{_CHECKOUT:08x}"
+
+
+def import_path(*folders: Path) -> dict[str, str]:
+    """Where a process that a test starts imports from: these folders first, then where the tests do."""
+    return {"PYTHONPATH": os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:

@@ -32,6 +32,7 @@ ROWS = 4098  # header, node default, 4,096 targets
 ROW_WORDS = 8
 ROW_SIZE = 64
 TABLE_SIZE = ROWS * ROW_SIZE  # bytes
+SHEET_SIZE = 1 << 20  # bytes
 HEADER_ROW = 0
 DEFAULT_ROW = 1
 
@@ -41,7 +42,7 @@ HEADER_LEASE = 2  # deadline, CLOCK_BOOTTIME ns; 0: expired
 HEADER_ROWS = 3
 
 WORD_EXAMPLES = 4  # not 0: hand over requests that are received, and traced ones that are sent
-WORD_OPERATIONS = 5  # set << 32 | offset in the sheet (spandial/operations.py); 0: no rules by operation
+WORD_OPERATIONS = 5  # set << 32 | offset in the sheet (spandial/sheet.py); 0: no rules by operation
 WORD_FALLBACK = 6
 WORD_OWNER = 7  # epoch << 32 | tgid; 0: free
 

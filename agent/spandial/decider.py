@@ -23,6 +23,7 @@ from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span, pr
 from spandial import abi
 from spandial.abi import EntryKind, Flag
 from spandial.plan import NO_ATTRIBUTES, DroppedSpan, KeptSpan, Plan, make_plan, weigh
+from spandial.sheet import OperationRates
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
@@ -39,6 +40,10 @@ _SERVER, _CLIENT, _INTERNAL = SpanKind.SERVER, SpanKind.CLIENT, SpanKind.INTERNA
 _THIN = Flag.THIN
 _NO_PARENT = Context()
 _DROPPED: Any = SamplingResult(Decision.DROP)
+# The word of a plan that only asks for another: no word in a table is negative.
+_ASK = -1 << 8
+_BY_OPERATION = Flag.VALID | Flag.OPERATIONS
+_PLANS_MAX = 256  # of the rates of operations
 
 
 def entry_kind(kind: SpanKind | None, attributes: Attributes) -> EntryKind:
@@ -66,12 +71,13 @@ class Decider(sampling.Sampler):
 
     Attributes:
         default: the same word.
-        words: the eight words of a row, read anew in every decision; another sequence may take their place.
+        words: the eight words of a row, read anew in every decision; `obey` puts others in their place.
     """
 
     def __init__(self, default: int) -> None:
         self.default = default
-        self.words: Sequence[int] = array("Q", [default] * abi.ROW_WORDS)
+        self.obey(array("Q", [default] * abi.ROW_WORDS))
+        self._of_operations: dict[tuple[int, int], Plan] = {}
         self._plans = [make_plan(entry, default, default) for entry in EntryKind]
         self._set_roots()
         # Root spans are counted in attributes, which takes half as long as in a list; all others in the list.
@@ -96,12 +102,12 @@ class Decider(sampling.Sampler):
         if parent_context is None:
             parent_context = _current()
         if parent_context and _SPAN_KEY in parent_context:
-            return self._with_parent(parent_context[_SPAN_KEY], trace_id, kind, attributes)
+            return self._with_parent(parent_context[_SPAN_KEY], trace_id, name, kind, attributes)
         if kind is _SERVER and attributes:
             if "http.method" in attributes or "http.request.method" in attributes:
                 word, threshold, kept = self._http
                 if self.words[1] != word:
-                    word, threshold, kept = self._replan(1)[-1]
+                    return self._root(1, trace_id, name, attributes)
                 if threshold and trace_id & 0xFFFFFFFFFFFFFF < threshold:
                     self._http_dropped += 1
                     return _DROPPED
@@ -112,7 +118,7 @@ class Decider(sampling.Sampler):
             if "rpc.system" in attributes and attributes["rpc.system"] == "grpc":
                 word, threshold, kept = self._grpc
                 if self.words[2] != word:
-                    word, threshold, kept = self._replan(2)[-1]
+                    return self._root(2, trace_id, name, attributes)
                 if threshold and trace_id & 0xFFFFFFFFFFFFFF < threshold:
                     self._grpc_dropped += 1
                     return _DROPPED
@@ -121,12 +127,12 @@ class Decider(sampling.Sampler):
                 result.attributes = attributes
                 return result
             if entry_kind(kind, attributes):
-                return self._rare_root(trace_id, kind, attributes)
+                return self._root(entry_kind(kind, attributes), trace_id, name, attributes)
         elif kind is _CLIENT and attributes:
             if "db.system" in attributes:
                 word, threshold, kept = self._db
                 if self.words[3] != word:
-                    word, threshold, kept = self._replan(3)[-1]
+                    return self._root(3, trace_id, name, attributes)
                 if threshold and trace_id & 0xFFFFFFFFFFFFFF < threshold:
                     self._db_dropped += 1
                     return _DROPPED
@@ -135,10 +141,10 @@ class Decider(sampling.Sampler):
                 result.attributes = attributes
                 return result
             if entry_kind(kind, attributes):
-                return self._rare_root(trace_id, kind, attributes)
+                return self._root(entry_kind(kind, attributes), trace_id, name, attributes)
         word, threshold, kept = self._internal
         if self.words[0] != word:
-            word, threshold, kept = self._replan(0)[-1]
+            return self._root(0, trace_id, name, attributes)
         if threshold and trace_id & 0xFFFFFFFFFFFFFF < threshold:
             self._internal_dropped += 1
             return _DROPPED
@@ -166,26 +172,59 @@ class Decider(sampling.Sampler):
             counts[entry * abi.PAGE_KIND_STRIDE + 1] += kept
         return counts
 
-    def _replan(self, entry: int) -> Plan:
-        plan = self._plans[entry] = make_plan(entry, self.words[entry], self.default)
-        self._set_roots()
-        return plan
+    def obey(self, words: Sequence[int], operations: OperationRates | None = None) -> None:
+        """From now on, obey these words of a row, and the rates of the operations that they point to."""
+        self._obeyed = words, operations
+        self.words = words
+
+    def freeze(self) -> None:
+        """From now on, obey copies of what is obeyed now."""
+        words, operations = self._obeyed
+        if operations is None:
+            self.obey(tuple(words))
+        else:
+            self.obey(*operations.frozen())
+
+    def _replan(self, entry: int, name: str, attributes: Attributes) -> Plan:
+        """The plan for a span: that of its kind, or where there are rules by operation that of its operation.
+
+        Where there are, the kind's own plan is one that only asks, by a word that is never found: each span comes here.
+        """
+        words, operations = self._obeyed
+        word = words[entry]
+        if word & _BY_OPERATION != _BY_OPERATION:
+            plan = self._plans[entry] = make_plan(entry, word, self.default)
+            self._set_roots()
+            return plan
+        if self._plans[entry][0] != _ASK:
+            self._plans[entry] = make_plan(entry, _ASK, self.default)
+            self._set_roots()
+        if operations is not None:
+            found = operations.word(entry, name, attributes)
+            word = word if found is None else found
+        known = self._of_operations.get((entry, word))
+        if known is None:
+            if len(self._of_operations) >= _PLANS_MAX:
+                self._of_operations = {}
+            known = self._of_operations[entry, word] = make_plan(entry, word, self.default)
+        return known
 
     def _set_roots(self) -> None:
         self._internal, self._http, self._grpc, self._db = [plan[-1] for plan in self._plans]
         self._bare = self._plans[0][-2]
 
-    def _rare_root(self, trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
-        plan = self._plans[entry_kind(kind, attributes)]
-        if self.words[plan[1]] != plan[0]:
-            plan = self._replan(plan[1])
+    def _root(self, entry: int, trace_id: int, name: str, attributes: Attributes) -> Any:
+        """The decision on a root span whose kind is rare, or whose word is not the one before."""
+        plan = self._plans[entry]
+        if self.words[entry] != plan[0]:
+            plan = self._replan(entry, name, attributes)
         _, _, count, _, threshold, _, _, _, _, (_, _, kept) = plan
         if trace_id & 0xFFFFFFFFFFFFFF < threshold:
             self._tally[count] += 1
             return _DROPPED
         self._tally[count + 1] += 1
         result = kept()
-        result.attributes = attributes
+        result.attributes = attributes or NO_ATTRIBUTES
         return result
 
     def _should_sample_portably(
@@ -198,15 +237,15 @@ class Decider(sampling.Sampler):
         links: Sequence[Link] | None = None,
         trace_state: TraceState | None = None,
     ) -> Any:
-        return self._with_parent(get_current_span(parent_context), trace_id, kind, attributes)
+        return self._with_parent(get_current_span(parent_context), trace_id, name, kind, attributes)
 
-    def _with_parent(self, span: Any, trace_id: int, kind: SpanKind | None, attributes: Attributes) -> Any:
+    def _with_parent(self, span: Any, trace_id: int, name: str, kind: SpanKind | None, attributes: Attributes) -> Any:
         try:
             remote, flags, trace_state, valid = span.get_span_context()[2:]
         except (AttributeError, TypeError, ValueError):
             valid = False  # what get_current_span makes of something that is no span
         if not valid:
-            return Decider.should_sample(self, _NO_PARENT, trace_id, "", kind, attributes)
+            return Decider.should_sample(self, _NO_PARENT, trace_id, name, kind, attributes)
         if not attributes or kind is _INTERNAL:
             plan = self._plans[0]
         elif kind is _SERVER and "http.method" in attributes:
@@ -215,7 +254,7 @@ class Decider(sampling.Sampler):
             plan = self._plans[entry_kind(kind, attributes)]
         word, entry, count, how, _, _, _, _, _, _ = plan
         if self.words[entry] != word:
-            plan = self._replan(entry)
+            plan = self._replan(entry, name, attributes)
             how = plan[3]
         kept = flags & 1
         if remote:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from spandial import abi
 from spandial.labels import Labels
+from spandial.sheet import OperationRates
 
 if TYPE_CHECKING:
     from spandial.decider import Decider
@@ -33,6 +34,7 @@ _logger = logging.getLogger("spandial")
 
 _ANSWER_TIMEOUT_S = 2.0
 _MESSAGE_MAX = 65536
+_DESCRIPTORS = 3  # table, counter page, sheet
 _RETRY_FIRST_S = 0.05
 _RETRY_LAST_S = 0.75  # an agent that returns is found within a second
 _RETRY_REFUSED_S = 5.0
@@ -45,16 +47,19 @@ class _Refused(Exception):
 
 
 class _Table:
-    """The agent's table as this process sees it, and this process's row in it."""
+    """The agent's table as this process sees it, this process's row in it, and its operations' rates."""
 
-    def __init__(self, descriptor: int, row: int) -> None:
+    operations: OperationRates | None
+
+    def __init__(self, descriptor: int, row: int, sheet: int) -> None:
         if not abi.DEFAULT_ROW <= row < abi.ROWS:
             raise _Refused(f"row {row} is outside the table")
-        words = _map_words(descriptor, abi.TABLE_SIZE, mmap.PROT_READ)
+        words = _map(descriptor, abi.TABLE_SIZE, mmap.PROT_READ).cast("Q")
         if words[abi.HEADER_MAGIC] != abi.MAGIC | abi.ABI:
             raise _Refused(f"the table does not begin with ABI version {abi.ABI}")
         self._words = words
         self.row = words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS]
+        self.operations = OperationRates(self.row, words, _map(sheet, abi.SHEET_SIZE, mmap.PROT_READ))
 
     def lease_ends_in(self) -> float:
         """Seconds until the lease runs out; negative when it has."""
@@ -62,12 +67,12 @@ class _Table:
         return float(self._words[abi.HEADER_LEASE] - now) / 1e9
 
 
-def _map_words(descriptor: int, size: int, protection: int) -> memoryview:
+def _map(descriptor: int, size: int, protection: int) -> memoryview:
     status = os.fstat(descriptor)
     # A file that is shorter than its mapping would kill the application (SIGBUS). BPF maps are no regular files.
     if stat.S_ISREG(status.st_mode) and status.st_size < size:
         raise _Refused(f"a shared page is {status.st_size} bytes long, {size} are needed")
-    return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection)).cast("Q")
+    return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection))
 
 
 def _log(level: int, message: str, *arguments: object) -> None:
@@ -122,7 +127,7 @@ class Link:
         for connection in (self._socket, self._connecting):
             if connection is not None:
                 connection.close()  # the child's copy of the descriptor only
-        self._decider.words = _frozen(self._decider.words)
+        self._decider.freeze()
         self._forget()
         if table is not None:
             self._table = _Inherited(table)
@@ -169,17 +174,18 @@ class Link:
             "default": self._decider.default,
         }
         connection.send(json.dumps(hello).encode())
-        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, 2)
+        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, _DESCRIPTORS)
         try:
             answer = json.loads(message)
             if "error" in answer:
                 raise _Refused(answer["error"])
             if answer["abi"] != abi.ABI:
                 raise _Refused(f"it speaks ABI version {answer['abi']}, this process speaks {abi.ABI}")
-            if len(descriptors) != 2:  # the kernel holds back what a process at its limit of open files cannot take
-                raise _Refused(f"{len(descriptors)} descriptors arrived, not 2: is the limit of open files reached?")
-            table = _Table(descriptors[0], answer["row"])
-            page = _map_words(descriptors[1], abi.PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE)
+            # The kernel holds back what a process at its limit of open files cannot take.
+            if (came := len(descriptors)) != _DESCRIPTORS:
+                raise _Refused(f"{came} descriptors arrived, not {_DESCRIPTORS}: is the limit of open files reached?")
+            table = _Table(descriptors[0], answer["row"], descriptors[2])
+            page = _map(descriptors[1], abi.PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE).cast("Q")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -187,7 +193,7 @@ class Link:
         self._base = self._decider.counts()
         self._socket, self._table, self._page = connection, table, page
         self._retry_s, self._lapsed = _RETRY_FIRST_S, False
-        self._decider.words = table.row
+        self._decider.obey(table.row, table.operations)
         self._told.clear()
         _log(logging.INFO, "linked to the agent at %s, row %d", self._path, answer["row"])
 
@@ -205,10 +211,10 @@ class Link:
         expired = table.lease_ends_in() <= 0
         if expired and not self._lapsed:
             fallback = table.row[abi.WORD_FALLBACK]
-            self._decider.words = _frozen([fallback] * abi.ROW_WORDS)
+            self._decider.obey([fallback] * abi.ROW_WORDS)
             _log(logging.WARNING, "the agent's lease ran out; the fallback rate holds until it returns")
         elif self._lapsed and not expired:
-            self._decider.words = table.row
+            self._decider.obey(table.row, table.operations)
         self._lapsed = expired
 
     def _wait(self) -> None:
@@ -256,6 +262,7 @@ class _Inherited(_Table):
 
     def __init__(self, table: _Table) -> None:
         self.row = memoryview(_frozen(table.row))
+        self.operations = None  # its lease ends once, and for ever
         self._ends_at = time.monotonic() + table.lease_ends_in()
 
     def lease_ends_in(self) -> float:

@@ -6,10 +6,11 @@ An operation is a request's method and path or route, a call's full method name,
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fnmatch import translate
 from typing import NamedTuple
 
-__all__ = ["PATTERN_MAX", "OperationPattern", "parse_operation"]
+__all__ = ["PATTERN_MAX", "OperationPattern", "parse_operation", "split_operation"]
 
 PATTERN_MAX = 255  # characters
 
@@ -37,7 +38,22 @@ class OperationPattern(NamedTuple):
 
     def matches(self, method: str, path: str) -> bool:
         """Whether this selects an operation; method is empty where there is none."""
-        return (not self.method or self.method == method) and re.compile(translate(self.path)).match(path) is not None
+        return (not self.method or self.method == method) and bool(self.matcher()(path))
+
+    def matcher(self) -> Callable[[str], object]:
+        """What says whether a path, route or name is one of this pattern's; most globs need no regular expression."""
+        if self.exact:
+            return self.path.__eq__
+        head, _, rest = self.path.partition("*")
+        if not rest and not _GLOB.search(head):
+            return lambda path: path.startswith(head)
+        return re.compile(translate(self.path)).match
+
+
+def split_operation(text: str) -> tuple[str, str]:
+    """Method and path of `GET /pay`; the method is empty where there is none."""
+    found = _METHOD.match(text)
+    return (found[1], text[found.end() :]) if found else ("", text)
 
 
 def parse_operation(text: str) -> OperationPattern:
@@ -47,9 +63,7 @@ def parse_operation(text: str) -> OperationPattern:
             f"an operation is a glob of up to {PATTERN_MAX} printable characters, such as 'GET /pay*', "
             f"'/pkg.Service/*' or a span's name; received {text!r}"
         )
-    found = _METHOD.match(text)
-    method = found[1] if found else ""
-    path = text[found.end() :] if found else text
+    method, path = split_operation(text)
     wildcard = _GLOB.search(path)
     exact = wildcard is None
     prefix = path if exact else path[:-1] if wildcard and path.find("*") == wildcard.start() == len(path) - 1 else None

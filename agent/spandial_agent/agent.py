@@ -82,6 +82,7 @@ async def run_agent(settings: Settings) -> None:
             _log.warning("the kernel side is incomplete", missing=sentence)
 
         table = RateTable(backend)
+        stack.callback(table.sheet.close)
         table.renew_lease(settings.lease_seconds)
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)

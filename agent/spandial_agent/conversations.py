@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from opentelemetry.context import Context
@@ -10,7 +11,7 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from spandial import abi
-from spandial.abi import Event, Flag, Mode, Parent, Protocol, RecordFlag
+from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, RecordFlag
 from spandial.decision import decide, parse_randomness
 from spandial_agent.entries import Entry
 from spandial_agent.protocols import mysql, postgres, redis
@@ -92,9 +93,15 @@ class _HTTP2:
 
 
 class Conversations:
-    """Reads records in the order in which the kernel emitted them. Never raises, whatever they hold."""
+    """Reads records in the order in which the kernel emitted them. Never raises, whatever they hold.
 
-    def __init__(self) -> None:
+    Args:
+        word_of: the rate word that a rule by operation has, by the entry's row, kind, method and path; None where there
+            is no such rule.
+    """
+
+    def __init__(self, word_of: Callable[[int, EntryKind, str, str], int | None] = lambda *_: None) -> None:
+        self._word_of = word_of
         self._postgres = _Memories[postgres.Statements](_DATABASE_CONNECTIONS)
         self._mysql = _Memories[_MySQL](_DATABASE_CONNECTIONS)
         self._http2 = _Memories[_HTTP2](_HTTP2_CONNECTIONS)
@@ -127,7 +134,7 @@ class Conversations:
         if entry.event != Event.ENTRY:
             return None
         request = read_request(headers)
-        call = _decided(entry, request) if entry.flags & RecordFlag.UNDECIDED else _call(entry)
+        call = self._decide(entry, request) if entry.flags & RecordFlag.UNDECIDED else _call(entry)
         if call is None:
             return None
         return call._replace(
@@ -139,6 +146,14 @@ class Conversations:
             service=request.service,
             rpc_method=request.rpc_method,
         )
+
+    def _decide(self, entry: Entry, request: Request) -> Call | None:
+        """The kernel could not read the trace context, or a path that rules are about: decide as it would have."""
+        if entry.word & Flag.OPERATIONS and request.path_known:
+            word = self._word_of(entry.row, entry.kind, request.method, request.path)
+            if word is not None and word & Flag.VALID:
+                entry = entry._replace(word=word)
+        return _decided(entry, request)
 
     def _read_response(self, entry: Entry) -> Response | None:
         if entry.flags & RecordFlag.RESET or not entry.request:
@@ -206,11 +221,12 @@ def _call(entry: Entry, method: str = "", path: str = "") -> Call:
 
 
 def _decided(entry: Entry, request: Request) -> Call | None:
-    """The kernel could not read the trace context: decide as it would have."""
+    """Decide by the trace context as user space reads it; by what the kernel read where it knows nothing more."""
     carrier = {"traceparent": request.traceparent, "tracestate": request.tracestate}
     context = get_current_span(_PROPAGATOR.extract(carrier, Context())).get_span_context()
-    parent, randomness = Parent.NONE, entry.randomness
+    trace_id, span_id, parent, randomness = entry.trace_id, entry.span_id, entry.parent, entry.randomness
     if context.is_valid:
+        trace_id, span_id = context.trace_id, context.span_id
         parent = Parent.REMOTE_KEPT if context.trace_flags.sampled else Parent.REMOTE_DROPPED
         explicit = parse_randomness(context.trace_state.get("ot", ""))
         randomness = context.trace_id & abi.RANDOMNESS_MASK if explicit is None else explicit
@@ -218,8 +234,8 @@ def _decided(entry: Entry, request: Request) -> Call | None:
         return None
     return Call(
         entry.protocol,
-        trace_id=context.trace_id,
-        span_id=context.span_id,
+        trace_id=trace_id,
+        span_id=span_id,
         parent=parent,
         kept_by=kept_by(entry.word, randomness, parent),
     )

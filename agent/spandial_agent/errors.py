@@ -1,6 +1,6 @@
 """The agent's exceptions."""
 
-__all__ = ["KernelUnavailable", "SpandialError"]
+__all__ = ["KernelUnavailable", "OperationsFull", "SpandialError"]
 
 
 class SpandialError(Exception):
@@ -17,3 +17,7 @@ class KernelUnavailable(SpandialError):
     def __init__(self, missing: list[str]) -> None:
         super().__init__(" ".join(missing))
         self.missing = missing
+
+
+class OperationsFull(SpandialError):
+    """The kernel has no room for more rules by operation."""

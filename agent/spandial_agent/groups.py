@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from itertools import chain
-from operator import is_
+from operator import is_, or_
 from typing import NamedTuple
 
 from spandial.abi import EntryKind, Flag
 from spandial.labels import Labels
+from spandial_agent.operations import OperationSet, OperationWords
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
 
@@ -26,10 +27,12 @@ class RowWords(NamedTuple):
     Attributes:
         rates: the rate words by entry kind.
         fallback: the word to obey once the lease has run out.
+        operations: the set whose operations have rates of their own, as `WORD_OPERATIONS` has it.
     """
 
     rates: tuple[int, ...]
     fallback: int
+    operations: int = 0
 
 
 class Group:
@@ -41,6 +44,7 @@ class Group:
         rules: the rule in force for each kind of entry; None where the default is.
         operations: the rules by operation, the ones that win first; they win over all others.
         percents: the percentage that each of `rules` has for these labels; 0 where there is none.
+        set: where the rates of `operations` are; None where there are none.
         emit: whether the kernel emits their kept entries.
         words: what `row` says.
     """
@@ -53,12 +57,39 @@ class Group:
         self.rules: tuple[Rule | None, ...] = ()
         self.operations: list[Rule] = []
         self.percents: tuple[float, ...] = ()
+        self._steers_operations = False
+        self.set: OperationSet | None = None
         self.emit = False
         self.fallback = default
         self.words = RowWords((), 0)
 
-    def row(self, factor: float = 1.0) -> RowWords:
-        """All words of a member's row, whose rates by rules are multiplied by this; the default is not."""
+    @property
+    def alike(self) -> Hashable:
+        """Groups of the same have the same rules by operation, and rates."""
+        return self.emit, tuple(map(id, self.operations)), self.labels if self._steers_operations else None
+
+    @property
+    def scope(self) -> Hashable:
+        """The same, but for rates that have turned."""
+        selectors = tuple(rule.selector for rule in self.operations)
+        return self.emit, selectors, self.labels if self._steers_operations else None
+
+    def operation_words(
+        self, percent_of: Callable[[Rule, Labels], float], factor: float = 1.0
+    ) -> Iterator[OperationWords]:
+        """The rules by operation with their words, whose rates are multiplied by this."""
+        emit = Flag.EMIT if self.emit else 0
+        for rule in self.operations:
+            if (pattern := rule.selector.pattern) is not None:
+                word = rule.word(percent_of(rule, self.labels) * factor) | emit
+                yield OperationWords(pattern, tuple(word if rule.selector.matches_kind(k) else 0 for k in _KINDS))
+
+    def row(self, factor: float = 1.0, own: OperationSet | None = None) -> RowWords:
+        """All words of a member's row, whose rates by rules are multiplied by this; the default is not.
+
+        Args:
+            own: where the rates of its operations are, if not where those of the group are.
+        """
         emit = Flag.EMIT if self.emit else 0
         rates: list[int] = []
         last, word = None, self.default | emit
@@ -67,7 +98,10 @@ class Group:
                 word = (self.default if rule is None else rule.word(percent * factor)) | emit
                 last = rule
             rates.append(word)
-        return RowWords(tuple(rates), self.fallback)
+        operations = own or self.set
+        if operations is None or not operations.named:
+            return RowWords(tuple(rates), self.fallback)
+        return RowWords(tuple(map(or_, rates, operations.flags)), self.fallback, operations.named)
 
     def ask(self, percent_of: Callable[[Rule, Labels], float]) -> None:
         """Find the percentages anew, and the words with them."""
@@ -88,7 +122,7 @@ class Group:
     def resolve(self, book: RuleBook) -> None:
         """Find all rules anew."""
         self.rules = book.winners(self.labels)
-        self.operations = book.operations(self.labels)
+        self._obey(book.operations(self.labels))
 
     def follow(self, selector: Selector, old: Rule | None, new: Rule | None, book: RuleBook) -> bool:
         """Take one changed rule into account; whether it changes what they obey. Once all that differ between two books
@@ -96,7 +130,10 @@ class Group:
         if not selector.matches_labels(self.labels):
             return False
         if selector.operation is not None:
-            self.operations = book.operations(self.labels)
+            others = [rule for rule in self.operations if rule is not old]
+            if new is not None:
+                others.insert(next((at for at, rule in enumerate(others) if rule.order < new.order), len(others)), new)
+            self._obey(others)
             return True
         rules = list(self.rules)
         for kind in _KINDS if selector.protocol is None else (PROTOCOLS[selector.protocol],):
@@ -110,6 +147,10 @@ class Group:
             return False
         self.rules = tuple(rules)
         return True
+
+    def _obey(self, operations: list[Rule]) -> None:
+        self.operations = operations
+        self._steers_operations = any(rule.rate is None for rule in operations)
 
 
 class Groups:
@@ -206,7 +247,11 @@ class Groups:
         such rules."""
         named = self._by_label.get("service", {})
         found = self if services is None else chain.from_iterable(named.get(name, ()) for name in set(services))
-        steered = [group for group in found if any(rule is not None and rule.rate is None for rule in group.rules)]
+        steered = [
+            group
+            for group in found
+            if any(rule is not None and rule.rate is None for rule in (*group.rules, *group.operations))
+        ]
         for group in steered:
             self._reword(group)
         return steered

@@ -18,6 +18,7 @@ from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.kernel.operations import applies
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
@@ -40,7 +41,7 @@ from spandial_api.node import (
     TargetState,
     TargetStats,
 )
-from spandial_api.rules import RuleBook
+from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
 
 __all__ = ["LocalNode"]
@@ -106,7 +107,7 @@ class LocalNode:
         self._taken = 0
         self._lost_records = 0
         self._bad_records = 0
-        self._conversations = Conversations()
+        self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
         # CLOCK_BOOTTIME to Unix time.
         self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -172,6 +173,7 @@ class LocalNode:
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
+            "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
         if self._capture is not None:
@@ -192,6 +194,7 @@ class LocalNode:
                 f"the rate table is full: {self._table.refused} processes share the node's default rate "
                 f"(there are {abi.ROWS - 2} rows)."
             )
+        missing += self._targets.operations.missing
         return Health(
             status="degraded" if missing else "ok",
             version=version("spandial"),
@@ -210,14 +213,7 @@ class LocalNode:
         words = self._table.backend.read(target.row.number)
         rates = {}
         for kind, rule in zip(EntryKind, target.rules):
-            word = words[kind]
-            rates[_KIND_NAMES[kind]] = RateState.model_validate(
-                {
-                    "rate": round(word_rate(word) or 0.0, 10),
-                    "mode": Mode(word & abi.MODE_MASK).name.lower(),
-                    "rule": selector_text(rule.selector) if rule else "default",
-                }
-            )
+            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule))
         return TargetState.model_validate(
             {
                 "pid": target.pid,
@@ -228,6 +224,7 @@ class LocalNode:
                 "kind": "hooked" if target.hooked else "discovered",
                 "row": target.row.number,
                 "rates": rates,
+                "operations": _operations(target),
                 "why": target.why,
                 "tls": self._tls_of(target.pid),
             }
@@ -266,6 +263,14 @@ class LocalNode:
         self._ended[target.pid] = process
         if len(self._ended) > _ENDED:
             del self._ended[next(iter(self._ended))]
+
+    def _operation_word(self, row: int, kind: EntryKind, method: str, path: str) -> int | None:
+        """What a rule by operation says to a process with this row."""
+        if self._capture is None:
+            return None
+        operation_set = self._table.backend.read(row)[abi.WORD_OPERATIONS] >> 32
+        rule = self._capture.find_operation(operation_set, kind, method, path)
+        return self._table.backend.read(rule)[kind] if rule is not None else None
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
@@ -319,6 +324,30 @@ class LocalNode:
                     lost=0,
                 )
             )
+
+
+def _rate(word: int, rule: Rule | None) -> dict[str, Any]:
+    return {
+        "rate": round(word_rate(word) or 0.0, 10),
+        "mode": Mode(word & abi.MODE_MASK).name.lower(),
+        "rule": selector_text(rule.selector) if rule else "default",
+    }
+
+
+def _operations(target: Target) -> list[dict[str, Any]]:
+    """What `OperationState` says of a target, the rules that win first; nothing where they found no room."""
+    obeyed = target.operations
+    if obeyed is None or not obeyed.named:
+        return []
+    return [
+        {
+            **_rate(max(own.words), rule),
+            "operation": own.pattern.text,
+            "kinds": [_KIND_NAMES[kind] for kind in own.kinds],
+            "kernel": obeyed.in_kernel and applies(own.pattern),
+        }
+        for rule, own in zip(target.group.operations, obeyed.rules)
+    ]
 
 
 def _peer(target: Target) -> Peer | None:

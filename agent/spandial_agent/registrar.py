@@ -1,4 +1,4 @@
-"""The application-facing socket: processes register here and are handed the table and a counter page."""
+"""The application-facing socket: processes register here and are handed the table, a counter page and the sheet."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ class Registrar:
         target = self._targets.hook(process, labels, default, page)
         connection.target, connection.page = target, page
         answer = {"abi": abi.ABI, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
-        if not self._answer(connection, answer, [self._table.backend.descriptor, page.descriptor]):
+        shared = [self._table.backend.descriptor, page.descriptor, self._table.sheet.descriptor]
+        if not self._answer(connection, answer, shared):
             self._drop(connection)
             return
         _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number)

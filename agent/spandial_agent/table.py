@@ -7,8 +7,6 @@ anything still reads its own row; only the end of the process frees it.
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 import time
 from collections import deque
@@ -16,11 +14,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from spandial import abi
+from spandial_agent.sealed import seal_memory
+from spandial_agent.sheet import Sheet
 
 __all__ = ["MemfdTable", "RateTable", "Row", "TableBackend"]
-
-# linux/fcntl.h; Python names this one only since 3.13.
-_F_SEAL_FUTURE_WRITE = 0x0010
 
 
 class TableBackend(Protocol):
@@ -31,7 +28,7 @@ class TableBackend(Protocol):
     """May be mapped for reading by anybody who is handed it, and for writing by nobody."""
 
     def write(self, row: int, words: Sequence[int], mask: int) -> None:
-        """Write the words of a row whose bit is set in mask, each in one 64-bit store."""
+        """Write the words of a row whose bit is set in mask, each in one 64-bit store, the highest first."""
 
     def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
         """Write the same words to several rows, as `write` does."""
@@ -48,18 +45,14 @@ class MemfdTable:
     name = "memfd"
 
     def __init__(self) -> None:
-        self.descriptor = os.memfd_create("spandial-rates", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.descriptor, _round_to_page(abi.TABLE_SIZE))
-        self._map = mmap.mmap(self.descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED)
+        self.descriptor, self._map = seal_memory("spandial-rates", abi.TABLE_SIZE)
         self._words = memoryview(self._map).cast("Q")
-        seals = _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
 
     def write(self, row: int, words: Sequence[int], mask: int) -> None:
         base = row * abi.ROW_WORDS
-        for index, word in enumerate(words):
+        for index in reversed(range(abi.ROW_WORDS)):
             if mask >> index & 1:
-                self._words[base + index] = word
+                self._words[base + index] = words[index]
 
     def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
         for row in rows:
@@ -74,10 +67,6 @@ class MemfdTable:
         os.close(self.descriptor)
 
 
-def _round_to_page(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
 class Row(NamedTuple):
     """A process's row. The epoch tells it from earlier tenants of the same row."""
 
@@ -85,21 +74,27 @@ class Row(NamedTuple):
     epoch: int
 
 
-_RATES = 1 << abi.WORD_FALLBACK | (1 << len(abi.EntryKind)) - 1
+_KINDS = (1 << len(abi.EntryKind)) - 1
+_RATES = 1 << abi.WORD_FALLBACK | _KINDS
+_ROW = _RATES | 1 << abi.WORD_OPERATIONS
 _ALL = 0b11111111
+_OPERATION_ROWS = 1024  # at most: the others are for processes
 
 
 class RateTable:
     """Rows handed out and taken back, rates and lease written.
 
     Attributes:
+        sheet: where the rows' operations are.
         refused: how many processes had to share the node's default row, since there was none left.
     """
 
     def __init__(self, backend: TableBackend) -> None:
         self.backend = backend
+        self.sheet = Sheet()
         self.refused = 0
         self._free = deque(range(abi.DEFAULT_ROW + 1, abi.ROWS))
+        self._of_operations = 0
         self._epoch = 0
         self._generation = 0
         backend.write(abi.HEADER_ROW, [abi.MAGIC | abi.ABI, 0, 0, abi.ROWS, 0, 0, 0, 0], _ALL)
@@ -108,13 +103,14 @@ class RateTable:
     def free_rows(self) -> int:
         return len(self._free)
 
-    def allocate(self, tgid: int, rates: Sequence[int], fallback: int) -> Row:
+    def allocate(self, tgid: int, rates: Sequence[int], fallback: int, operations: int = 0) -> Row:
         """A row of its own for a process, or the node's default row if none is left, which is counted.
 
         Args:
             tgid: the process's id in the host's pid namespace.
             rates: the four rate words by entry kind.
             fallback: the word to obey once the lease has run out.
+            operations: which set's operations have rates of their own, as `WORD_OPERATIONS` has it.
         """
         if not self._free:
             self.refused += 1
@@ -123,7 +119,7 @@ class RateTable:
         index = self._free.popleft()
         self._epoch = self._epoch % 0xFFFFFFFF + 1
         owner = self._epoch << 32 | tgid
-        self.backend.write(index, [*rates, 0, 0, fallback, owner], _ALL)
+        self.backend.write(index, [*rates, 0, operations, fallback, owner], _ALL)
         return Row(index, self._epoch)
 
     def free(self, row: Row) -> None:
@@ -132,13 +128,36 @@ class RateTable:
             self.backend.write(row.number, [0] * abi.ROW_WORDS, _ALL)
             self._free.append(row.number)
 
-    def write(self, row: Row, rates: Sequence[int], fallback: int) -> None:
-        """Set a row's rates; every reader has them when this returns."""
-        self.backend.write(row.number, [*rates, 0, 0, fallback, 0], _RATES)
+    def write(self, row: Row, rates: Sequence[int], fallback: int, operations: int | None = None) -> None:
+        """Set a row's rates; every reader has them when this returns. What names its operations stays if not given."""
+        mask = _RATES if operations is None else _ROW
+        self.backend.write(row.number, [*rates, 0, operations or 0, fallback, 0], mask)
 
-    def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int) -> None:
+    def write_many(self, rows: Sequence[Row], rates: Sequence[int], fallback: int, operations: int = 0) -> None:
         """Set the same rates in several rows; every reader has them when this returns."""
-        self.backend.write_many([row.number for row in rows], [*rates, 0, 0, fallback, 0], _RATES)
+        self.backend.write_many([row.number for row in rows], [*rates, 0, operations, fallback, 0], _ROW)
+
+    def allocate_operation_rows(self, rates: Sequence[Sequence[int]]) -> list[int]:
+        """Rows for operations that have these rates by entry kind, 0 where they are for other kinds; none at all where
+        there are too few left. They have no owner: no process is ever told that one is its own."""
+        if len(rates) > min(_OPERATION_ROWS - self._of_operations, len(self._free)):
+            return []
+        self._of_operations += len(rates)
+        rows = [self._free.popleft() for _ in rates]
+        for row, words in zip(rows, rates):
+            self.backend.write(row, [*words, 0, 0, 0, 0], _ALL)
+        return rows
+
+    def write_operation_row(self, row: int, rates: Sequence[int]) -> None:
+        """Set the rates of an operation; every reader has them when this returns."""
+        self.backend.write(row, [*rates, 0, 0, 0, 0], _KINDS)
+
+    def free_operation_rows(self, rows: Sequence[int]) -> None:
+        """Take rows of operations back. No process's row may name their set any more."""
+        for row in rows:
+            self.backend.write(row, [0] * abi.ROW_WORDS, _ALL)
+        self._free.extend(rows)
+        self._of_operations -= len(rows)
 
     def want_examples(self, row: Row, wanted: bool) -> None:
         """Whether the kernel shall hand over the requests of a process with a row of its own, kept or not."""
@@ -146,9 +165,9 @@ class RateTable:
         if row.number != abi.DEFAULT_ROW:
             self.backend.write(row.number, words, 1 << abi.WORD_EXAMPLES)
 
-    def write_default(self, rates: Sequence[int], fallback: int) -> None:
+    def write_default(self, rates: Sequence[int], fallback: int, operations: int = 0) -> None:
         """Set the node's default row."""
-        self.write(Row(abi.DEFAULT_ROW, 0), rates, fallback)
+        self.write(Row(abi.DEFAULT_ROW, 0), rates, fallback, operations)
 
     def advance(self) -> None:
         """Count one change of the rules in the header."""
@@ -162,4 +181,5 @@ class RateTable:
 
     def close(self) -> None:
         """Readers keep what they have mapped; the lease then runs out."""
+        self.sheet.close()
         self.backend.close()

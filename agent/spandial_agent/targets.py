@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.discovery_rules import NAMED
 from spandial_agent.groups import Group, Groups, RowWords
 from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.operations import OperationSet, OperationSets
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
 from spandial_api.rules import Rule, RuleBook
@@ -37,6 +38,7 @@ class Target:
         group: those who obey as it does; of all without a row of their own, where it has none.
         pages: the counter pages of its hooks; empty for a discovered process.
         written: what its row says; in the node's default row, nobody keeps it up.
+        own: where the rates of its operations are, if it has a limit.
         base: what the kernel had counted when the first hook came.
         watched: the kernel counts and decides its entries.
         why: in a few words, why it is a target.
@@ -50,6 +52,7 @@ class Target:
     group: Group
     written: RowWords
     pages: list[CounterPage] = field(default_factory=list)
+    own: OperationSet | None = None
     base: Counts | None = None
     watched: bool = False
     why: str = NAMED
@@ -63,6 +66,11 @@ class Target:
     def rules(self) -> tuple[Rule | None, ...]:
         """The rule in force for each kind of entry; None where the default is."""
         return self.group.rules
+
+    @property
+    def operations(self) -> OperationSet | None:
+        """The rules by operation, with the rates that this target has."""
+        return self.own or self.group.set
 
     @property
     def hooked(self) -> bool:
@@ -82,6 +90,7 @@ class Targets:
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
             their records.
         unwatched: targets for which the kernel side had no room.
+        operations: the rules by operation that they obey.
 
     Args:
         table: where their rates are.
@@ -111,6 +120,7 @@ class Targets:
         self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
         self.unwatched = 0
+        self.operations = OperationSets(table, capture)
         self._implausible = 0  # counts in pages that are closed
         # By name: both may be replaced at any time.
         self._groups = Groups(
@@ -210,15 +220,18 @@ class Targets:
         for page in target.pages:
             self._close(page)
         target.pages.clear()
-        self._groups.leave(pid, target.group)
         self._limits.pop(pid, None)
         self._table.free(target.row)
+        self._leave(pid, target.group)
+        self._let_go([target.own])
 
     def apply(self, book: RuleBook) -> None:
         """Make all targets obey this book. What it costs goes with what differs from the last one: only rows whose
         words have changed are written. Every reader has them when this returns."""
         with _no_collection():
             self._write(self._groups.apply(book))
+            if self.operations.refused:  # some may find the room now that others have left
+                self._write([group for group in self._groups if group.set and not group.words.operations])
             self._table.advance()
 
     def rewrite(self) -> None:
@@ -281,10 +294,10 @@ class Targets:
         return known
 
     def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
-        group = self._groups.join(process.pid, labels, default, why == REGISTERED)
-        row = self._table.allocate(process.pid, group.words.rates, group.words.fallback)
+        group = self._join(process.pid, labels, default, why == REGISTERED)
+        row = self._table.allocate(process.pid, *group.words)
         if row.number == DEFAULT_ROW:  # not its own
-            self._groups.leave(process.pid, group)
+            self._leave(process.pid, group)
             group = self._groups.shared
             group.members.add(process.pid)
         target = Target(process, labels, default, row, group, group.words, why=why, by_rule=by_rule)
@@ -311,37 +324,82 @@ class Targets:
             left, hooked = target.group, target.why == REGISTERED
             if (left.labels, left.default, left.hooked) == (labels, default, hooked):
                 return
-            target.group = self._groups.join(target.pid, labels, default, hooked)
-            self._groups.leave(target.pid, left)
+            target.group = self._join(target.pid, labels, default, hooked)
             self._write_targets([target])
+            self._leave(target.pid, left)
+
+    def _join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
+        group = self._groups.join(pid, labels, default, hooked)
+        if len(group.members) == 1:
+            self._let_go([self._house(group, {})])
+        return group
+
+    def _leave(self, pid: int, group: Group) -> None:
+        """One member less, whose row says nothing of the group any more."""
+        self._groups.leave(pid, group)
+        if not group.members and group is not self._groups.shared:
+            self._let_go([group.set])
+            group.set = None
+
+    def _house(self, group: Group, housed: dict[Hashable, OperationSet]) -> OperationSet | None:
+        """Put the rates of a group's operations where its members find them. What they obeyed before: to be let go
+        once no row names it.
+
+        Args:
+            housed: where those of groups that are alike were put just now.
+        """
+        before, group.set = group.set, None
+        if group.operations:
+            known = housed.get(group.alike)
+            if known is None:
+                known = self.operations.take(group.scope, group.operation_words(self.rate_of))
+                housed[group.alike] = group.set = known
+            else:
+                group.set = self.operations.share(known)
+        if group.set is not before or (before is not None and before.named != group.words.operations):
+            group.words = group.row()
+        return before
+
+    def _let_go(self, sets: Iterable[OperationSet | None]) -> None:
+        for one in sets:
+            if one is not None:
+                self.operations.let_go(one)
 
     def _write(self, groups: Collection[Group]) -> None:
+        housed: dict[Hashable, OperationSet] = {}
+        before = [self._house(group, housed) for group in groups]
         if self._groups.shared in groups:
             self._write_default()
         self._write_targets(
             self._by_pid[pid] for group in groups if group is not self._groups.shared for pid in group.members
         )
+        self._let_go(before)
 
     def _write_targets(self, targets: Iterable[Target]) -> None:
         """Write the rows that differ from what they should say."""
         changed: dict[RowWords, list[Row]] = {}
+        before: list[OperationSet | None] = []
         for target in targets:
+            before.append(target.own)
             words = self._words(target)
             if words != target.written:
                 changed.setdefault(words, []).append(target.row)
                 target.written = words
         for words, rows in changed.items():
-            self._table.write_many(rows, words.rates, words.fallback)
+            self._table.write_many(rows, *words)
+        self._let_go(before)
 
     def _words(self, target: Target) -> RowWords:
-        limit = self._limits.get(target.pid)
+        limit, group = self._limits.get(target.pid), target.group
+        target.own = None
         if limit is None or target.row.number == DEFAULT_ROW:
-            return target.group.words
-        return target.group.row(limit)
+            return group.words
+        if group.operations:
+            target.own = self.operations.take(target.pid, group.operation_words(self.rate_of, limit))
+        return group.row(limit, target.own)
 
     def _write_default(self) -> None:
-        words = self._groups.shared.words
-        self._table.write_default(words.rates, words.fallback)
+        self._table.write_default(*self._groups.shared.words)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ __all__ = [
     "verdicts_table",
 ]
 
+_OPERATIONS = 3  # that a target is shown with
+
 
 def printable(text: str) -> str:
     """Text that cannot steer the terminal: processes and their clients choose their names and paths."""
@@ -107,13 +109,16 @@ def tokens_table(answer: list[dict[str, Any]]) -> RenderableType:
 
 
 def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
-    """GET /targets. One rate where all kinds of entry have the same."""
+    """GET /targets. One rate where all kinds of entry have the same; then those of operations."""
     table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule", "tls", "why")
     for target in answer:
         rates = {kind: f"{state['rate']:g}" for kind, state in target["rates"].items()}
         same = len(set(rates.values())) == 1
         rate = rates["http"] if same else " ".join(f"{kind}={value}" for kind, value in rates.items())
         rules = dict.fromkeys(state["rule"] for state in target["rates"].values())
+        operations = target.get("operations", [])
+        more = [f"{len(operations) - _OPERATIONS} more"] if len(operations) > _OPERATIONS else []
+        of_operations = [f"{state['operation']}={state['rate']:g}" for state in operations[:_OPERATIONS]] + more
         _row(
             table,
             target["pid"],
@@ -122,7 +127,7 @@ def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
             target["version"],
             target["env"],
             target["kind"],
-            rate,
+            ", ".join([rate, *of_operations]),
             "; ".join(rules),
             target["tls"],
             target["why"],

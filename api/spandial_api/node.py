@@ -27,6 +27,7 @@ __all__ = [
     "KindStats",
     "Node",
     "NodeStats",
+    "OperationState",
     "ProtocolName",
     "RateState",
     "RuleFinding",
@@ -47,6 +48,14 @@ class RateState(BaseModel):
     rule: str = Field(description="selector of the rule that set it; 'default' where no rule does")
 
 
+class OperationState(RateState):
+    """The rate that some operations have, before that of their kind."""
+
+    operation: str = Field(examples=["GET /pay*"])
+    kinds: list[KindName]
+    kernel: bool = Field(description="whether the kernel knows these operations too, or hooks alone do")
+
+
 class TargetState(BaseModel):
     """A process that the agent controls."""
 
@@ -60,6 +69,9 @@ class TargetState(BaseModel):
     kind: Literal["hooked", "discovered"]
     row: int
     rates: dict[KindName, RateState]
+    operations: list[OperationState] = Field(
+        default=[], description="operations with rates of their own; the first that matches wins"
+    )
     why: str = Field(
         default="",
         description="why it is a target",

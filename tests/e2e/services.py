@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import AgentProcess, eventually, import_path
 
 __all__ = ["Server", "free_port", "gunicorn", "h2load", "labels", "nginx", "node", "running", "uvicorn"]
 
@@ -106,7 +106,7 @@ def _hooked(agent: AgentProcess, service: str, version: str, env: str, kept: Pat
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "SPANDIAL_RUN_DIR": str(agent.run_dir),
-        "PYTHONPATH": str(_HERE),
+        **import_path(_HERE),
     }
     if kept is not None:
         environment["KEPT_FILE"] = str(kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hpack import Encoder, HeaderTuple, NeverIndexedHeaderTuple
@@ -43,15 +44,15 @@ class Client:
         self.grpc = grpc
         self.stream = -1
 
-    def block(self, *more: Field, never: bool = False) -> bytes:
-        fields = [(":method", "POST"), (":scheme", "http"), (":path", "/shop.Orders/Get"), (":authority", "shop")]
+    def block(self, *more: Field, never: bool = False, path: str = "/shop.Orders/Get", method: str = "POST") -> bytes:
+        fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "shop")]
         fields += [("content-type", "application/grpc" if self.grpc else "application/json"), ("te", "trailers")]
         make = NeverIndexedHeaderTuple if never else HeaderTuple
         return self.encoder.encode([HeaderTuple(*f) for f in fields] + [make(*f) for f in more], huffman=self.huffman)
 
-    def request(self, *more: Field, never: bool = False, data: bytes = b"\0\0\0\0\3abc") -> bytes:
+    def request(self, *more: Field, data: bytes = b"\0\0\0\0\3abc", **how: Any) -> bytes:
         self.stream += 2
-        block = self.block(*more, never=never)
+        block = self.block(*more, **how)
         return frame(HEADERS, END_HEADERS, self.stream, block) + frame(DATA, END_STREAM, self.stream, data)
 
 
@@ -192,8 +193,8 @@ def test_kept_entries_carry_their_blocks_and_the_others_what_they_changed(watche
     blocks = []
     encode = client.block
 
-    def keep_block(*more: Field, never: bool = False) -> bytes:
-        blocks.append(encode(*more, never=never))
+    def keep_block(*more: Field, **how: Any) -> bytes:
+        blocks.append(encode(*more, **how))
         return blocks[-1]
 
     client.block = keep_block  # type: ignore[method-assign]

@@ -20,6 +20,8 @@ from tests.kernel.conftest import Attached, Watched
 from tests.kernel.remote import RemotePair
 from tests.kernel.test_capture import REQUEST, RESPONSE, traced
 from tests.kernel.test_databases import pg_query, resp
+from tests.kernel.test_http2 import PREFACE, Client
+from tests.kernel.test_operations import Rules
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("openssl")]
 
@@ -88,6 +90,13 @@ def read(connection: ssl.SSLSocket, length: int) -> bytes:
     return got
 
 
+@pytest.fixture
+def rules(watched: Watched) -> Iterator[Rules]:
+    rules = Rules(watched)
+    yield rules
+    rules.close()
+
+
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def pair(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[Pair]:
     pair = Pair(certificate, request.param)
@@ -111,6 +120,26 @@ def test_the_trace_context_decides(watched: Watched, pair: Pair) -> None:
     http = EntryKind.HTTP
     assert (counts.seen[http], counts.seen_traced[http], counts.kept_traced[http]) == (3, 3, 2)
     assert [entry.request.split(b" ")[0] for entry in watched.entries(2)] == [b"GET", b"GET"]
+
+
+def test_a_rule_by_operation_holds(watched: Watched, pair: Pair, rules: Rules) -> None:
+    rules.set({"GET /pay": 100, "/shop.Orders/*": 100})
+    pair.send(REQUEST, traced(False), REQUEST.replace(b"GET", b"PUT"))
+    assert (watched.seen(), watched.kept()) == (3, 1)
+
+
+def test_a_rule_by_operation_holds_for_calls(watched: Watched, pair: Pair, rules: Rules) -> None:
+    rules.set({"/shop.Orders/*": 100})
+    client = Client(huffman=True)
+    pair.send(PREFACE, *(client.request(path=path) for path in ("/shop.Orders/Get", "/shop.Carts/Get") * 3))
+    counts = watched.counts()
+    assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (6, 3)
+
+
+def test_the_verifier_has_instructions_to_spare(watched: Watched) -> None:
+    tls = watched.capture.tls()
+    assert 0 < max(program.verified_instructions for program in tls.programs.values()) < 700_000
+    tls.close()
 
 
 def test_bytes_over_memory_are_counted_as_those_over_sockets(watched: Watched, certificate: Certificate) -> None:

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import AgentProcess, eventually, import_path
 
 __all__ = ["REPORTS", "Application", "hook_counts", "run"]
 
@@ -27,7 +27,7 @@ def _environment(run_dir: Path, environ: dict[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "SPANDIAL_"))}
     # Python 3.12 and later warn of every fork beside a thread.
     quiet = {"PYTHONWARNINGS": "ignore:This process:DeprecationWarning"}
-    return {**kept, **quiet, "SPANDIAL_RUN_DIR": str(run_dir), "PYTHONPATH": str(_HERE), **environ}
+    return {**kept, **quiet, "SPANDIAL_RUN_DIR": str(run_dir), **import_path(_HERE), **environ}
 
 
 def run(run_dir: Path, script: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -45,7 +45,7 @@ class Decider(decider.Decider):
 
     def __init__(self, word: int = 0, default: int = abi.encode_word(100)) -> None:
         super().__init__(default)
-        self.words = [word] * abi.ROW_WORDS
+        self.obey([word] * abi.ROW_WORDS)
 
     def decide(
         self,

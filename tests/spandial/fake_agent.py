@@ -13,17 +13,31 @@ from typing import Any
 
 from spandial import abi
 
-__all__ = ["FakeAgent", "answer", "counts", "page", "table"]
+__all__ = ["FakeAgent", "answer", "counts", "page", "sheet", "table"]
 
 MAGIC = abi.MAGIC | abi.ABI
 ROW = 7
 FOREVER_NS = 1 << 62
 
 
-def table(word: int, *, size: int = abi.TABLE_SIZE, magic: int = MAGIC, deadline: int = FOREVER_NS) -> int:
-    """Descriptor of a rate table whose row 7 has this word for every kind of entry, and as its fallback."""
+def table(
+    word: int,
+    *,
+    size: int = abi.TABLE_SIZE,
+    magic: int = MAGIC,
+    deadline: int = FOREVER_NS,
+    operations: int = 0,
+    next_row: int = 0,
+) -> int:
+    """Descriptor of a rate table whose row 7 has this word for every kind of entry, and as its fallback.
+
+    Args:
+        operations: the row's `WORD_OPERATIONS`.
+        next_row: the words of row 8.
+    """
     header = [magic, 1, deadline, abi.ROWS, 0, 0, 0, 0]
-    words = header + [0] * abi.ROW_WORDS * (ROW - 1) + [word] * abi.ROW_WORDS
+    row = [word] * 4 + [0, operations, word, 0]
+    words = header + [0] * abi.ROW_WORDS * (ROW - 1) + row + [next_row] * abi.ROW_WORDS
     descriptor = os.memfd_create("fake-rates")
     os.write(descriptor, b"".join(word.to_bytes(8, "little") for word in words))
     os.ftruncate(descriptor, size)
@@ -33,6 +47,14 @@ def table(word: int, *, size: int = abi.TABLE_SIZE, magic: int = MAGIC, deadline
 def page(size: int = abi.PAGE_SIZE) -> int:
     """Descriptor of a counter page."""
     descriptor = os.memfd_create("fake-counts")
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def sheet(block: bytes = b"", size: int = abi.SHEET_SIZE) -> int:
+    """Descriptor of a sheet that begins with this block."""
+    descriptor = os.memfd_create("fake-sheet")
+    os.write(descriptor, block)
     os.ftruncate(descriptor, size)
     return descriptor
 

@@ -19,18 +19,19 @@ _STEP = (1 << 56) // 100
 _END = os.dup(0)  # multiprocessing gives its children another standard input
 
 
-def decide(sampler: Sampler, count: int) -> int:
-    """Decide on so many HTTP requests, their randomness spread evenly; how many were kept."""
+def decide(sampler: Sampler, count: int, path: str = "/") -> int:
+    """Decide on so many HTTP requests for a path, their randomness spread evenly; how many were kept."""
+    attributes = {**_HTTP, "url.path": path}
     spread = ((index % 100 * _STEP + _STEP // 2) for index in range(count))
     return sum(
-        sampler.should_sample(Context(), trace_id, "request", SpanKind.SERVER, _HTTP).decision.is_sampled()
+        sampler.should_sample(Context(), trace_id, "GET", SpanKind.SERVER, attributes).decision.is_sampled()
         for trace_id in spread
     )
 
 
-def rate(sampler: Sampler) -> int:
-    """The percentage of HTTP requests that the sampler keeps just now."""
-    return decide(sampler, 100)
+def rate(sampler: Sampler, path: str = "/") -> int:
+    """The percentage of HTTP requests for a path that the sampler keeps just now."""
+    return decide(sampler, 100, path)
 
 
 def linked(sampler: Sampler) -> Sampler:
@@ -50,7 +51,7 @@ def report(sampler: Sampler, **more: object) -> None:
     say(rate=rate(sampler), **more)
 
 
-def serve(sampler: Sampler) -> None:
-    """Report about every 10 ms until standard input ends."""
+def serve(sampler: Sampler, *paths: str) -> None:
+    """Report about every 10 ms until standard input ends; also the rates of these paths."""
     while not select.select([_END], [], [], 0.01)[0]:
-        report(sampler)
+        report(sampler, paths=[rate(sampler, path) for path in paths])

@@ -14,7 +14,7 @@ import pytest
 from spandial.abi import encode_word
 from tests.agent_process import AgentProcess, eventually
 from tests.spandial.applications import Application, hook_counts
-from tests.spandial.fake_agent import FakeAgent, answer, page, table
+from tests.spandial.fake_agent import FakeAgent, answer, page, sheet, table
 
 AT_ONCE = """
 sampler = Sampler("30%")
@@ -100,9 +100,9 @@ def test_a_child_holds_nothing_of_its_parents_link(steady_agent: AgentProcess, s
         assert application.obeys(70, child)
         for pid in (parent, child):
             maps = Path(f"/proc/{pid}/maps").read_text()
-            assert (maps.count("memfd:spandial-rates"), maps.count("memfd:spandial-counts")) == (1, 1)
+            assert [maps.count(f"memfd:spandial-{name}") for name in ("rates", "counts", "sheet")] == [1, 1, 1]
             opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-            assert sum("memfd:spandial" in link for link in opened) == 2
+            assert sum("memfd:spandial" in link for link in opened) == 3
             assert sum("socket:" in link for link in opened) == 1
 
 
@@ -168,7 +168,7 @@ def test_a_child_that_cannot_reach_the_agent_falls_back_when_its_parents_lease_e
 
 def test_a_child_that_cannot_reach_the_agent_has_a_copy_of_the_rates_only(tmp_path: Path) -> None:
     def respond(connection: socket.socket, _hello: dict[str, Any]) -> None:
-        descriptors = [table(encode_word(70)), page()]
+        descriptors = [table(encode_word(70)), page(), sheet()]
         socket.send_fds(connection, [answer()], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -187,7 +187,7 @@ def test_each_process_registers_under_its_own_pid_and_obeys_its_own_row(tmp_path
     words = [encode_word(70), encode_word(40)]
 
     def respond(connection: socket.socket, _hello: dict[str, Any]) -> None:
-        descriptors = [table(words.pop(0)), page()]
+        descriptors = [table(words.pop(0)), page(), sheet()]
         socket.send_fds(connection, [answer()], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)

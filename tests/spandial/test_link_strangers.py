@@ -15,7 +15,7 @@ from spandial import abi
 from spandial.abi import encode_word
 from tests.agent_process import eventually
 from tests.spandial.applications import Application, run
-from tests.spandial.fake_agent import FakeAgent, answer, counts, page, table
+from tests.spandial.fake_agent import FakeAgent, answer, counts, page, sheet, table
 
 SEVENTY = encode_word(70)
 Respond = Callable[[socket.socket, dict[str, Any]], None]
@@ -37,9 +37,12 @@ def proper_table() -> int:
     return table(SEVENTY)
 
 
+DESCRIPTORS = (proper_table, page, sheet)
+
+
 def proper(**changes: Any) -> Respond:
     """Answer as an agent should, with changes to the message."""
-    return send(answer(**changes), proper_table, page)
+    return send(answer(**changes), *DESCRIPTORS)
 
 
 def pipe_end() -> int:
@@ -56,7 +59,6 @@ def say_nothing(_connection: socket.socket, _hello: dict[str, Any]) -> None:
     pass
 
 
-DESCRIPTORS = (proper_table, page)
 BAD_MESSAGES: dict[str, bytes] = {
     "another ABI": answer(abi=9),
     "a refusal": json.dumps({"error": "not today", "abi": 1}).encode(),
@@ -79,15 +81,20 @@ RESPONSES: dict[str, Respond] = {
     **{name: send(message, *DESCRIPTORS) for name, message in BAD_MESSAGES.items()},
     "no descriptors": send(answer()),
     "one descriptor": send(answer(), proper_table),
-    "a table too short": send(answer(), lambda: table(SEVENTY, size=4096), page),
-    "an empty table": send(answer(), lambda: table(SEVENTY, size=0), page),
-    "another table": send(answer(), lambda: table(SEVENTY, magic=abi.MAGIC | 9), page),
-    "a counter page too short": send(answer(), proper_table, lambda: page(100)),
-    "a counter page for reading only": send(answer(), proper_table, lambda: os.open("/proc/self/exe", os.O_RDONLY)),
-    "a pipe for a table": send(answer(), pipe_end, page),
-    "a device for a table": send(answer(), lambda: os.open("/dev/zero", os.O_RDONLY), page),
-    "a folder for a page": send(answer(), proper_table, lambda: os.open("/", os.O_RDONLY)),
-    "the descriptors the wrong way round": send(answer(), page, proper_table),
+    "two descriptors": send(answer(), proper_table, page),
+    "a table too short": send(answer(), lambda: table(SEVENTY, size=4096), page, sheet),
+    "an empty table": send(answer(), lambda: table(SEVENTY, size=0), page, sheet),
+    "another table": send(answer(), lambda: table(SEVENTY, magic=abi.MAGIC | 9), page, sheet),
+    "a counter page too short": send(answer(), proper_table, lambda: page(100), sheet),
+    "a counter page for reading only": send(
+        answer(), proper_table, lambda: os.open("/proc/self/exe", os.O_RDONLY), sheet
+    ),
+    "a pipe for a table": send(answer(), pipe_end, page, sheet),
+    "a device for a table": send(answer(), lambda: os.open("/dev/zero", os.O_RDONLY), page, sheet),
+    "a folder for a page": send(answer(), proper_table, lambda: os.open("/", os.O_RDONLY), sheet),
+    "the descriptors the wrong way round": send(answer(), page, proper_table, sheet),
+    "a sheet too short": send(answer(), proper_table, page, lambda: sheet(size=4096)),
+    "a folder for a sheet": send(answer(), proper_table, page, lambda: os.open("/", os.O_RDONLY)),
     "the end at once": hang_up,
 }
 WHAT_IT_SAYS = {
@@ -97,6 +104,8 @@ WHAT_IT_SAYS = {
     "another table": "does not begin with ABI version 2",
     "no descriptors": "0 descriptors",
     "one descriptor": "1 descriptor",
+    "two descriptors": "2 descriptor",
+    "a sheet too short": "4096 bytes long",
 }
 
 
@@ -146,7 +155,7 @@ def test_a_newer_agents_additional_fields_and_descriptors_do_no_harm(surplus: in
     respond = send(answer(more={"to": "come"}), *DESCRIPTORS, *[page] * surplus)
     with FakeAgent(tmp_path, respond), Application(tmp_path) as application:
         assert application.obeys(70)
-        assert len(descriptors_of(application.pid, "fake-")) == 2
+        assert len(descriptors_of(application.pid, "fake-")) == 3
 
 
 def test_it_says_who_it_is(tmp_path: Path) -> None:
@@ -193,7 +202,7 @@ def test_garbage_from_a_linked_agent_changes_no_rate(message: bytes, tmp_path: P
 def test_a_lease_that_has_ended_before_it_began_puts_the_fallback_in_force(
     fallback: int, rate: int, tmp_path: Path
 ) -> None:
-    respond = send(answer(), lambda: table(fallback, deadline=0), page)
+    respond = send(answer(), lambda: table(fallback, deadline=0), page, sheet)
     with FakeAgent(tmp_path, respond) as agent, Application(tmp_path, DEFAULT="30%") as application:
         eventually(lambda: any("lease ran out" in line for line in application.errors), "the lease has run out")
         assert application.rate() == rate
@@ -202,7 +211,7 @@ def test_a_lease_that_has_ended_before_it_began_puts_the_fallback_in_force(
 
 def test_counts_are_published_by_and_by_when_asked_and_at_the_end(tmp_path: Path) -> None:
     descriptor = page()
-    respond = send(answer(), proper_table, lambda: os.dup(descriptor))
+    respond = send(answer(), proper_table, lambda: os.dup(descriptor), sheet)
     script = "sampler = linked(Sampler())\nsay()\nfor line in sys.stdin: say(kept=decide(sampler, int(line)))"
     dropped, kept = abi.EntryKind.HTTP * abi.PAGE_KIND_STRIDE, abi.EntryKind.HTTP * abi.PAGE_KIND_STRIDE + 1
 
@@ -232,7 +241,7 @@ def test_what_was_decided_before_the_link_is_not_counted(tmp_path: Path) -> None
     script = "sampler = Sampler()\ndecide(sampler, 1000)\nsay()\ndecide(linked(sampler), 100)\nsay()\nsys.stdin.read()"
     with Application(tmp_path, script) as application:
         application.wait(1)
-        with FakeAgent(tmp_path, send(answer(), proper_table, lambda: os.dup(descriptor))):
+        with FakeAgent(tmp_path, send(answer(), proper_table, lambda: os.dup(descriptor), sheet)):
             application.wait(2)
             assert application.end() == 0
     assert sum(counts(descriptor)) == 100

@@ -119,7 +119,7 @@ def test_words_that_are_not_valid_stand_for_the_default() -> None:
 def test_it_obeys_the_words_it_was_given_last() -> None:
     decider = Decider(encode_word(0))
     words = [encode_word(100)] * abi.ROW_WORDS
-    decider.words = words
+    decider.obey(words)
     assert decider.decide(1).decision.is_sampled()
 
 

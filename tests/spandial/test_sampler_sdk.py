@@ -65,7 +65,7 @@ class Application:
         self.tracer: Tracer = provider.get_tracer("test")
 
     def obey(self, word: int) -> None:
-        self.sampler.words = [word] * ROW_WORDS
+        self.sampler.obey([word] * ROW_WORDS)
 
     def exported(self) -> list[str]:
         return [span.name for span in self.exporter.get_finished_spans()]

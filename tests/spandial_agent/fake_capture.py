@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from spandial_agent.errors import OperationsFull
 from spandial_agent.kernel.capture import Counts
+from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.table import Row
 
 __all__ = ["FakeCapture", "counts_of"]
@@ -23,6 +25,8 @@ class FakeCapture:
         calls: every change of what is watched, in order.
         counted: what the kernel has counted, by row.
         room: how many processes can be watched.
+        operations: the rules of each set by operation.
+        operation_room: how many sets of them there can be.
         on_remove: called while a process is taken off.
         hand_over: hands records to the agent, once it has started to read them.
     """
@@ -34,6 +38,8 @@ class FakeCapture:
         self.calls: list[tuple[str, int]] = []
         self.counted: dict[int, Counts] = {}
         self.room = 1 << 32
+        self.operations: dict[int, list[OperationRule]] = {}
+        self.operation_room = 1 << 32
         self.on_remove: Callable[[int], None] = lambda tgid: None
         self.hand_over: Callable[[list[bytes]], None] = lambda records: None
 
@@ -54,6 +60,15 @@ class FakeCapture:
         self.on_remove(tgid)
         self.calls.append(("remove", tgid))
         self.watched.pop(tgid, None)
+
+    def set_operations(self, operation_set: int, rules: Sequence[OperationRule]) -> list[OperationRule]:
+        if len(self.operations) >= self.operation_room:
+            raise OperationsFull("no room")
+        self.operations[operation_set] = list(rules)
+        return []
+
+    def drop_operations(self, operation_set: int) -> None:
+        del self.operations[operation_set]
 
     def counts(self, row: int) -> Counts:
         return self.counted.get(row, counts_of())

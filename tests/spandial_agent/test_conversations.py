@@ -15,6 +15,7 @@ from spandial.abi import (
     RANDOMNESS_MASK,
     EntryKind,
     Event,
+    Flag,
     Mode,
     Parent,
     Protocol,
@@ -129,12 +130,19 @@ class Http2:
     def __init__(self, connection: int = 1) -> None:
         self.encoder, self.connection = Encoder(), connection
 
-    def record(self, event: Event = Event.ENTRY, flags: int = 0, path: str = "/shop.Orders/Get", **more: str) -> bytes:
-        word = encode_word(50, Mode.STRICT)
+    def record(
+        self,
+        event: Event = Event.ENTRY,
+        flags: int = 0,
+        path: str = "/shop.Orders/Get",
+        word: int = encode_word(50, Mode.STRICT),
+        context: dict[str, int] | None = None,
+        **more: str,
+    ) -> bytes:
         headers = [(":method", "POST"), (":path", path), ("content-type", "application/grpc"), *more.items()]
         block = self.encoder.encode(headers)
         ids = {"connection": self.connection, "event": event, "flags": flags, "word": word, "randomness": HIT}
-        return record(block, kind=EntryKind.GRPC, protocol=Protocol.HTTP2, **ids)
+        return record(block, kind=EntryKind.GRPC, protocol=Protocol.HTTP2, **ids, **(context or {}))
 
 
 def path(call: Call | None) -> str:
@@ -199,6 +207,39 @@ def test_what_the_kernel_left_undecided_is_decided_as_it_would_have(
 
 def test_an_undecided_entry_without_trace_context_is_decided_by_the_kernels_draw(read: Read) -> None:
     assert read(Http2().record(flags=RecordFlag.FRESH | RecordFlag.UNDECIDED)) is not None
+
+
+def test_an_undecided_entry_obeys_the_rule_for_its_operation() -> None:
+    asked = []
+
+    def word_of(*operation: object) -> int | None:
+        asked.append(operation)
+        return {"/shop.Orders/Get": encode_word(0), "/shop.Orders/Put": None}.get(str(operation[-1]), 0)
+
+    conversations, client = Conversations(word_of), Http2()
+    flags, word = RecordFlag.UNDECIDED, encode_word(100) | Flag.OPERATIONS
+    said = []
+    for path in ("/shop.Orders/Get", "/shop.Orders/Put", "/shop.Orders/List"):
+        data = client.record(path=path, flags=flags | (0 if said else RecordFlag.FRESH), word=word)
+        said.append(conversations.read(decode_entry(data)))
+    assert [call is not None for call in said] == [False, True, True]
+    assert asked[0] == (2, EntryKind.GRPC, "POST", "/shop.Orders/Get")
+
+
+def test_where_the_path_is_not_known_no_rule_by_operation_holds() -> None:
+    conversations, client = Conversations(lambda *_: encode_word(0)), Http2()
+    client.record()
+    data = client.record(flags=RecordFlag.UNDECIDED | RecordFlag.GAP, word=encode_word(100) | Flag.OPERATIONS)
+    assert path(conversations.read(decode_entry(data))) == "unknown"
+
+
+def test_what_the_kernel_knows_of_the_trace_context_stands_where_nothing_more_is_known() -> None:
+    conversations, client = Conversations(), Http2()
+    word = encode_word(50, Mode.STRICT) | Flag.OPERATIONS
+    context = {"trace_id": HIT, "span_id": 5, "parent": Parent.REMOTE_DROPPED}
+    call = conversations.read(decode_entry(client.record(flags=RecordFlag.UNDECIDED, word=word, context=context)))
+    assert isinstance(call, Call)
+    assert (call.trace_id, call.span_id, call.parent) == (HIT, 5, Parent.REMOTE_DROPPED)
 
 
 _numbers = {"kind": st.sampled_from(EntryKind), "protocol": st.sampled_from(Protocol), "event": st.sampled_from(Event)}

@@ -36,13 +36,14 @@ def test_every_process_may_connect(running: RunningRegistrar) -> None:
     assert stat.S_IMODE(status.st_mode) == 0o666
 
 
-def test_a_process_gets_its_row_the_lease_and_two_descriptors(running: RunningRegistrar, peer: Peer) -> None:
+def test_a_process_gets_its_row_the_lease_and_three_descriptors(running: RunningRegistrar, peer: Peer) -> None:
     answer = peer.register(hello())
     assert (answer["abi"], answer["lease_ms"]) == (abi.ABI, 10_000)
-    assert len(peer.descriptors) == 2
+    assert len(peer.descriptors) == 3
     row = peer.map_table()[answer["row"] * abi.ROW_WORDS :][: abi.ROW_WORDS]
     assert row[abi.EntryKind.HTTP] == DEFAULT
     assert row[abi.WORD_OWNER] & 0xFFFFFFFF == os.getpid()
+    assert os.fstat(peer.descriptors[2]).st_size == abi.SHEET_SIZE
     page = peer.map_page()
     page[abi.PAGE_COUNTS + 3] = 42
     assert running.pages()[0].read()[3] == 42
@@ -139,7 +140,7 @@ def test_any_message_is_answered(running: RunningRegistrar, message: bytes) -> N
         assert peer.descriptors == []
     else:
         assert abi.DEFAULT_ROW <= answer["row"] < abi.ROWS
-        assert len(peer.descriptors) == 2
+        assert len(peer.descriptors) == 3
     peer.close()
     assert running.raised == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from spandial import abi
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.labels import Labels
+from spandial.operations import parse_operation
+from spandial.sheet import OperationRates
 from spandial_agent.counters import CounterPage
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
@@ -27,13 +30,14 @@ _labels = st.builds(
     Labels, _services, st.just("v1"), st.sampled_from(["gray", "blue"]), st.sampled_from(["", "acme"]), _others
 )
 _pids = st.integers(100, 107)
+_ROWS = 300  # enough for all processes and all rules by operation of each
 _selectors = st.builds(
     Selector,
     st.sampled_from([None, "c*", "cart"]),
     st.none(),
     st.sampled_from([None, "gray"]),
     st.sampled_from([None, "db", "http"]),
-    st.sampled_from([None, "GET /pay*"]),
+    st.sampled_from([None, None, "GET /pay*", "/pay/1", "*"]),
     st.sampled_from([None, "acme", "a*"]),
     st.sampled_from([(), (("team", "pay"),), (("team", "*"),)]),
 )
@@ -102,14 +106,20 @@ def test_a_process_that_the_kernel_has_no_room_for_may_register_its_hook(full: T
     assert full.unwatched == 2
 
 
+def _mapped(descriptor: int, size: int) -> memoryview:
+    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
+
+
 class Comings(RuleBasedStateMachine):
     """Processes of few pids begin, are hooked and unhooked, and end, while rules change."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = RateTable(MemfdTable())
-        while self.table.free_rows > 8:
+        while self.table.free_rows > _ROWS:
             self.table.allocate(1, [0] * 4, 0)
+        self.words = _mapped(self.table.backend.descriptor, abi.TABLE_SIZE).cast("Q")
+        self.sheet = _mapped(self.table.sheet.descriptor, abi.SHEET_SIZE)
         self.capture = FakeCapture()
         self.targets = Targets(self.table, DEFAULT, self.capture)  # type: ignore[arg-type]
         self.book = RuleBook()
@@ -223,12 +233,48 @@ class Comings(RuleBasedStateMachine):
                 rule_ = self.book.resolve(target.labels, kind)
                 assert target.rules[kind] == rule_
                 rate = self.percent(rule_, target.labels) * self.limits.get(target.pid, 1) if rule_ else 0
-                assert found[kind] == (rule_.word(rate) if rule_ else target.default) | emit
+                by_operation = any(own.selector.matches_kind(kind) for own in self.book.operations(target.labels))
+                flags = emit | (Flag.OPERATIONS if by_operation else 0)
+                assert found[kind] == (rule_.word(rate) if rule_ else target.default) | flags
             assert target.group.operations == self.book.operations(target.labels)
             assert found[abi.WORD_FALLBACK] == (target.default if self.book.fallback is None else self.book.fallback)
             assert found[abi.WORD_OWNER] == target.row.epoch << 32 | target.pid
         assert len({target.row.number for target in self.targets}) == len(self.targets)
-        assert self.table.free_rows == 8 - len(self.targets)
+        rules_rows = sum(len(known.rows) for known in self.targets.operations)
+        assert self.table.free_rows == _ROWS - len(self.targets) - rules_rows
+
+    @invariant()
+    def each_target_reads_the_rates_of_its_operations(self) -> None:
+        for target in self.targets:
+            row = self.words[target.row.number * abi.ROW_WORDS : (target.row.number + 1) * abi.ROW_WORDS]
+            rates = OperationRates(row, self.words, self.sheet)
+            emit = Flag.EMIT if target.labels.env == self.watched else 0
+            for operation in ("GET /pay/1", "PUT /pay/1", "GET /pay", "report"):
+                asked = parse_operation(operation)
+                for kind in EntryKind:
+                    wins = next(
+                        (
+                            rule_
+                            for rule_ in self.book.operations(target.labels)
+                            if rule_.selector.matches_kind(kind)
+                            and (pattern := rule_.selector.pattern)
+                            and (
+                                pattern.matches(asked.method, asked.path)
+                                or (kind is EntryKind.GRPC and pattern.matches("", f"/{operation}"))
+                            )
+                        ),
+                        None,
+                    )
+                    limit = self.limits.get(target.pid, 1)
+                    word = wins and wins.word(self.percent(wins, target.labels) * limit) | emit
+                    assert rates.word(kind, operation, None) == word
+
+    @invariant()
+    def the_kernel_has_the_sets_that_rows_name(self) -> None:
+        named = {self.table.backend.read(target.row.number)[abi.WORD_OPERATIONS] for target in self.targets}
+        named.add(self.table.backend.read(abi.DEFAULT_ROW)[abi.WORD_OPERATIONS])
+        assert {word >> 32 for word in named} - {0} <= self.capture.operations.keys()
+        assert {known.number for known in self.targets.operations} == self.capture.operations.keys()
 
     @invariant()
     def every_rule_reaches_those_who_obey_it(self) -> None:
@@ -262,7 +308,9 @@ class Comings(RuleBasedStateMachine):
     def teardown(self) -> None:
         for target in list(self.targets):
             self.targets.remove(target.pid)
-        assert self.table.free_rows == 8
+        self.targets.apply(RuleBook())
+        assert (self.table.free_rows, len(self.targets.operations)) == (_ROWS, 0)
+        assert self.table.sheet.put(bytes(abi.SHEET_SIZE)) == 0
         self.table.close()
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind, Loss
-from spandial_agent.errors import KernelUnavailable
+from spandial_agent.errors import KernelUnavailable, OperationsFull
 from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.operations import OperationRule, applies, entries, find
 from spandial_agent.kernel.rates import RATES
 from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
@@ -25,6 +27,14 @@ _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
 _BATCH = 2048  # records handed over at once
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
+_FIELDS = 4096  # methods and paths in the header tables of HTTP/2 connections that rules by operation may be about
+_OPERATIONS = 32_768  # entries of the longest-prefix map, of all sets of rules by operation together
+# Of a set that changes the map holds new entries and old ones for a moment. It takes memory for those it has.
+_DEFINES = {
+    "SPANDIAL_CONNECTIONS": _CONNECTIONS,
+    "SPANDIAL_OPERATION_KEYS": 2 * _OPERATIONS,
+    "SPANDIAL_FIELDS": _FIELDS,
+}
 # enum callback of bpf/loop.h
 SCANS = ("scan_head_callback", "scan_tracestate_callback")
 _CALLBACKS = (
@@ -35,6 +45,8 @@ _CALLBACKS = (
     "step_http2",
     "scan_fields_callback",
     "scan_huffman_callback",
+    "scan_operation_callback",
+    "obey_operation_callback",
 )
 
 # What says whether a socket blocks (bpf/sock.h): from the socket to its file's flags.
@@ -44,12 +56,14 @@ _OFFSETS = {
     "SPANDIAL_FILE_FLAGS": ("file", "f_flags"),
 }
 
+_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "fields")  # by the programs for OpenSSL
+
 CapturePath = Literal["socket", "sys_exit"]
 
 
 @functools.cache
 def _build(path: CapturePath) -> Build:
-    defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, "SPANDIAL_CONNECTIONS": _CONNECTIONS}
+    defines = {"SPANDIAL_RING_PAGES": _RING_PAGES, **_DEFINES}
     if path == "socket":
         defines |= zip(_OFFSETS, member_offsets(_OFFSETS.values()) or ())
     else:
@@ -80,6 +94,14 @@ class Counts(NamedTuple):
         return cls(*(tuple(sums[at : at + kinds]) for at in range(0, len(sums), kinds)))
 
 
+class _Set(NamedTuple):
+    rules: Sequence[OperationRule]  # that the kernel can apply
+    entries: dict[bytes, int]  # of the longest-prefix map
+
+
+_NOTHING = _Set((), {})
+
+
 class Capture:
     """The attached capture programs.
 
@@ -97,6 +119,8 @@ class Capture:
         self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
+        self._operations = Map(self._module.map_fd("operations"), 4)
+        self._sets: dict[int, _Set] = {}
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
 
@@ -141,6 +165,48 @@ class Capture:
     def remove_target(self, tgid: int) -> None:
         self._targets.pop(tgid)
 
+    def set_operations(self, operation_set: int, rules: Sequence[OperationRule]) -> list[OperationRule]:
+        """Obey these rules by operation for targets whose row names the set (`abi.WORD_OPERATIONS`), for the kinds
+        whose word has `Flag.OPERATIONS`. Another set of the same number is replaced; while it is, either's rules hold.
+
+        A rule's row says by kind what holds for its operations; it must be written before, and be freed only when no
+        set refers to it any more. A word without `Flag.VALID` leaves that kind to the target's own word.
+
+        Args:
+            operation_set: a number from 1 to 2**32 - 1.
+            rules: the ones that win first.
+
+        Returns the rules that the kernel cannot apply to what it reads itself (`operations.applies`).
+
+        Raises OperationsFull, with nothing changed, where there is no room for them.
+        """
+        applicable = [rule for rule in rules if applies(rule.pattern)]
+        old, new = self._sets.get(operation_set, _NOTHING), _Set(applicable, entries(operation_set, applicable))
+        taken = sum(len(known.entries) for known in self._sets.values()) - len(old.entries) + len(new.entries)
+        if taken > _OPERATIONS:
+            raise OperationsFull(
+                f"rules by operation would take {taken} entries of the kernel's map, which has {_OPERATIONS}: "
+                "their targets obey their other rules there. Use fewer rules, or rules that name no method."
+            )
+        for key, row in new.entries.items():
+            if old.entries.get(key) != row:
+                self._operations[key] = row.to_bytes(4, sys.byteorder)
+        for key in old.entries.keys() - new.entries.keys():
+            self._operations.pop(key)
+        self._sets[operation_set] = new
+        return [rule for rule in rules if not applies(rule.pattern)]
+
+    def drop_operations(self, operation_set: int) -> None:
+        """Forget a set of rules. No target's row names it any more."""
+        for key in self._sets.pop(operation_set, _NOTHING).entries:
+            self._operations.pop(key)
+
+    def find_operation(self, operation_set: int, kind: EntryKind, method: str, path: str) -> int | None:
+        """The row of the rule of this set that wins for an operation, as the kernel would find it; None where there is
+        none."""
+        known = self._sets.get(operation_set)
+        return find(known.rules, kind, method, path) if known is not None else None
+
     def counts(self, row: int) -> Counts:
         return Counts.summed(self._counts[row])
 
@@ -161,8 +227,8 @@ class Capture:
 
     def tls(self) -> TlsCapture:
         """Programs for OpenSSL that count and decide as these do, in the same maps. Raises KernelUnavailable."""
-        maps = {name: self._module.map_fd(name) for name in ("targets", "counts", "losses", "entries", "serving")}
-        return TlsCapture({"SPANDIAL_CONNECTIONS": _CONNECTIONS}, _CALLBACKS, {**maps, **self._tables}, self._cache)
+        maps = {name: self._module.map_fd(name) for name in _SHARED}
+        return TlsCapture(_DEFINES, _CALLBACKS, {**maps, **self._tables}, self._cache)
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""

@@ -177,7 +177,7 @@ def possible_cpus() -> int:
 
 
 class Map:
-    """A BPF map of u32 keys by its descriptor.
+    """A BPF map by its descriptor. A key that is a number is a u32.
 
     Args:
         fd: the map's descriptor.
@@ -191,29 +191,31 @@ class Map:
         self._copies = possible_cpus() if per_cpu else 1
         self._size = self._stride * self._copies if per_cpu else value_size
 
-    def __setitem__(self, key: int, value: bytes) -> None:
+    def __setitem__(self, key: int | bytes, value: bytes) -> None:
         if self._copies > 1:
             value = value.ljust(self._stride, b"\0") * self._copies
         buffer = ctypes.create_string_buffer(value, self._size)
-        check(libbpf().bpf_map_update_elem(self.fd, _key(key), buffer, ctypes.c_uint64(0)), f"update of key {key}")
+        check(libbpf().bpf_map_update_elem(self.fd, _key(key), buffer, ctypes.c_uint64(0)), f"update of key {key!r}")
 
-    def __getitem__(self, key: int) -> list[bytes]:
+    def __getitem__(self, key: int | bytes) -> list[bytes]:
         """The key's values, one for each possible CPU (one if the map is not per CPU). Raises KeyError, OSError."""
         buffer = ctypes.create_string_buffer(self._size)
         result = libbpf().bpf_map_lookup_elem(self.fd, _key(key), buffer)
         if result == -errno.ENOENT:
             raise KeyError(key)
-        check(result, f"look-up of key {key}")
+        check(result, f"look-up of key {key!r}")
         return [buffer.raw[at : at + self._stride] for at in range(0, self._size, self._stride)]
 
-    def pop(self, key: int) -> None:
+    def pop(self, key: int | bytes) -> None:
         """Delete a key, if it is there."""
         result = libbpf().bpf_map_delete_elem(self.fd, _key(key))
         if result != -errno.ENOENT:
-            check(result, f"deletion of key {key}")
+            check(result, f"deletion of key {key!r}")
 
 
-def _key(key: int) -> Any:
+def _key(key: int | bytes) -> Any:
+    if isinstance(key, bytes):
+        return key
     return ctypes.byref(ctypes.c_uint32(key))
 
 
