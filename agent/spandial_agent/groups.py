@@ -238,6 +238,19 @@ class Groups:
             self._reword(group)
         return concerned
 
+    def labels(self, service: str | None = None) -> Iterator[Labels]:
+        """The labels of the groups of one service, or of all; of those without a row of their own nothing is known
+        here."""
+        return (group.labels for group in (self._by_key.values() if service is None else self.of_service(service)))
+
+    def of_service(self, service: str) -> Collection[Group]:
+        """The groups of a service, other than that of those without a row of their own."""
+        return self._by_label.get("service", {}).get(service, ())
+
+    def of(self, labels: Labels) -> Iterator[Group]:
+        """The groups with exactly these labels, other than that of those without a row of their own."""
+        return (group for group in self.of_service(labels.service) if group.labels == labels)
+
     def review(self) -> Collection[Group]:
         """Ask anew what is to be emitted; the groups for which the answer has changed."""
         changed = [group for group in self if self._emit(group.labels, group.hooked) != group.emit]

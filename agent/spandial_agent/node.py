@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Protocol, word_rate
 from spandial.labels import Labels
+from spandial_agent.asker import asker
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
@@ -31,6 +32,7 @@ from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
 from spandial_api.node import (
     BudgetUse,
+    Connection,
     EntryEvent,
     Health,
     HookCounts,
@@ -58,6 +60,7 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
 }
+_ASKERS = 256  # processes of which one may be asking
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 
@@ -157,6 +160,20 @@ class LocalNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
+
+    def labels(self, service: str | None = None) -> set[Labels]:
+        return self._targets.labels(service)
+
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        pids = [pid for service in services for pid in self._targets.of_service(service)][:_ASKERS]
+        pid = await asyncio.to_thread(asker, pids, *connection)
+        target = self._targets.get(pid) if pid is not None else None
+        return target.labels if target is not None else None
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        target = self._targets.alike(labels)
+        rate = word_rate(self._table.backend.read(target.row.number)[kind]) if target is not None else None
+        return None if rate is None else round(rate, 10)
 
     async def explain(self, pid: int) -> TargetExplanation:
         return await self._discovery.explain(pid)

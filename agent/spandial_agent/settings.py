@@ -27,6 +27,12 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=5778, ge=0, le=65535)
+    jaeger_grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="where Jaeger's remote sampling is served over gRPC; unset: nowhere"
+    )
+    xray_interval_seconds: int = Field(
+        default=10, ge=1, le=300, description="how often SDKs with AWS X-Ray's sampler are told to ask"
+    )
     tls_cert: Path | None = Field(
         default=None, description="certificate of the TCP listener, PEM; without TLS it is for this host alone"
     )
@@ -113,10 +119,10 @@ class Settings(BaseSettings):
     def _rate(cls, value: object) -> float:
         return parse_rate(str(value))
 
-    @field_validator("tls_cert", "tls_key", "tls_client_ca", mode="before")
+    @field_validator("tls_cert", "tls_key", "tls_client_ca", "jaeger_grpc_port", mode="before")
     @classmethod
-    def _no_file(cls, value: object) -> object:
-        return value or None  # an empty variable is none
+    def _unset(cls, value: object) -> object:
+        return None if value == "" else value  # an empty variable is none
 
     @field_validator("discover")
     @classmethod

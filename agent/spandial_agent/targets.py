@@ -262,6 +262,19 @@ class Targets:
         changed = [pid for pid in {*before, *self._limits} if before.get(pid) != self._limits.get(pid)]
         self._write_targets(self._by_pid[pid] for pid in changed)
 
+    def labels(self, service: str | None = None) -> set[Labels]:
+        """The labels of the targets, each once; of one service, or of all."""
+        shared = (self._by_pid[pid].labels for pid in self._groups.shared.members)
+        return {*self._groups.labels(service), *(each for each in shared if service in (None, each.service))}
+
+    def of_service(self, service: str) -> list[int]:
+        """The pids of a service's targets that have rows of their own."""
+        return [pid for group in self._groups.of_service(service) for pid in sorted(group.members)]
+
+    def alike(self, labels: Labels) -> Target | None:
+        """One of the targets with exactly these labels and a row of its own."""
+        return next((self._by_pid[pid] for group in self._groups.of(labels) for pid in group.members), None)
+
     def reached(self) -> Mapping[Selector, int]:
         """For each rule's selector, how many targets have at least some entries under it."""
         return self._groups.reached()

@@ -17,7 +17,21 @@ from spandial_api.control import Control, RevisionConflict
 from spandial_api.guard import Guard
 from spandial_api.node import Node
 from spandial_api.problems import Problems, describe
-from spandial_api.routes import audit, budgets, entries, explain, health, metrics, restore, sampling, stats, targets
+from spandial_api.remote import RemoteSampling
+from spandial_api.routes import (
+    audit,
+    budgets,
+    entries,
+    explain,
+    health,
+    jaeger,
+    metrics,
+    restore,
+    sampling,
+    stats,
+    targets,
+    xray,
+)
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -31,6 +45,7 @@ def build_app(
     version: str,
     max_rate_without_ttl: float = 100.0,
     guard: Guard | None = None,
+    remote: RemoteSampling | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
@@ -38,6 +53,7 @@ def build_app(
         access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
         guard: budget and quotas; without it there are those that are stored.
+        remote: what SDKs without the hook are told.
     """
     app = FastAPI(
         title="spandial",
@@ -50,7 +66,9 @@ def build_app(
     app.state.node = node
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    nouns = (sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
+    app.state.remote = remote or RemoteSampling(control, node)
+    # Jaeger's before the rules: GET /sampling that names a service.
+    nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
     guarded = [module.router for module in nouns]
     for router in guarded:
         app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)

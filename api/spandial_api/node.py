@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field
 
+from spandial.abi import EntryKind
+from spandial.labels import Labels
 from spandial_api.breaker import Circuit, CircuitState
 from spandial_api.budgets import Limits
 from spandial_api.rules import RuleBook
@@ -19,6 +21,7 @@ __all__ = [
     "TenantUse",
     "LostExample",
     "LostContext",
+    "Connection",
     "Connections",
     "EntryEvent",
     "Health",
@@ -272,6 +275,14 @@ class EntryEvent(BaseModel):
     lost: int = Field(default=0, description="entries that this reader was too slow for, just before this one")
 
 
+class Connection(NamedTuple):
+    """A TCP connection with the agent: the other side's address and port, and the agent's port."""
+
+    address: str
+    port: int
+    to_port: int
+
+
 class Node(Protocol):
     """What the control plane asks of the node. All calls are made on the event loop's thread."""
 
@@ -279,6 +290,16 @@ class Node(Protocol):
         """Make every reader obey this book; they do when this returns."""
 
     def targets(self) -> list[TargetState]: ...
+
+    def labels(self, service: str | None = None) -> set[Labels]:
+        """The labels of the targets, each once; of one service, or of all."""
+
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        """The labels of the target that has a connection to the agent open; None if it is none of these services' or
+        cannot be found out."""
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        """The percentage that targets with exactly these labels have at this moment; None where there are none."""
 
     async def explain(self, pid: int) -> TargetExplanation:
         """Why a process is a target, or why it is none."""

@@ -175,3 +175,19 @@ async def test_the_kernel_emits_while_somebody_watches(node: LocalNode, targets:
         assert table.backend.read(row)[EntryKind.HTTP] == encode_word(100, emit=True)
         assert table.backend.read(other)[EntryKind.HTTP] == encode_word(100)
     assert table.backend.read(row)[EntryKind.HTTP] == encode_word(100)
+
+
+def test_it_says_which_labels_there_are_and_what_rate_they_have(node: LocalNode, targets: Targets) -> None:
+    blue = CHECKOUT._replace(env="blue")
+    assert node.labels() == set()
+    for pid, labels in ((1, CHECKOUT), (2, CHECKOUT), (3, blue)):
+        discovered(targets, pid, labels)
+    assert node.labels() == {CHECKOUT, blue}
+    node.apply(RuleBook().change([Rule(Selector(env="gray"), 30.0), Rule(Selector(protocol="db"), 7.0)]))
+    assert node.rate(CHECKOUT, EntryKind.HTTP) == 30.0
+    assert node.rate(blue, EntryKind.DB) == 7.0
+    assert node.rate(CHECKOUT._replace(env="stable"), EntryKind.HTTP) is None
+    targets.set_limits({1: 0.5, 2: 0.5})
+    assert node.rate(CHECKOUT, EntryKind.HTTP) == 15.0
+    targets.remove(3)
+    assert node.labels() == {CHECKOUT}

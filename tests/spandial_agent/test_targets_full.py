@@ -299,6 +299,13 @@ class Comings(RuleBasedStateMachine):
         assert self.targets.limits.keys() <= {target.pid for target in self.targets}
 
     @invariant()
+    def it_is_known_which_labels_there_are(self) -> None:
+        known = {target.labels for target in self.targets}
+        assert self.targets.labels() == known
+        assert self.targets.labels("cart") == {labels for labels in known if labels.service == "cart"}
+        assert all(self.targets.alike(target.labels).labels == target.labels for target in self.targets)
+
+    @invariant()
     def the_kernel_watches_the_targets(self) -> None:
         assert self.capture.watched == {target.pid: target.row for target in self.targets}
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from spandial.abi import Mode
+from spandial.abi import EntryKind, Mode
 from spandial.labels import Labels
 from spandial_api.breaker import Circuit
 from spandial_api.budgets import Limits
 from spandial_api.node import (
     BudgetUse,
+    Connection,
     EntryEvent,
     Health,
     NodeStats,
@@ -46,6 +47,8 @@ class FakeNode:
         limited: what it says holds all rates down.
         budget, tenants: what it says of budget and tenants.
         open_circuits: those that are not closed.
+        rates: what its targets have, where that is not what the rules say.
+        askers: which of them have connections to it.
     """
 
     def __init__(self) -> None:
@@ -65,6 +68,8 @@ class FakeNode:
         self.budget = BudgetUse(demand=None, limited=0)
         self.tenants: list[TenantUse] = []
         self.open_circuits: dict[str, Circuit] = {}
+        self.rates: dict[EntryKind, float] = {}
+        self.askers: dict[Connection, Labels] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -72,6 +77,16 @@ class FakeNode:
 
     def targets(self) -> list[TargetState]:
         return [self._target(number, labels) for number, labels in enumerate(self.processes)]
+
+    def labels(self, service: str | None = None) -> set[Labels]:
+        return {labels for labels in self.processes if service in (None, labels.service)}
+
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        asker = self.askers.get(connection)
+        return asker if asker is not None and asker.service in services else None
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        return self.rates.get(kind) if labels in self.processes else None
 
     async def explain(self, pid: int) -> TargetExplanation:
         nobody = TargetExplanation(pid=pid, name="", target=False, why="no such process", rules=[])

@@ -44,6 +44,9 @@ async def test_every_route_is_documented(remote: httpx.AsyncClient) -> None:
         "GET /entries",
         "GET /metrics",
         "GET /healthz",
+        "GET /api/sampling",
+        "POST /GetSamplingRules",
+        "POST /SamplingTargets",
     }
 
 

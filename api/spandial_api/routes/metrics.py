@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from spandial_api.auth import Access
 from spandial_api.guard import Guard
 from spandial_api.node import BudgetUse, Health, Node, NodeStats, TargetState, TenantUse
+from spandial_api.remote import RemoteSampling
 
 router = APIRouter(tags=["node"])
 
@@ -145,6 +146,26 @@ class _Snapshot:
         yield from (quota, demand, circuit)
 
 
+class _Remote:
+    """What SDKs without the hook were told."""
+
+    def __init__(self, remote: RemoteSampling) -> None:
+        self._remote = remote
+
+    def collect(self) -> Iterator[Metric]:
+        answers = CounterMetricFamily(
+            "spandial_remote_sampling_answers", "Answers to SDKs without the hook.", labels=["protocol"]
+        )
+        for protocol, count in self._remote.answers.items():
+            answers.add_metric([protocol], count)
+        yield answers
+        yield CounterMetricFamily(
+            "spandial_xray_clients_forgotten",
+            "X-Ray clients that were too many to share a rule's reservoir.",
+            value=self._remote.reservoirs.forgotten,
+        )
+
+
 @router.get("/metrics", response_class=Response)
 async def get_metrics(request: Request) -> Response:
     """Counts, losses, rates and rows in Prometheus' text format."""
@@ -162,4 +183,5 @@ async def get_metrics(request: Request) -> Response:
         node.tenant_uses(),
     )
     registry.register(snapshot)
+    registry.register(_Remote(request.app.state.remote))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

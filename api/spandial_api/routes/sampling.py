@@ -139,7 +139,8 @@ async def change_rules(
 
 @router.get("/sampling", dependencies=[Depends(only())])
 async def get_rules(request: Request, response: Response) -> Rules:
-    """The rules, the ones that win first, and how many targets each reaches. The ETag is their revision."""
+    """The rules, the ones that win first, and how many targets each reaches. The ETag is their revision. With the
+    parameter `service` it is Jaeger's remote sampling that answers: see `/api/sampling`."""
     rules = _rules(_control(request))
     response.headers["ETag"] = etag(rules.revision)
     return rules
