@@ -73,6 +73,12 @@ class AgentProcess:
         assert self.process is not None
         return self.process.pid
 
+    @property
+    def url(self) -> str:
+        """Where it serves over TCP, as its log says."""
+        line = next(line for line in reversed(self.log.read_text().splitlines()) if "url=" in line)
+        return line.partition("url=")[2].split()[0]
+
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
 import structlog
@@ -37,7 +38,12 @@ from spandial_agent.targets import Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import Access
+from spandial_api.budgets import Limits
 from spandial_api.control import Control
+from spandial_api.guard import Guard
+from spandial_api.jaeger import Strategy
+from spandial_api.node import Connection
+from spandial_api.remote import RemoteSampling
 from spandial_api.store import LastGoodRules, StoreError, open_store
 from spandial_api.token_file import TokenFile
 
@@ -93,13 +99,26 @@ async def run_agent(settings: Settings) -> None:
         if capture is not None and settings.propagation_seconds:
             propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
         lease_s = settings.lease_seconds
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, lease_s, spans, tls, propagation)
+        node = LocalNode(
+            table,
+            targets,
+            registrar,
+            discovery,
+            capture,
+            missing,
+            lease_s,
+            spans,
+            tls,
+            propagation,
+            settings.thresholds,
+        )
         try:
             copy = LastGoodRules(settings.state_dir / "rules.json")
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node, copy=copy)
+            guard = Guard(control, node, Limits(settings.budget, settings.quota))
             if control.trouble:
                 _log.error("the rules cannot be changed", reason=control.trouble)
             token_file = TokenFile(settings.state_dir, _log.warning)
@@ -121,14 +140,18 @@ async def run_agent(settings: Settings) -> None:
         stack.callback(unix_path.unlink, missing_ok=True)
         tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=certificate is not None))
         free_to_read = {"auto": is_loopback(tcp), "on": True, "off": False}[settings.read_without_token]
+        access = Access(token_file, read_without_token=free_to_read, writes_per_second=settings.writes_per_second)
+        remote = RemoteSampling(control, node, settings.default_rate, settings.xray_interval_seconds)
         app = build_app(
             control,
             node,
-            access=Access(token_file, read_without_token=free_to_read, writes_per_second=settings.writes_per_second),
+            access=access,
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
+            guard=guard,
+            remote=remote,
         )
-        running = asyncio.create_task(_run(node, control))
+        running = asyncio.create_task(_run(node, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         if certificate is not None:
@@ -141,14 +164,32 @@ async def run_agent(settings: Settings) -> None:
             capture=capture.path if capture else "off",
             targets=len(targets),
         )
-        await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
+        async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
+            await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
         if running.done():
             running.result()
     _log.info("stopped")
 
 
-async def _run(node: LocalNode, control: Control) -> None:
-    await asyncio.gather(node.run(), control.run())
+async def _run(node: LocalNode, control: Control, guard: Guard) -> None:
+    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run())
+
+
+def _jaeger_grpc(
+    settings: Settings, address: str, remote: RemoteSampling, access: Access
+) -> AbstractAsyncContextManager[object]:
+    """Jaeger's remote sampling over gRPC, where a port for it is set. Raises SpandialError."""
+    if settings.jaeger_grpc_port is None:
+        return contextlib.nullcontext()
+    from spandial_agent import jaeger_grpc  # grpc takes memory
+
+    async def strategy(service: str, connection: Connection | None) -> Strategy:
+        return await remote.strategy(service, connection=connection)
+
+    credentials = None
+    if settings.tls_cert is not None:
+        credentials = jaeger_grpc.tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    return jaeger_grpc.serving(address, settings.jaeger_grpc_port, strategy, access.check_reader, credentials)
 
 
 def _certificate(settings: Settings) -> ServerCertificate | None:

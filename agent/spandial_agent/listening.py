@@ -32,10 +32,12 @@ __all__ = [
     "Listening",
     "TcpSocket",
     "began_to_listen",
+    "canonical_address",
     "connected",
     "listening_ports",
     "open_connections",
     "parse_proc_net_tcp",
+    "whose_connection",
 ]
 
 _PROC = Path("/proc")
@@ -93,9 +95,25 @@ def listening_ports(pid: int) -> frozenset[int]:
 def open_connections(pid: int) -> list[TcpSocket]:
     """The TCP connections that a process has, established or closed by one side only. Empty if it may not be seen."""
     inodes = socket_inodes(pid)
-    sockets: Iterable[TcpSocket] = (_in_own_namespace(pid) and _diagnosed(_OPEN)) or _shown(pid)
     # While others come and go, what is read in pieces may show a socket twice.
-    return list({found.inode: found for found in sockets if found.state in _OPEN and found.inode in inodes}.values())
+    return list({found.inode: found for found in _open_around(pid) if found.inode in inodes}.values())
+
+
+def whose_connection(pids: Iterable[int], local: Endpoint, to_port: int) -> int | None:
+    """The one of these processes that has a connection open from its own `local` to a port; None if it is none of them,
+    or if it may not be seen."""
+    neighbours: dict[int, list[int]] = {}
+    for pid in pids:
+        namespace = _namespace(pid)
+        # A loopback address is another one in every namespace.
+        if namespace is not None and (not ip_address(local.address).is_loopback or namespace == _namespace("self")):
+            neighbours.setdefault(namespace, []).append(pid)
+    for found in neighbours.values():
+        ends = (each.inode for each in _open_around(found[0]) if (each.local, each.remote.port) == (local, to_port))
+        inode = next(ends, 0)
+        if inode and (owner := next((pid for pid in found if inode in socket_inodes(pid)), None)) is not None:
+            return owner
+    return None
 
 
 def connected(connections: Iterable[TcpSocket], ports: Collection[int]) -> list[Connected]:
@@ -165,10 +183,11 @@ def _endpoint(text: bytes, byteorder: Literal["little", "big"]) -> Endpoint:
         raise ValueError(text)
     if byteorder == "little":
         words = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
-    return Endpoint(_address(words), port)
+    return Endpoint(canonical_address(words), port)
 
 
-def _address(given: str | bytes) -> str:
+def canonical_address(given: str | bytes) -> str:
+    """As `Endpoint` has it. Raises ValueError."""
     address = ip_address(given)
     return str((isinstance(address, IPv6Address) and address.ipv4_mapped) or address)
 
@@ -196,6 +215,12 @@ def _listeners(pids: Iterable[int]) -> list[TcpSocket]:
         if any(shown) or _namespace(pid) is not None:
             return [*chain(*shown)]
     return []
+
+
+def _open_around(pid: int) -> Iterator[TcpSocket]:
+    """The open connections in a process's namespace."""
+    sockets: Iterable[TcpSocket] = (_in_own_namespace(pid) and _diagnosed(_OPEN)) or _shown(pid)
+    return (found for found in sockets if found.state in _OPEN)
 
 
 def _shown(pid: int, *names: Literal["tcp", "tcp6"]) -> Iterator[TcpSocket]:
@@ -227,7 +252,7 @@ def _diagnosed(states: Collection[int]) -> list[TcpSocket]:
 def _from_message(message: Mapping[str, str | int]) -> TcpSocket:
     """From struct inet_diag_msg (include/uapi/linux/inet_diag.h)."""
     local, remote = (
-        Endpoint(_address(str(message[f"idiag_{address}"])), int(message[f"idiag_{port}"]))
+        Endpoint(canonical_address(str(message[f"idiag_{address}"])), int(message[f"idiag_{port}"]))
         for address, port in (("src", "sport"), ("dst", "dport"))
     )
     return TcpSocket(int(message["idiag_state"]), local, remote, int(message["idiag_inode"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from typing import Any
@@ -13,19 +13,26 @@ from typing import Any
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Protocol, word_rate
 from spandial.labels import Labels
+from spandial_agent.asker import asker
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.kernel.operations import applies
+from spandial_agent.limiting import Limit
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
+from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_agent.tls.follower import TlsFollower
+from spandial_api.breaker import Circuit, Thresholds
+from spandial_api.budgets import Limits
 from spandial_api.node import (
+    BudgetUse,
+    Connection,
     EntryEvent,
     Health,
     HookCounts,
@@ -38,6 +45,7 @@ from spandial_api.node import (
     TargetExplanation,
     TargetState,
     TargetStats,
+    TenantUse,
 )
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
@@ -52,6 +60,7 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
 }
+_ASKERS = 256  # processes of which one may be asking
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 
@@ -64,6 +73,7 @@ class LocalNode:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         tls: what follows the TLS of targets, where there is capture.
         propagation: what looks for lost trace contexts, where that is wanted.
+        thresholds: of tenants' circuits.
     """
 
     def __init__(
@@ -78,6 +88,7 @@ class LocalNode:
         spans: SpanPipeline | None = None,
         tls: TlsFollower | None = None,
         propagation: PropagationWatch | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -90,6 +101,7 @@ class LocalNode:
         self._spans = spans
         self._tls = tls
         self._propagation = propagation
+        self._steering = Steering(targets, capture, registrar.publish, thresholds)
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # records of processes that ended longer ago
@@ -123,12 +135,45 @@ class LocalNode:
             if looking is not None:
                 looking.cancel()
 
+    async def steer(self) -> None:
+        """Move rates by what is counted until cancelled."""
+        await self._steering.run()
+
+    def limit(self, limits: Limits) -> None:
+        self._steering.limit(limits)
+
+    def budget_use(self) -> BudgetUse:
+        return self._steering.budget_use
+
+    def tenant_uses(self) -> list[TenantUse]:
+        return self._steering.tenant_uses
+
+    def circuits(self) -> dict[str, Circuit]:
+        return self._steering.circuits
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        self._steering.restore(circuits)
+
     def apply(self, book: RuleBook) -> None:
         self._revision = book.revision
         self._targets.apply(book)
 
     def targets(self) -> list[TargetState]:
         return [self._target_state(target) for target in self._targets]
+
+    def labels(self, service: str | None = None) -> set[Labels]:
+        return self._targets.labels(service)
+
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        pids = [pid for service in services for pid in self._targets.of_service(service)][:_ASKERS]
+        pid = await asyncio.to_thread(asker, pids, *connection)
+        target = self._targets.get(pid) if pid is not None else None
+        return target.labels if target is not None else None
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        target = self._targets.alike(labels)
+        rate = word_rate(self._table.backend.read(target.row.number)[kind]) if target is not None else None
+        return None if rate is None else round(rate, 10)
 
     async def explain(self, pid: int) -> TargetExplanation:
         return await self._discovery.explain(pid)
@@ -194,9 +239,10 @@ class LocalNode:
 
     def _target_state(self, target: Target) -> TargetState:
         words = self._table.backend.read(target.row.number)
+        limit = self._targets.limits.get(target.pid)
         rates = {}
         for kind, rule in zip(EntryKind, target.rules):
-            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule))
+            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule, limit))
         return TargetState.model_validate(
             {
                 "pid": target.pid,
@@ -207,7 +253,7 @@ class LocalNode:
                 "kind": "hooked" if target.hooked else "discovered",
                 "row": target.row.number,
                 "rates": rates,
-                "operations": _operations(target),
+                "operations": _operations(target, limit),
                 "why": target.why,
                 "tls": self._tls_of(target.pid),
             }
@@ -309,22 +355,24 @@ class LocalNode:
             )
 
 
-def _rate(word: int, rule: Rule | None) -> dict[str, Any]:
+def _rate(word: int, rule: Rule | None, limit: Limit | None) -> dict[str, Any]:
     return {
         "rate": round(word_rate(word) or 0.0, 10),
         "mode": Mode(word & abi.MODE_MASK).name.lower(),
         "rule": selector_text(rule.selector) if rule else "default",
+        "target": rule.target if rule else None,
+        "limited": limit.why if limit is not None else "",
     }
 
 
-def _operations(target: Target) -> list[dict[str, Any]]:
+def _operations(target: Target, limit: Limit | None) -> list[dict[str, Any]]:
     """What `OperationState` says of a target, the rules that win first; nothing where they found no room."""
     obeyed = target.operations
     if obeyed is None or not obeyed.named:
         return []
     return [
         {
-            **_rate(max(own.words), rule),
+            **_rate(max(own.words), rule, limit),
             "operation": own.pattern.text,
             "kinds": [_KIND_NAMES[kind] for kind in own.kinds],
             "kernel": obeyed.in_kernel and applies(own.pattern),

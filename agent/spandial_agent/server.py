@@ -33,7 +33,8 @@ def is_loopback(listener: socket.socket) -> bool:
 def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
     """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # With the protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms for the client's ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

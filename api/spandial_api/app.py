@@ -12,9 +12,26 @@ from fastapi.responses import JSONResponse, Response
 
 from spandial_api.auth import REFUSALS, Access, Refusal, may_read
 from spandial_api.body_limit import BodyLimit
+from spandial_api.budgets import Limits
 from spandial_api.control import Control, RevisionConflict
+from spandial_api.guard import Guard
 from spandial_api.node import Node
-from spandial_api.routes import audit, entries, explain, health, metrics, sampling, stats, targets
+from spandial_api.problems import Problems, describe
+from spandial_api.remote import RemoteSampling
+from spandial_api.routes import (
+    audit,
+    budgets,
+    entries,
+    explain,
+    health,
+    jaeger,
+    metrics,
+    restore,
+    sampling,
+    stats,
+    targets,
+    xray,
+)
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -27,30 +44,41 @@ def build_app(
     access: Access,
     version: str,
     max_rate_without_ttl: float = 100.0,
+    guard: Guard | None = None,
+    remote: RemoteSampling | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
     Args:
         access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
+        guard: budget and quotas; without it there are those that are stored.
+        remote: what SDKs without the hook are told.
     """
     app = FastAPI(
         title="spandial",
         version=version,
         description="One dial for the trace-sampling rate of every process on this node.",
+        responses={422: {"model": Problems, "description": "Something in the request is wrong"}},
     )
     app.state.control = control
+    app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
-    for module in (sampling, explain, audit, targets, stats, entries, metrics):
-        app.include_router(module.router, dependencies=[Depends(may_read)], responses=REFUSALS)
+    app.state.remote = remote or RemoteSampling(control, node)
+    # Jaeger's before the rules: GET /sampling that names a service.
+    nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
+    guarded = [module.router for module in nouns]
+    for router in guarded:
+        app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
+    describe(app, [*guarded, health.router])
     return app
 
 

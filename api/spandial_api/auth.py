@@ -147,6 +147,18 @@ class Access:
         )
         return Refusal(401, sentence, "unauthenticated", {"WWW-Authenticate": "Bearer"})
 
+    def check_reader(self, authorization: str, peer: str) -> None:
+        """`may_read` for what does not come by HTTP. Raises Refusal, which is counted."""
+        try:
+            identified = self.identify(authorization)
+            if isinstance(identified, Principal):
+                identified.check_scope("read")
+            elif not self.read_without_token:
+                raise self.fail(peer, identified)
+        except Refusal as refusal:
+            self.refused[refusal.reason] += 1
+            raise
+
     def take_write(self, principal: Principal) -> None:
         """Raises HTTPException 429."""
         wait = self._writes.take(principal.name, self._now())

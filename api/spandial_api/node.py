@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field
 
+from spandial.abi import EntryKind
+from spandial.labels import Labels
+from spandial_api.breaker import Circuit, CircuitState
+from spandial_api.budgets import Limits
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import KindName, Selector
 
 __all__ = [
+    "BudgetUse",
     "TargetName",
+    "TenantUse",
     "LostExample",
     "LostContext",
+    "Connection",
     "Connections",
     "EntryEvent",
     "Health",
@@ -43,6 +50,14 @@ class RateState(BaseModel):
     rate: float = Field(description="percentage 0-100")
     mode: Literal["follow", "boost", "strict"]
     rule: str = Field(description="selector of the rule that set it; 'default' where no rule does")
+    target: float | None = Field(
+        default=None, description="kept entries per second and service, to which the rule steers the rate"
+    )
+    limited: str = Field(
+        default="",
+        description="what holds it below the rule's rate",
+        examples=["budget", "tenant quota", "budget and tenant quota"],
+    )
 
 
 class OperationState(RateState):
@@ -203,6 +218,27 @@ class NodeStats(BaseModel):
     )
 
 
+class BudgetUse(BaseModel):
+    """What the node's budget is used for."""
+
+    demand: float | None = Field(
+        description="kept entries a second that the rules ask for, all targets together; null where nothing is limited"
+    )
+    limited: int = Field(description="targets whose rates the budget holds below those of the rules")
+
+
+class TenantUse(BaseModel):
+    """A tenant with a quota, and its circuit breaker."""
+
+    tenant: str
+    quota: float = Field(description="kept entries a second on this node")
+    demand: float = Field(description="kept entries a second that the rules ask for, whatever the breaker does")
+    circuit: CircuitState = Field(description="open: no rate of the tenant is above SPANDIAL_BREAKER_RATE")
+    lasted: float | None = Field(
+        description="seconds for which the demand has been too great (closed), or small enough again (half-open)"
+    )
+
+
 class Health(BaseModel):
     """Whether the node does what it is asked, and one sentence for everything that is missing."""
 
@@ -239,6 +275,14 @@ class EntryEvent(BaseModel):
     lost: int = Field(default=0, description="entries that this reader was too slow for, just before this one")
 
 
+class Connection(NamedTuple):
+    """A TCP connection with the agent: the other side's address and port, and the agent's port."""
+
+    address: str
+    port: int
+    to_port: int
+
+
 class Node(Protocol):
     """What the control plane asks of the node. All calls are made on the event loop's thread."""
 
@@ -246,6 +290,16 @@ class Node(Protocol):
         """Make every reader obey this book; they do when this returns."""
 
     def targets(self) -> list[TargetState]: ...
+
+    def labels(self, service: str | None = None) -> set[Labels]:
+        """The labels of the targets, each once; of one service, or of all."""
+
+    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
+        """The labels of the target that has a connection to the agent open; None if it is none of these services' or
+        cannot be found out."""
+
+    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
+        """The percentage that targets with exactly these labels have at this moment; None where there are none."""
 
     async def explain(self, pid: int) -> TargetExplanation:
         """Why a process is a target, or why it is none."""
@@ -259,6 +313,20 @@ class Node(Protocol):
     async def stats(self) -> NodeStats: ...
 
     def health(self) -> Health: ...
+
+    def limit(self, limits: Limits) -> None:
+        """Hold the node to this budget and these quotas."""
+
+    def budget_use(self) -> BudgetUse: ...
+
+    def tenant_uses(self) -> list[TenantUse]:
+        """The tenants that have a quota and are here, or whose circuit is not closed; by name."""
+
+    def circuits(self) -> dict[str, Circuit]:
+        """By tenant; those that are not in it are closed."""
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        """Go on with circuits as they were."""
 
     def watch(self, service: str, env: str) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
         """The kept entries, from now on, of the services and environments that match these globs. Only as long as

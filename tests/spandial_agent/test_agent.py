@@ -50,12 +50,6 @@ def established(agent: AgentProcess) -> list[str]:
     ]
 
 
-def url_of(agent: AgentProcess) -> str:
-    """Where it serves over TCP, as its log says."""
-    line = next(line for line in agent.log.read_text().splitlines() if "url=" in line)
-    return line.partition("url=")[2].split()[0]
-
-
 def test_the_command_line_drives_a_running_agent(memfd_agent: AgentProcess) -> None:
     environ = {"PATH": os.environ["PATH"], "OTEL_SERVICE_NAME": "checkout-of-this-test"}
     with subprocess.Popen(["sleep", "60"], env=environ) as child:
@@ -75,7 +69,7 @@ def test_the_command_line_drives_a_running_agent(memfd_agent: AgentProcess) -> N
 
 
 def test_over_tcp_reading_is_free_and_writing_needs_the_token(memfd_agent: AgentProcess) -> None:
-    url = url_of(memfd_agent)
+    url = memfd_agent.url
     assert httpx.get(f"{url}/sampling").json() == {"revision": 0, "rules": []}
     assert httpx.put(f"{url}/sampling", params={"rate": "30"}).status_code == 401
     token = (memfd_agent.state_dir / "token").read_text().strip()

@@ -122,8 +122,9 @@ async def test_targets_show_the_words_that_are_in_the_table(node: LocalNode, tar
     node.apply(RuleBook().put(Rule(Selector(env="gray", protocol="db"), 0.1, Mode.BOOST)))
     [state] = node.targets()
     assert (state.pid, state.name, state.service, state.kind) == (4711, "python", "checkout", "discovered")
-    assert state.rates["db"].model_dump() == {"rate": 0.1, "mode": "boost", "rule": "env=gray protocol=db"}
-    assert state.rates["http"].model_dump() == {"rate": 100.0, "mode": "follow", "rule": "default"}
+    free = {"target": None, "limited": ""}
+    assert state.rates["db"].model_dump() == {"rate": 0.1, "mode": "boost", "rule": "env=gray protocol=db", **free}
+    assert state.rates["http"].model_dump() == {"rate": 100.0, "mode": "follow", "rule": "default", **free}
     assert node.health().revision == 1
 
 
@@ -174,3 +175,19 @@ async def test_the_kernel_emits_while_somebody_watches(node: LocalNode, targets:
         assert table.backend.read(row)[EntryKind.HTTP] == encode_word(100, emit=True)
         assert table.backend.read(other)[EntryKind.HTTP] == encode_word(100)
     assert table.backend.read(row)[EntryKind.HTTP] == encode_word(100)
+
+
+def test_it_says_which_labels_there_are_and_what_rate_they_have(node: LocalNode, targets: Targets) -> None:
+    blue = CHECKOUT._replace(env="blue")
+    assert node.labels() == set()
+    for pid, labels in ((1, CHECKOUT), (2, CHECKOUT), (3, blue)):
+        discovered(targets, pid, labels)
+    assert node.labels() == {CHECKOUT, blue}
+    node.apply(RuleBook().change([Rule(Selector(env="gray"), 30.0), Rule(Selector(protocol="db"), 7.0)]))
+    assert node.rate(CHECKOUT, EntryKind.HTTP) == 30.0
+    assert node.rate(blue, EntryKind.DB) == 7.0
+    assert node.rate(CHECKOUT._replace(env="stable"), EntryKind.HTTP) is None
+    targets.set_limits({1: 0.5, 2: 0.5})
+    assert node.rate(CHECKOUT, EntryKind.HTTP) == 15.0
+    targets.remove(3)
+    assert node.labels() == {CHECKOUT}

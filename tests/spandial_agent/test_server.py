@@ -65,6 +65,24 @@ def test_a_socket_file_that_a_killed_agent_left_is_replaced(tmp_path: Path) -> N
         client.connect(str(path))
 
 
+def test_an_answer_does_not_wait_for_the_clients_acknowledgement(tcp: socket.socket) -> None:
+    async def options() -> list[int]:
+        found: asyncio.Queue[int] = asyncio.Queue()
+
+        def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.put_nowait(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(take, sock=tcp.dup()):
+            _, writer = await asyncio.open_connection(*tcp.getsockname())
+            try:
+                return [await asyncio.wait_for(found.get(), 10)]
+            finally:
+                writer.close()
+
+    assert asyncio.run(options()) == [1]
+
+
 def test_a_port_that_is_taken_is_named_with_the_setting_for_another(tcp: socket.socket) -> None:
     port = tcp.getsockname()[1]
     with pytest.raises(SpandialError, match=rf"127\.0\.0\.1:{port} .*in use.*SPANDIAL_PORT"):

@@ -131,3 +131,12 @@ async def test_a_name_with_anything_in_it_does_not_break_the_format(remote: http
 
 async def test_an_idle_node_can_be_scraped(remote: httpx.AsyncClient) -> None:
     assert at((await scrape(remote))["spandial_targets"]) == 0
+
+
+async def test_answers_to_other_sdks_are_counted(remote: httpx.AsyncClient) -> None:
+    for _ in range(2):
+        assert (await remote.get("/sampling", params={"service": "shop"})).is_success
+    assert (await remote.post("/GetSamplingRules")).is_success
+    found = await scrape(remote)
+    assert found["spandial_remote_sampling_answers_total"] == {(("protocol", "jaeger"),): 2, (("protocol", "xray"),): 1}
+    assert found["spandial_xray_clients_forgotten_total"] == {(): 0}

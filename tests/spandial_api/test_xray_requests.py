@@ -1,0 +1,202 @@
+"""POST /GetSamplingRules and /SamplingTargets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spandial.labels import Labels
+from spandial_api.app import build_app
+from spandial_api.auth import Access
+from spandial_api.control import Control
+from spandial_api.node import Connection
+from spandial_api.store import Store
+from spandial_api.token_file import TokenFile
+from tests.spandial_api.conftest import client_of
+from tests.spandial_api.fake_node import FakeNode
+
+pytestmark = pytest.mark.anyio
+
+
+def document(rule: str = "Default", client: str = "a" * 24, requests: int = 1) -> dict[str, Any]:
+    counts = {"RequestCount": requests, "SampledCount": 0, "BorrowCount": 0}
+    return {"RuleName": rule, "ClientID": client, "Timestamp": 1.7e9, **counts}
+
+
+def statistics(*documents: dict[str, Any]) -> dict[str, Any]:
+    return {"SamplingStatisticsDocuments": documents}
+
+
+async def rules_of(client: httpx.AsyncClient) -> dict[str, dict[str, Any]]:
+    answer = await client.post("/GetSamplingRules")
+    assert answer.status_code == 200, answer.text
+    records = [record["SamplingRule"] for record in answer.json()["SamplingRuleRecords"]]
+    return {record["RuleName"]: record for record in records}
+
+
+async def targets_of(client: httpx.AsyncClient, *documents: dict[str, Any]) -> dict[str, Any]:
+    answer = await client.post("/SamplingTargets", json=statistics(*documents))
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def test_nobody_needs_a_token_to_ask(local: httpx.AsyncClient, remote: httpx.AsyncClient) -> None:
+    await local.put("/sampling", params={"rate": "30", "service": "shop"})
+    assert (await rules_of(remote))["service=shop"] == {
+        "RuleName": "service=shop",
+        "RuleARN": "",
+        "Priority": 1,
+        "FixedRate": 0.3,
+        "ReservoirSize": 0,
+        "ServiceName": "shop",
+        "ServiceType": "*",
+        "Host": "*",
+        "HTTPMethod": "*",
+        "URLPath": "*",
+        "ResourceARN": "*",
+        "Attributes": {},
+        "Version": 1,
+    }
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"NextToken":null}'])
+async def test_there_is_nothing_to_choose(remote: httpx.AsyncClient, body: bytes) -> None:
+    assert (await remote.post("/GetSamplingRules", content=body)).status_code == 200
+
+
+async def test_a_target_is_told_at_once_and_newer_rules_are_announced(
+    app: FastAPI, local: httpx.AsyncClient, remote: httpx.AsyncClient
+) -> None:
+    now = 1000.0
+    app.state.control.now = lambda: now
+    await local.put("/sampling", params={"rate": "30", "service": "shop"})
+    first = await targets_of(remote, document("service=shop"), document())
+    shop, rest = first["SamplingTargetDocuments"]
+    assert shop == {
+        "RuleName": "service=shop",
+        "FixedRate": 0.3,
+        "ReservoirQuota": 0,
+        "ReservoirQuotaTTL": now + 30,
+        "Interval": 10,
+    }
+    assert rest["RuleName"] == "Default"
+    assert first["LastRuleModification"] == 1000
+    now = 1005.5
+    assert (await targets_of(remote, document()))["LastRuleModification"] == 1000
+    await local.put("/sampling", params={"rate": "40", "service": "shop"})
+    second = await targets_of(remote, document("service=shop"))
+    assert second["SamplingTargetDocuments"][0]["FixedRate"] == 0.4
+    assert second["LastRuleModification"] == 1006
+
+
+async def test_processes_that_come_make_newer_rules(
+    app: FastAPI, local: httpx.AsyncClient, remote: httpx.AsyncClient, node: FakeNode
+) -> None:
+    now = 1000.0
+    app.state.control.now = lambda: now
+    await local.put("/sampling", params={"rate": "100", "env": "gray"})
+    assert list(await rules_of(remote)) == ["Default"]
+    node.processes = [Labels("shop", env="gray")]
+    now = 1002.0
+    rules = await rules_of(remote)
+    assert [each["ServiceName"] for each in rules.values()] == ["shop", "*"]
+    assert (await targets_of(remote))["LastRuleModification"] == 1002
+
+
+async def test_where_processes_differ_the_connection_tells_which_one_asks(
+    app: FastAPI, local: httpx.AsyncClient, node: FakeNode
+) -> None:
+    instances = [(("service.instance.id", str(number)),) for number in range(3)]
+    node.processes = [Labels("shop", env="gray", others=instances[0]), Labels("shop", env="gray", others=instances[1])]
+    node.processes.append(Labels("shop", env="stable", others=instances[2]))
+    node.askers = {Connection("10.0.0.1", port, 5778): labels for port, labels in enumerate(node.processes, 1)}
+    await local.put("/sampling", params={"rate": "1"})
+    await local.put("/sampling", params={"rate": "100", "env": "gray"})
+    found = []
+    for port in (1, 2, 3, 4):
+        transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
+        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+            rules = await rules_of(client)
+            told = await targets_of(client, *map(document, rules))
+            assert len(told["SamplingTargetDocuments"]) == len(rules)
+            found.append([(rule["ServiceName"], rule["FixedRate"]) for rule in rules.values()])
+    default = ("*", 0.01)
+    assert found == [[("shop", 1.0), default], [("shop", 1.0), default], [default], [default]]
+
+
+async def test_a_throughput_is_shared(local: httpx.AsyncClient, remote: httpx.AsyncClient) -> None:
+    await local.put("/sampling", params={"target": "10", "service": "shop"})
+    assert (await rules_of(remote))["service=shop"]["ReservoirSize"] == 10
+    for _ in range(2):
+        answers = [await targets_of(remote, document("service=shop", client)) for client in ("a", "b", "c")]
+    quotas = [answer["SamplingTargetDocuments"][0]["ReservoirQuota"] for answer in answers]
+    assert sorted(quotas) == [3, 3, 4]
+
+
+async def test_a_rule_that_went_is_said(remote: httpx.AsyncClient) -> None:
+    answer = await targets_of(remote, document("service=gone"), document())
+    assert [each["RuleName"] for each in answer["SamplingTargetDocuments"]] == ["Default"]
+    assert answer["UnprocessedStatistics"] == [
+        {"RuleName": "service=gone", "ErrorCode": "404", "Message": "no such rule"}
+    ]
+
+
+async def test_what_other_samplers_say_besides_is_not_looked_at(remote: httpx.AsyncClient) -> None:
+    more = {**document(), "SampleCount": 0, "ServiceName": "shop", "TotalCount": 3}
+    del more["SampledCount"]
+    body = {**statistics(more), "SamplingBoostStatisticsDocuments": None}
+    assert (await remote.post("/SamplingTargets", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/GetSamplingRules", b"[]", "body"),
+        ("/GetSamplingRules", b'{"NextToken":"a"}', "NextToken"),
+        ("/SamplingTargets", b"", "body"),
+        ("/SamplingTargets", b"{}", "SamplingStatisticsDocuments"),
+        ("/SamplingTargets", json.dumps(statistics(document("x" * 256))).encode(), "RuleName"),
+        ("/SamplingTargets", json.dumps(statistics(document(requests=-1))).encode(), "RequestCount"),
+        ("/SamplingTargets", json.dumps(statistics({**document(), "Timestamp": float("nan")})).encode(), "Timestamp"),
+        ("/SamplingTargets", json.dumps(statistics(*[document()] * 5_001)).encode(), "Documents"),
+    ],
+    ids=str,
+)
+async def test_what_is_none_of_its_requests_is_refused(
+    remote: httpx.AsyncClient, path: str, body: bytes, field: str
+) -> None:
+    answer = await remote.post(path, content=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["field"].endswith(field)
+
+
+async def test_a_body_has_its_bound(remote: httpx.AsyncClient) -> None:
+    answer = await remote.post("/SamplingTargets", content=b" " * (1 << 20) + b"{}")
+    assert answer.status_code == 413
+
+
+_VALUES = st.none() | st.integers() | st.floats() | st.text(max_size=9)
+_KEYS = st.sampled_from(["SamplingStatisticsDocuments", "RuleName", "ClientID", "NextToken", "Timestamp"])
+_JSON = st.recursive(
+    _VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=5), max_leaves=20
+)
+
+
+@given(st.binary(max_size=200) | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_no_body_makes_it_fail(body: bytes) -> None:
+    async def send() -> set[int]:
+        store, node = Store(Path(":memory:")), FakeNode()
+        access = Access(TokenFile(Path("/nonexistent")))
+        client = client_of(build_app(Control(store, node), node, access=access, version="0"))
+        paths = "/GetSamplingRules", "/SamplingTargets"
+        return {(await client.post(path, content=body)).status_code for path in paths}
+
+    assert asyncio.run(send()) <= {200, 422}
