@@ -38,7 +38,9 @@ from spandial_agent.targets import Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import Access
+from spandial_api.budgets import Limits
 from spandial_api.control import Control
+from spandial_api.guard import Guard
 from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection
 from spandial_api.remote import RemoteSampling
@@ -97,13 +99,26 @@ async def run_agent(settings: Settings) -> None:
         if capture is not None and settings.propagation_seconds:
             propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
         lease_s = settings.lease_seconds
-        node = LocalNode(table, targets, registrar, discovery, capture, missing, lease_s, spans, tls, propagation)
+        node = LocalNode(
+            table,
+            targets,
+            registrar,
+            discovery,
+            capture,
+            missing,
+            lease_s,
+            spans,
+            tls,
+            propagation,
+            settings.thresholds,
+        )
         try:
             copy = LastGoodRules(settings.state_dir / "rules.json")
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node, copy=copy)
+            guard = Guard(control, node, Limits(settings.budget, settings.quota))
             if control.trouble:
                 _log.error("the rules cannot be changed", reason=control.trouble)
             token_file = TokenFile(settings.state_dir, _log.warning)
@@ -134,8 +149,9 @@ async def run_agent(settings: Settings) -> None:
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
             remote=remote,
+            guard=guard,
         )
-        running = asyncio.create_task(_run(node, control))
+        running = asyncio.create_task(_run(node, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         if certificate is not None:
@@ -155,8 +171,8 @@ async def run_agent(settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _run(node: LocalNode, control: Control) -> None:
-    await asyncio.gather(node.run(), control.run())
+async def _run(node: LocalNode, control: Control, guard: Guard) -> None:
+    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run())
 
 
 def _jaeger_grpc(

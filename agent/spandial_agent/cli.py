@@ -6,10 +6,12 @@ import asyncio
 import json
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from spandial_agent.budget_commands import budgets
 from spandial_agent.client import AgentUnreachable, Client
 from spandial_agent.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.rule_commands import rules
@@ -26,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(rules)
+app.add_typer(budgets)
 app.add_typer(tokens, name="token")
 
 
@@ -38,6 +41,26 @@ def agent() -> None:
         settings = read_settings()
         configure_log(settings.log)
         asyncio.run(run_agent(settings))
+
+
+@app.command(epilog="Example: spandial relay --to https://spandial-agents:5778 --ca ca.pem --token-file token")
+def relay(
+    to: Annotated[str, typer.Option(help="The agents' URL; each address of its host's name is an agent.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 5779,
+    certificate: Annotated[
+        Path | None, typer.Option(envvar="SPANDIAL_TLS_CERT", help="Serve by TLS with this certificate, in PEM.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(envvar="SPANDIAL_TLS_KEY", help="Its key, in PEM.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Token for requests that bring none.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Trust these certificates of the agents, in PEM.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for all agents together.", min=0.1, max=600)] = 8.0,
+) -> None:
+    """Pass changes of rules on to every agent behind a name, as a release tool calls one URL alone."""
+    from spandial_agent.relay import build_relay, run_relay
+
+    with reported():
+        run_relay(build_relay(to, token_file=token_file, ca=ca, timeout_s=timeout), host, port, certificate, key)
 
 
 @app.command(epilog="Example: spandial targets --explain 4711")

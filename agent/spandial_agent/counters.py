@@ -44,6 +44,8 @@ class CounterPage:
     def read(self) -> list[int]:
         """The 32 counts; each never less than it was before."""
         found = self._words[abi.PAGE_COUNTS : abi.PAGE_COUNTS + abi.PAGE_COUNT_WORDS].tolist()
+        if found == self._last:
+            return found
         for index, count in enumerate(found):
             if self._last[index] <= count < _PLAUSIBLE:
                 self._last[index] = count

@@ -7,8 +7,9 @@ from itertools import chain
 from operator import is_, or_
 from typing import NamedTuple
 
-from spandial.abi import EntryKind, Flag
+from spandial.abi import EntryKind, Flag, encode_word, word_rate
 from spandial.labels import Labels
+from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSet, OperationWords
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
@@ -75,27 +76,28 @@ class Group:
         return self.emit, selectors, self.labels if self._steers_operations else None
 
     def operation_words(
-        self, percent_of: Callable[[Rule, Labels], float], factor: float = 1.0
+        self, percent_of: Callable[[Rule, Labels], float], limit: Limit | None = None
     ) -> Iterator[OperationWords]:
-        """The rules by operation with their words, whose rates are multiplied by this."""
+        """The rules by operation with their words, whose rates are under this limit."""
         emit = Flag.EMIT if self.emit else 0
         for rule in self.operations:
             if (pattern := rule.selector.pattern) is not None:
-                word = rule.word(percent_of(rule, self.labels) * factor) | emit
+                word = rule.word(_rate(rule, percent_of(rule, self.labels), limit)) | emit
                 yield OperationWords(pattern, tuple(word if rule.selector.matches_kind(k) else 0 for k in _KINDS))
 
-    def row(self, factor: float = 1.0, own: OperationSet | None = None) -> RowWords:
-        """All words of a member's row, whose rates by rules are multiplied by this; the default is not.
+    def row(self, limit: Limit | None = None, own: OperationSet | None = None) -> RowWords:
+        """All words of a member's row, whose rates are under this limit.
 
         Args:
             own: where the rates of its operations are, if not where those of the group are.
         """
         emit = Flag.EMIT if self.emit else 0
         rates: list[int] = []
-        last, word = None, self.default | emit
+        last, word = None, _limited(self.default, limit) | emit
         for rule, percent in zip(self.rules, self.percents):
             if rule is not last:  # most often one rule has all kinds
-                word = (self.default if rule is None else rule.word(percent * factor)) | emit
+                word = _limited(self.default, limit) if rule is None else rule.word(_rate(rule, percent, limit))
+                word |= emit
                 last = rule
             rates.append(word)
         operations = own or self.set
@@ -117,7 +119,14 @@ class Group:
 
     def obeys(self, rule: Rule) -> bool:
         """Whether this rule is in force for any of their entries."""
-        return any(rule is own for own in self.rules) or any(rule is own for own in self.operations)
+        return any(rule is own for own in self.in_force)
+
+    @property
+    def in_force(self) -> Iterator[Rule | None]:
+        """The rules of all kinds, and those by operation if there is room for them."""
+        yield from self.rules
+        if self.set is not None and self.set.named:
+            yield from self.operations
 
     def resolve(self, book: RuleBook) -> None:
         """Find all rules anew."""
@@ -151,6 +160,14 @@ class Group:
     def _obey(self, operations: list[Rule]) -> None:
         self.operations = operations
         self._steers_operations = any(rule.rate is None for rule in operations)
+
+
+def _rate(rule: Rule, percent: float, limit: Limit | None) -> float:
+    return percent if limit is None else limit.rate(percent, rule.floor)
+
+
+def _limited(default: int, limit: Limit | None) -> int:
+    return default if limit is None else encode_word(limit.rate(word_rate(default) or 0.0))
 
 
 class Groups:
@@ -260,7 +277,7 @@ class Groups:
         """For each rule's selector, how many members obey it for at least some entries."""
         by_rule: dict[int, int] = {}
         for group in self:
-            for rule in {id(rule) for rule in (*group.rules, *group.operations) if rule is not None}:
+            for rule in {id(rule) for rule in group.in_force if rule is not None}:
                 by_rule[rule] = by_rule.get(rule, 0) + len(group.members)
         return {rule.selector: by_rule[id(rule)] for rule in self.book.rules.values() if by_rule.get(id(rule))}
 

@@ -19,14 +19,19 @@ from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.kernel.operations import applies
+from spandial_agent.limiting import Limit
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
+from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.targets import REGISTERED, Target, Targets
 from spandial_agent.tls.follower import TlsFollower
+from spandial_api.breaker import Circuit, Thresholds
+from spandial_api.budgets import Limits
 from spandial_api.node import (
+    BudgetUse,
     Connection,
     EntryEvent,
     Health,
@@ -40,6 +45,7 @@ from spandial_api.node import (
     TargetExplanation,
     TargetState,
     TargetStats,
+    TenantUse,
 )
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
@@ -67,6 +73,7 @@ class LocalNode:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         tls: what follows the TLS of targets, where there is capture.
         propagation: what looks for lost trace contexts, where that is wanted.
+        thresholds: of tenants' circuits.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class LocalNode:
         spans: SpanPipeline | None = None,
         tls: TlsFollower | None = None,
         propagation: PropagationWatch | None = None,
+        thresholds: Thresholds | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -93,6 +101,7 @@ class LocalNode:
         self._spans = spans
         self._tls = tls
         self._propagation = propagation
+        self._steering = Steering(targets, capture, registrar.publish, thresholds)
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # records of processes that ended longer ago
@@ -125,6 +134,25 @@ class LocalNode:
         finally:
             if looking is not None:
                 looking.cancel()
+
+    async def steer(self) -> None:
+        """Move rates by what is counted until cancelled."""
+        await self._steering.run()
+
+    def limit(self, limits: Limits) -> None:
+        self._steering.limit(limits)
+
+    def budget_use(self) -> BudgetUse:
+        return self._steering.budget_use
+
+    def tenant_uses(self) -> list[TenantUse]:
+        return self._steering.tenant_uses
+
+    def circuits(self) -> dict[str, Circuit]:
+        return self._steering.circuits
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        self._steering.restore(circuits)
 
     def apply(self, book: RuleBook) -> None:
         self._revision = book.revision
@@ -211,9 +239,10 @@ class LocalNode:
 
     def _target_state(self, target: Target) -> TargetState:
         words = self._table.backend.read(target.row.number)
+        limit = self._targets.limits.get(target.pid)
         rates = {}
         for kind, rule in zip(EntryKind, target.rules):
-            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule))
+            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule, limit))
         return TargetState.model_validate(
             {
                 "pid": target.pid,
@@ -224,7 +253,7 @@ class LocalNode:
                 "kind": "hooked" if target.hooked else "discovered",
                 "row": target.row.number,
                 "rates": rates,
-                "operations": _operations(target),
+                "operations": _operations(target, limit),
                 "why": target.why,
                 "tls": self._tls_of(target.pid),
             }
@@ -326,22 +355,24 @@ class LocalNode:
             )
 
 
-def _rate(word: int, rule: Rule | None) -> dict[str, Any]:
+def _rate(word: int, rule: Rule | None, limit: Limit | None) -> dict[str, Any]:
     return {
         "rate": round(word_rate(word) or 0.0, 10),
         "mode": Mode(word & abi.MODE_MASK).name.lower(),
         "rule": selector_text(rule.selector) if rule else "default",
+        "target": rule.target if rule else None,
+        "limited": limit.why if limit is not None else "",
     }
 
 
-def _operations(target: Target) -> list[dict[str, Any]]:
+def _operations(target: Target, limit: Limit | None) -> list[dict[str, Any]]:
     """What `OperationState` says of a target, the rules that win first; nothing where they found no room."""
     obeyed = target.operations
     if obeyed is None or not obeyed.named:
         return []
     return [
         {
-            **_rate(max(own.words), rule),
+            **_rate(max(own.words), rule, limit),
             "operation": own.pattern.text,
             "kinds": [_KIND_NAMES[kind] for kind in own.kinds],
             "kernel": obeyed.in_kernel and applies(own.pattern),

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +72,29 @@ class Registrar:
         self._listener.listen(1024)
         self._loop.add_reader(self._listener, self._accept)
 
-    async def publish(self) -> None:
-        """Ask every hook to publish its counts, and wait until they have, or for 50 ms."""
+    async def publish(self, targets: Collection[Target] | None = None) -> None:
+        """Ask every hook, or those of some targets, to publish its counts, and wait until they have, or for 50 ms."""
         self._requests += 1
-        request = json.dumps({"publish": self._requests}).encode()
-        asked = []
+        number = self._requests
+        request = json.dumps({"publish": number}).encode()
+        meant = None if targets is None else {target.pid for target in targets}
+        asked: list[tuple[_Connection, CounterPage]] = []
         for connection in self._connections.values():
-            if connection.page is None:
+            if connection.target is None or connection.page is None:
+                continue
+            if meant is not None and connection.target.pid not in meant:
                 continue
             try:
                 connection.peer.send(request)
-                asked.append(connection)
+                asked.append((connection, connection.page))
             except OSError:  # its queue is full, or it is gone: the counts that are there must do
                 continue
         give_up = self._loop.time() + _PUBLISH_WAIT_S
         while self._loop.time() < give_up:
-            asked = [c for c in asked if c.page in (c.target.pages if c.target else []) and not self._answered(c)]
+            asked = [(c, page) for c, page in asked if c.target and page in c.target.pages and page.published < number]
             if not asked:
                 return
             await asyncio.sleep(_PUBLISH_POLL_S)
-
-    def _answered(self, connection: _Connection) -> bool:
-        return connection.page is not None and connection.page.published >= self._requests
 
     def close(self) -> None:
         """Stop listening. Hooks keep their rates until the lease ends, and look for the next agent."""
@@ -203,5 +205,5 @@ def _parse_hello(message: bytes) -> tuple[Labels, int]:
     if not isinstance(default, int) or not 0 <= default < 1 << 64 or not default & abi.Flag.VALID:
         raise _BadHello("default is a valid rate word")
     return Labels(*main)._replace(others=other_labels(attributes.items())), default & ~(
-        abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK
+        abi.Flag.OPERATIONS | abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK
     )

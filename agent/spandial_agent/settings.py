@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from spandial.decision import parse_rate
 from spandial_agent.discovery_rules import parse_rules
+from spandial_api.breaker import Thresholds
 
 __all__ = ["Settings"]
 
@@ -69,6 +70,17 @@ class Settings(BaseSettings):
         le=86400,
         description="how often to look where trace contexts are lost; 0: never",
     )
+    budget: float | None = Field(
+        default=None, gt=0, le=1e9, description="kept entries a second, all targets together; none: no budget"
+    )
+    quota: float | None = Field(
+        default=None, gt=0, le=1e9, description="kept entries a second of a tenant that has no quota of its own"
+    )
+    breaker_over: float = Field(default=120.0, gt=0, description="percentage of the quota that opens a circuit")
+    breaker_over_seconds: float = Field(default=180.0, ge=0, description="for so long")
+    breaker_under: float = Field(default=80.0, gt=0, description="percentage of the quota that closes a circuit")
+    breaker_under_seconds: float = Field(default=300.0, ge=0, description="for so long")
+    breaker_rate: float = Field(default=1.0, description="no rate of an open circuit is above this one")
     require_kernel: bool = Field(default=False, description="refuse to start without the kernel side")
     log: Literal["console", "json"] = "console"
 
@@ -82,7 +94,27 @@ class Settings(BaseSettings):
         """The capture path to use without trying the others, if one is set."""
         return self.capture if self.capture in ("socket", "sys_exit") else None
 
-    @field_validator("default_rate", "max_rate_without_ttl", mode="before")
+    @model_validator(mode="after")
+    def _opens_above_what_closes(self) -> Settings:
+        if self.breaker_under > self.breaker_over:
+            raise ValueError(
+                f"SPANDIAL_BREAKER_UNDER ({self.breaker_under:g}) is not above SPANDIAL_BREAKER_OVER "
+                f"({self.breaker_over:g}): a circuit would close and open at the same demand"
+            )
+        return self
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """Of the tenants' circuits."""
+        return Thresholds(
+            self.breaker_over,
+            self.breaker_over_seconds,
+            self.breaker_under,
+            self.breaker_under_seconds,
+            self.breaker_rate,
+        )
+
+    @field_validator("default_rate", "max_rate_without_ttl", "breaker_rate", mode="before")
     @classmethod
     def _rate(cls, value: object) -> float:
         return parse_rate(str(value))

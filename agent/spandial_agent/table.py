@@ -78,7 +78,7 @@ _KINDS = (1 << len(abi.EntryKind)) - 1
 _RATES = 1 << abi.WORD_FALLBACK | _KINDS
 _ROW = _RATES | 1 << abi.WORD_OPERATIONS
 _ALL = 0b11111111
-_OPERATION_ROWS = 1024  # at most: the others are for processes
+_OPERATION_ROWS = 1024  # that operations may have in any case; more while as many are left for processes
 
 
 class RateTable:
@@ -140,9 +140,10 @@ class RateTable:
     def allocate_operation_rows(self, rates: Sequence[Sequence[int]]) -> list[int]:
         """Rows for operations that have these rates by entry kind, 0 where they are for other kinds; none at all where
         there are too few left. They have no owner: no process is ever told that one is its own."""
-        if len(rates) > min(_OPERATION_ROWS - self._of_operations, len(self._free)):
+        taken, left = self._of_operations + len(rates), len(self._free) - len(rates)
+        if left < 0 or (taken > _OPERATION_ROWS and left < _OPERATION_ROWS):
             return []
-        self._of_operations += len(rates)
+        self._of_operations = taken
         rows = [self._free.popleft() for _ in rates]
         for row, words in zip(rows, rates):
             self.backend.write(row, [*words, 0, 0, 0, 0], _ALL)

@@ -16,6 +16,7 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.discovery_rules import NAMED
 from spandial_agent.groups import Group, Groups, RowWords
 from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSet, OperationSets
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
@@ -113,7 +114,7 @@ class Targets:
         self.on_added = on_added
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
-        self._limits: dict[int, float] = {}
+        self._limits: dict[int, Limit] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
         self.rate_of: Callable[[Rule, Labels], float] = _fixed_rate
         self.answers = False
@@ -244,23 +245,20 @@ class Targets:
         self._write(self._groups.steer(services))
 
     @property
-    def limits(self) -> Mapping[int, float]:
-        """By pid: what the rates that rules give a target are multiplied by. 1 for those that are not in it."""
+    def book(self) -> RuleBook:
+        """What they obey."""
+        return self._groups.book
+
+    @property
+    def limits(self) -> Mapping[int, Limit]:
+        """By pid: what holds a target's rates below those of its rules, and below the default that it brought."""
         return self._limits
 
-    def set_limits(self, limits: Mapping[int, float]) -> None:
-        """Replace all limits. A target's ends with it; one without a row of its own has none.
-
-        The default that a target brought, and the fallback, are not multiplied. Raises ValueError, nothing changed.
-
-        Args:
-            limits: 0 to 1, by pid. Who is no target is passed over.
-        """
-        wrong = {pid: limit for pid, limit in limits.items() if not 0 <= limit <= 1}
-        if wrong:
-            raise ValueError(f"a limit is between 0 and 1, not as in {wrong}")
+    def set_limits(self, limits: Mapping[int, Limit]) -> None:
+        """Replace all limits. A target's ends with it; one without a row of its own has none. The fallback is not
+        limited. Who is no target is passed over."""
         before = self._limits
-        self._limits = {pid: limit for pid, limit in limits.items() if limit < 1 and pid in self._by_pid}
+        self._limits = {pid: limit for pid, limit in limits.items() if pid in self._by_pid}
         changed = [pid for pid in {*before, *self._limits} if before.get(pid) != self._limits.get(pid)]
         self._write_targets(self._by_pid[pid] for pid in changed)
 

@@ -14,9 +14,11 @@ from spandial_api.durations import format_duration
 
 __all__ = [
     "audit_table",
+    "budget_line",
     "explanation_table",
     "lost_context",
     "printable",
+    "quotas_table",
     "rule_line",
     "rules_table",
     "stats_table",
@@ -108,11 +110,36 @@ def tokens_table(answer: list[dict[str, Any]]) -> RenderableType:
     return table if answer else Text("no tokens: nobody is let in over TCP")
 
 
+def budget_line(answer: dict[str, Any]) -> str:
+    """GET /budget."""
+    asked = "" if answer["demand"] is None else f"; the rules ask for {answer['demand']:.4g}/s"
+    if answer["entries"] is None:
+        return f"no budget{asked}"
+    limited = f"{answer['limited']} target{'' if answer['limited'] == 1 else 's'} limited"
+    return f"budget {answer['entries']:g} kept entries/s{asked}; {limited}"
+
+
+def quotas_table(answer: dict[str, Any]) -> RenderableType:
+    """GET /quotas."""
+    table = _table("tenant", "quota/s>", "asked for/s>", "circuit", "since>", "set by")
+    for quota in answer["quotas"]:
+        since = None if quota["lasted"] is None else format_duration(quota["lasted"])
+        by = quota["who"] or "settings"
+        _row(table, quota["tenant"], f"{quota['entries']:g}", f"{quota['demand']:.4g}", quota["circuit"], since, by)
+    default = "no quota" if answer["default"] is None else f"{answer['default']:g} kept entries/s each"
+    parts: list[RenderableType] = [table] if answer["quotas"] else []
+    return Group(*parts, Text(f"all other tenants: {default}"))
+
+
+def _rate_in_force(state: dict[str, Any]) -> str:
+    return f"{state['rate']:.6g}" + (f" (limited by {state['limited']})" if state["limited"] else "")
+
+
 def targets_table(answer: list[dict[str, Any]]) -> RenderableType:
     """GET /targets. One rate where all kinds of entry have the same; then those of operations."""
     table = _table("pid>", "name", "service", "version", "env", "kind", "rate %", "rule", "tls", "why")
     for target in answer:
-        rates = {kind: f"{state['rate']:g}" for kind, state in target["rates"].items()}
+        rates = {kind: _rate_in_force(state) for kind, state in target["rates"].items()}
         same = len(set(rates.values())) == 1
         rate = rates["http"] if same else " ".join(f"{kind}={value}" for kind, value in rates.items())
         rules = dict.fromkeys(state["rule"] for state in target["rates"].values())

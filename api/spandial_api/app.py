@@ -12,10 +12,26 @@ from fastapi.responses import JSONResponse, Response
 
 from spandial_api.auth import REFUSALS, Access, Refusal, may_read
 from spandial_api.body_limit import BodyLimit
+from spandial_api.budgets import Limits
 from spandial_api.control import Control, RevisionConflict
+from spandial_api.guard import Guard
 from spandial_api.node import Node
+from spandial_api.problems import Problems, describe
 from spandial_api.remote import RemoteSampling
-from spandial_api.routes import audit, entries, explain, health, jaeger, metrics, sampling, stats, targets, xray
+from spandial_api.routes import (
+    audit,
+    budgets,
+    entries,
+    explain,
+    health,
+    jaeger,
+    metrics,
+    restore,
+    sampling,
+    stats,
+    targets,
+    xray,
+)
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
@@ -29,6 +45,7 @@ def build_app(
     version: str,
     max_rate_without_ttl: float = 100.0,
     remote: RemoteSampling | None = None,
+    guard: Guard | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
@@ -36,26 +53,32 @@ def build_app(
         access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
         remote: what SDKs without the hook are told.
+        guard: budget and quotas; without it there are those that are stored.
     """
     app = FastAPI(
         title="spandial",
         version=version,
         description="One dial for the trace-sampling rate of every process on this node.",
+        responses={422: {"model": Problems, "description": "Something in the request is wrong"}},
     )
     app.state.control = control
+    app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
     # Before the rules: GET /sampling that names a service is Jaeger's.
-    for module in (jaeger, xray, sampling, explain, audit, targets, stats, entries, metrics):
-        app.include_router(module.router, dependencies=[Depends(may_read)], responses=REFUSALS)
+    nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
+    guarded = [module.router for module in nouns]
+    for router in guarded:
+        app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
+    describe(app, [*guarded, health.router])
     return app
 
 

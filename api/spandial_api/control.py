@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spandial_api.audit import Change, Entry, changes_of, effective, undoing
 from spandial_api.node import Node
@@ -142,6 +142,15 @@ class Control:
     async def audit(self, limit: int, before: int | None = None) -> list[Entry]:
         """The latest revisions, latest first. Raises StoreError."""
         return await asyncio.to_thread(self._store.audit, limit, before)
+
+    def document(self, name: str) -> Any:
+        """What else is stored under a name; None where nothing is. Raises StoreError."""
+        return self._store.document(name)
+
+    async def keep(self, name: str, body: Any) -> None:
+        """Store something else under a name. Raises StoreError, nothing changed."""
+        async with self._lock:
+            await asyncio.to_thread(self._check, lambda: self._store.set_document(name, body))
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""

@@ -10,11 +10,15 @@ from pydantic import BaseModel, Field
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
+from spandial_api.breaker import Circuit, CircuitState
+from spandial_api.budgets import Limits
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import KindName, Selector
 
 __all__ = [
+    "BudgetUse",
     "TargetName",
+    "TenantUse",
     "LostExample",
     "LostContext",
     "Connection",
@@ -46,6 +50,14 @@ class RateState(BaseModel):
     rate: float = Field(description="percentage 0-100")
     mode: Literal["follow", "boost", "strict"]
     rule: str = Field(description="selector of the rule that set it; 'default' where no rule does")
+    target: float | None = Field(
+        default=None, description="kept entries per second and service, to which the rule steers the rate"
+    )
+    limited: str = Field(
+        default="",
+        description="what holds it below the rule's rate",
+        examples=["budget", "tenant quota", "budget and tenant quota"],
+    )
 
 
 class OperationState(RateState):
@@ -206,6 +218,27 @@ class NodeStats(BaseModel):
     )
 
 
+class BudgetUse(BaseModel):
+    """What the node's budget is used for."""
+
+    demand: float | None = Field(
+        description="kept entries a second that the rules ask for, all targets together; null where nothing is limited"
+    )
+    limited: int = Field(description="targets whose rates the budget holds below those of the rules")
+
+
+class TenantUse(BaseModel):
+    """A tenant with a quota, and its circuit breaker."""
+
+    tenant: str
+    quota: float = Field(description="kept entries a second on this node")
+    demand: float = Field(description="kept entries a second that the rules ask for, whatever the breaker does")
+    circuit: CircuitState = Field(description="open: no rate of the tenant is above SPANDIAL_BREAKER_RATE")
+    lasted: float | None = Field(
+        description="seconds for which the demand has been too great (closed), or small enough again (half-open)"
+    )
+
+
 class Health(BaseModel):
     """Whether the node does what it is asked, and one sentence for everything that is missing."""
 
@@ -280,6 +313,20 @@ class Node(Protocol):
     async def stats(self) -> NodeStats: ...
 
     def health(self) -> Health: ...
+
+    def limit(self, limits: Limits) -> None:
+        """Hold the node to this budget and these quotas."""
+
+    def budget_use(self) -> BudgetUse: ...
+
+    def tenant_uses(self) -> list[TenantUse]:
+        """The tenants that have a quota and are here, or whose circuit is not closed; by name."""
+
+    def circuits(self) -> dict[str, Circuit]:
+        """By tenant; those that are not in it are closed."""
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        """Go on with circuits as they were."""
 
     def watch(self, service: str, env: str) -> AbstractAsyncContextManager[AsyncIterator[EntryEvent]]:
         """The kept entries, from now on, of the services and environments that match these globs. Only as long as

@@ -1,4 +1,4 @@
-"""What routes take of a request: no query parameter silently that is unknown or given twice, and its connection."""
+"""Query parameters: what they look like, and those that no route takes silently, unknown ones and one given twice."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Callable
 
 from fastapi import HTTPException, Request
 
-from spandial_api.node import Connection
+__all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "only"]
 
-__all__ = ["connection_of", "only"]
+# As the description has them: what everybody writes. `parse_rate` and `parse_duration` take some more, such as 1e-3.
+RATE_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%?$"
+TTL_PATTERN = (
+    r"^([1-9][0-9]?d([0-9]{1,2}h)?([0-9]{1,2}m)?([0-9]{1,2}s)?|[1-9][0-9]{0,2}h([0-9]{1,2}m)?([0-9]{1,2}s)?"
+    r"|[1-9][0-9]{0,3}m([0-9]{1,2}s)?|[1-9][0-9]{0,4}s)$"
+)
+# Of Latin 1, what Python holds for printable, and not spaces alone.
+PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f-\xa0\xad]*[^\x00-\x20\x7f-\xa0\xad][^\x00-\x1f\x7f-\xa0\xad]*$"
 
 
 def only(*names: str) -> Callable[[Request], None]:
@@ -29,11 +36,3 @@ def only(*names: str) -> Callable[[Request], None]:
             raise HTTPException(422, problems)
 
     return check
-
-
-def connection_of(request: Request) -> Connection | None:
-    """The TCP connection that a request came by; None over the Unix socket."""
-    client, server = request.client, request.scope.get("server")
-    if client is None or not client.port or server is None or server[1] is None:
-        return None
-    return Connection(client.host, client.port, server[1])

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import HTTPException, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from spandial.abi import Mode
 from spandial.decision import parse_rate
 from spandial.labels import LABEL_MAX
 from spandial.operations import PATTERN_MAX, parse_operation
 from spandial_api.durations import parse_duration
+from spandial_api.parameters import PRINTABLE_PATTERN, RATE_PATTERN, TTL_PATTERN
 from spandial_api.rules import DEFAULT_FLOOR, Rule
 from spandial_api.selectors import KindName, Selector
 
@@ -52,10 +61,14 @@ def _check_operation(text: str) -> str:
 
 
 Glob = Annotated[str, Field(min_length=1, max_length=LABEL_MAX)]
-Ttl = Annotated[str, AfterValidator(_check_ttl)]
-Rate = Annotated[str, AfterValidator(_check_rate)]
-Operation = Annotated[str, Field(min_length=1, max_length=PATTERN_MAX), AfterValidator(_check_operation)]
-Why = Annotated[str, Field(max_length=1000)]
+Ttl = Annotated[str, Field(json_schema_extra={"pattern": TTL_PATTERN}), AfterValidator(_check_ttl)]
+Rate = Annotated[str, Field(json_schema_extra={"pattern": RATE_PATTERN}), AfterValidator(_check_rate)]
+Operation = Annotated[
+    str,
+    Field(min_length=1, max_length=PATTERN_MAX, json_schema_extra={"pattern": PRINTABLE_PATTERN}),
+    AfterValidator(_check_operation),
+]
+Why = Annotated[str, Field(max_length=1000, examples=["release 4.2"])]
 
 
 class SelectorQuery(BaseModel):
@@ -92,6 +105,13 @@ class _Rate(BaseModel):
     ttl: Ttl | None = Field(
         None, description="how long the rule holds; without it, until it is removed", examples=["10m", "1h30m"]
     )
+
+    @field_validator("target")
+    @classmethod
+    def _of_whole_services(cls, target: float | None, others: ValidationInfo) -> float | None:
+        if target is not None and others.data.get("operation") is not None:
+            raise ValueError("a rate: nobody counts the entries of one operation alone, so no target can be steered to")
+        return target
 
     @field_validator("rate")
     @classmethod
@@ -166,7 +186,11 @@ class BatchBody(BaseModel):
                     "remove": [],
                     "why": "release 4.2",
                 }
-            ]
+            ],
+            "anyOf": [
+                {"properties": {"put": {"minItems": 1}}, "required": ["put"]},
+                {"properties": {"remove": {"minItems": 1}}, "required": ["remove"]},
+            ],
         },
     )
 

@@ -191,6 +191,7 @@ def node(
     folder: Path,
     *,
     service: str = "front",
+    tenant: str = "",
     unix: bool = False,
     host: str = "127.0.0.1",
     within: Sequence[str] = (),
@@ -198,6 +199,8 @@ def node(
     """Node on all addresses, asked at `host`, or on a Unix socket."""
     port, path = free_port(), str(folder / "node.sock")
     environment = {**labels(service, "1", "stable"), "PORT": path if unix else str(port)}
+    if tenant:
+        environment["OTEL_RESOURCE_ATTRIBUTES"] += f",tenant={tenant}"
     command = ["node", str(_DEMO / "service.js")]
     url = f"http://{host}:{port}"
     with running(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e.load import start_load
-from tests.e2e.services import Server, gunicorn, uvicorn
+from tests.e2e.services import Server, gunicorn, node, uvicorn
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
 
@@ -28,6 +29,12 @@ def hook_keeps(server: Server, folder: Path) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def kernel_counts(agent: AgentProcess, server: Server) -> dict[str, int]:
+    """What the kernel counted of a server's HTTP entries."""
+    [stats] = [target for target in agent.get("/stats")["targets"] if target["pid"] == server.pid]
+    return dict(stats["kinds"]["http"]["kernel"])
 
 
 def test_a_killed_agent_costs_no_request_and_its_boost_ends_with_the_lease(
@@ -57,6 +64,72 @@ def test_a_killed_agent_costs_no_request_and_its_boost_ends_with_the_lease(
         assert not hook_keeps(server, tmp_path)
         assert len(load.finish()) == 20_000
         assert server.process.poll() is None
+
+
+def test_a_stopped_agents_boost_ends_with_the_lease_in_hook_and_kernel_and_returns_with_the_agent(
+    make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    """Nobody can ask a stopped agent: what the kernel did meanwhile is read when it goes on. That the lease has run out
+    is seen by the hook, which looks less often than the kernel."""
+    agent = make_agent(SPANDIAL_LEASE_SECONDS="2")
+    with uvicorn(agent, tmp_path) as hooked, node(tmp_path) as other:
+        eventually(lambda: agent.target(other.pid), "Node is found")
+        agent.set(0)
+        agent.set(100, env="stable", mode="boost")
+
+        def sent_to_node() -> dict[str, int]:
+            for headers in [DROPPED, None] * 20:
+                other.get(headers=headers)
+            return kernel_counts(agent, other)
+
+        assert hook_keeps(hooked, tmp_path)
+        before = sent_to_node()
+        assert before["kept"] == before["seen"] == 40
+
+        agent.signal(signal.SIGSTOP)
+        try:
+            eventually(lambda: not hook_keeps(hooked, tmp_path), "the hook's boost ends")
+            for headers in [DROPPED, None] * 20:
+                other.get(headers=headers)
+        finally:
+            agent.signal(signal.SIGCONT)
+        after = kernel_counts(agent, other)
+        assert after["seen"] == 80
+        assert after["kept"] == 40, "the fallback, the default of 0 %, holds for what no caller kept"
+
+        eventually(lambda: hook_keeps(hooked, tmp_path), "the hook obeys again")
+        again = sent_to_node()
+        assert (again["seen"], again["kept"]) == (120, 80)
+        assert hooked.process.poll() is other.process.poll() is None
+
+
+def test_a_killed_agent_leaves_no_boost_in_the_kernel_and_the_next_one_obeys_the_rules_again(
+    make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    """The programs are the agent's: they end with it. The rules are on disk, and those that ended meanwhile are not
+    obeyed again."""
+    agent = make_agent(SPANDIAL_LEASE_SECONDS="2")
+    with node(tmp_path) as other:
+        eventually(lambda: agent.target(other.pid), "Node is found")
+        agent.set(0)
+        agent.set(100, env="stable", mode="boost", ttl="2s")
+        other.get(headers=DROPPED)
+        assert kernel_counts(agent, other)["kept"] == 1
+        agent.kill()
+        for _ in range(20):
+            assert other.get(headers=DROPPED).is_success
+        agent.start()
+        eventually(
+            lambda: [rule["selector"] for rule in agent.get("/sampling")["rules"]] == ["default"], "it has ended"
+        )
+        eventually(lambda: agent.target(other.pid), "Node is found again")
+        for _ in range(20):
+            other.get(headers=DROPPED)
+        counts = kernel_counts(agent, other)
+        assert (counts["seen"], counts["kept"]) == (20, 0)
+        agent.set(100, env="stable", mode="boost")
+        other.get(headers=DROPPED)
+        assert kernel_counts(agent, other)["kept"] == 1
 
 
 def test_the_kernel_counts_again_after_a_restart(make_agent: Callable[..., AgentProcess], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Parent, RecordFlag
+from spandial_agent.tallies import by_kind
 from tests.kernel.conftest import Watched
 
 pytestmark = pytest.mark.kernel
@@ -84,6 +85,34 @@ def test_every_received_request_is_counted_once(
     assert counts.kept == (0, 23, 0, 0)
     assert counts.seen_traced == (0, 0, 0, 0)
     assert counts.reverse == (0, 23, 0, 0)
+
+
+@pytest.mark.parametrize("others", [0, 50, abi.ROWS])
+def test_tallies_are_the_counts_of_all_processors_whether_rows_are_read_one_by_one_or_together(
+    watched: Watched, others: int
+) -> None:
+    client, server = socket.socketpair()
+
+    def exchange(processor: int) -> None:
+        os.sched_setaffinity(0, {processor})  # of this thread
+        client.send(REQUEST)
+        server.recv(4096)
+
+    with client, server:
+        for processor in os.sched_getaffinity(0):
+            thread = threading.Thread(target=exchange, args=[processor])
+            thread.start()
+            thread.join()
+        client.send(traced(sampled=True))
+        server.recv(4096)
+    row = watched.row.number
+    rows = range(max(row - others, abi.DEFAULT_ROW), min(row + others + 1, abi.ROWS))
+    tallies = dict(zip(rows, watched.capture.tallies(rows)))
+    assert len(tallies) == len(rows)
+    counts = watched.counts()
+    assert by_kind(tallies[row]) == counts[:4]
+    assert counts.seen[EntryKind.HTTP] == len(os.sched_getaffinity(0)) + 1
+    assert counts.kept_traced[EntryKind.HTTP] == 1
 
 
 @pytest.mark.parametrize("send", SEND)

@@ -8,6 +8,7 @@ from spandial_agent.errors import OperationsFull
 from spandial_agent.kernel.capture import Counts
 from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.table import Row
+from spandial_agent.tallies import KindCounts, tally_of
 
 __all__ = ["FakeCapture", "counts_of"]
 
@@ -72,6 +73,9 @@ class FakeCapture:
 
     def counts(self, row: int) -> Counts:
         return self.counted.get(row, counts_of())
+
+    def tallies(self, rows: Sequence[int]) -> list[int]:
+        return [tally_of(KindCounts(*self.counts(row)[:4])) for row in rows]
 
     def losses(self) -> dict[str, int]:
         return {"ring_full": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -43,7 +43,7 @@ class Registrar:
     refused = 2
     asked = 0
 
-    async def publish(self) -> None:
+    async def publish(self, targets: Collection[Target] | None = None) -> None:
         self.asked += 1
 
 

@@ -8,7 +8,7 @@ import mmap
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from spandial.abi import encode_word
 from spandial_agent.counters import CounterPage
 from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Targets
+from spandial_agent.targets import Target, Targets
 
 __all__ = ["DEFAULT", "Peer", "RunningRegistrar", "hello"]
 
@@ -92,8 +92,8 @@ class RunningRegistrar:
 
         return asyncio.run_coroutine_threadsafe(called(), self.loop).result(10)
 
-    def publish(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.registrar.publish(), self.loop).result(10)
+    def publish(self, targets: Collection[Target] | None = None) -> None:
+        asyncio.run_coroutine_threadsafe(self.registrar.publish(targets), self.loop).result(10)
 
     def peer(self) -> Peer:
         peer = Peer()

@@ -13,6 +13,7 @@ import pytest
 
 from spandial.labels import Labels
 from spandial_api.node import (
+    BudgetUse,
     Connections,
     HookCounts,
     KernelCounts,
@@ -24,13 +25,14 @@ from spandial_api.node import (
     TargetExplanation,
     TargetName,
     TargetStats,
+    TenantUse,
 )
 from tests.agent_process import eventually
 from tests.spandial_agent.command import run, run_all, start
 from tests.spandial_agent.fake_agent import FakeAgent
 from tests.spandial_api.fake_node import entry
 
-COMMANDS = ["agent", "set", "renew", "get", "rm", "explain", "targets", "watch", "stats", "doctor"]
+COMMANDS = ["agent", "set", "renew", "get", "rm", "explain", "targets", "watch", "stats", "doctor", "budget", "quota"]
 LONG = "a-service-whose-name-is-" + "very-" * 20 + "long"
 
 
@@ -161,6 +163,30 @@ def test_targets_lists_processes_with_their_rates(agent: FakeAgent) -> None:
     assert "internal=30 http=30 grpc=30 db=1" in checkout
     assert "env=gray; env=gray protocol=db" in checkout
     assert cart.split() == ["1001", "python", "[b]cart[/b]", "-", "-", "hooked", "100", "default", "-", "-"]
+
+
+def test_a_limited_rate_says_so(agent: FakeAgent) -> None:
+    agent.node.processes = [Labels("checkout", "v1", "gray")]
+    agent.node.limited = "budget"
+    assert "100 (limited by budget)" in printed(agent, "targets")
+
+
+def test_the_budget_is_shown_set_and_removed(agent: FakeAgent) -> None:
+    assert printed(agent, "budget") == "no budget\n"
+    agent.node.budget = BudgetUse(demand=7000, limited=1)
+    said = "budget 5000 kept entries/s; the rules ask for 7000/s; 1 target limited\n"
+    assert printed(agent, "budget", "5000", "--why", "a small collector") == said
+    assert parsed(agent, "budget")["why"] == "a small collector"
+    assert printed(agent, "budget", "--remove").startswith("no budget")
+
+
+def test_quotas_are_shown_with_their_circuits_set_and_removed(agent: FakeAgent) -> None:
+    assert printed(agent, "quota") == "all other tenants: no quota\n"
+    agent.node.tenants = [TenantUse(tenant="acme", quota=100, demand=130, circuit="half-open", lasted=90)]
+    _, acme, _ = printed(agent, "quota", "acme", "100").splitlines()
+    assert acme.split()[:5] == ["acme", "100", "130", "half-open", "1m30s"]
+    agent.node.tenants = []
+    assert parsed(agent, "quota", "acme", "--remove")["quotas"] == []
 
 
 def test_targets_explains_a_process(agent: FakeAgent) -> None:

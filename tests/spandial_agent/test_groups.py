@@ -9,10 +9,11 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind, encode_word
 from spandial.labels import Labels
+from spandial_agent.limiting import Limit
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Targets
-from spandial_api.rules import Rule, RuleBook
+from spandial_api.rules import DEFAULT_FLOOR, Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.conftest import DEFAULT
 
@@ -75,14 +76,14 @@ def test_processes_with_the_same_labels_are_one_group(node: Node) -> None:
     assert cart.group.members == {100, 101}
 
 
-def test_a_limit_multiplies_the_rates_that_rules_give_one_target(node: Node) -> None:
+def test_a_limit_lowers_the_rates_that_rules_or_its_default_give_one_target(node: Node) -> None:
     node.obey(node.book.change([Rule(CART, 40), Rule(Selector(service="cart", protocol="db"), 10)]))
     node.backend.rows.clear()
-    node.targets.set_limits({100: 0.25, 103: 0.5, 9999: 0.5})
-    assert node.written() == {100}
+    node.targets.set_limits({100: Limit(0.25), 103: Limit(most=0.5), 9999: Limit(0.5)})
+    assert node.written() == {100, 103}
     assert (node.word(100), node.word(100, EntryKind.DB)) == (encode_word(10), encode_word(2.5, thin=True))
-    assert (node.word(101), node.word(103)) == (encode_word(40), DEFAULT)
-    assert node.targets.limits == {100: 0.25, 103: 0.5}
+    assert (node.word(101), node.word(103)) == (encode_word(40), encode_word(0.5))
+    assert node.targets.limits == {100: Limit(0.25), 103: Limit(most=0.5)}
 
     node.obey(node.book.put(Rule(CART, 80)))
     assert (node.word(100), node.word(101)) == (encode_word(20), encode_word(80))
@@ -92,23 +93,23 @@ def test_a_limit_multiplies_the_rates_that_rules_give_one_target(node: Node) -> 
 
 def test_a_limit_leaves_the_fallback(node: Node) -> None:
     node.obey(node.book.put(Rule(Selector(), 40)))
-    node.targets.set_limits({100: 0})
-    assert node.word(100) == encode_word(0)
+    node.targets.set_limits({100: Limit(0)})
+    assert node.word(100) == encode_word(DEFAULT_FLOOR)
     target = node.targets.get(100)
     assert target is not None
     assert node.backend.read(target.row.number)[abi.WORD_FALLBACK] == encode_word(40)
 
 
 @pytest.mark.parametrize("limit", [-0.1, 1.1, float("nan")])
-def test_a_limit_that_is_none_changes_nothing(node: Node, limit: float) -> None:
-    node.targets.set_limits({100: 0.5})
+def test_a_limit_that_is_none_is_refused(limit: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
-        node.targets.set_limits({101: limit})
-    assert node.targets.limits == {100: 0.5}
+        Limit(limit)
+    with pytest.raises(ValueError, match="from 0 to 100"):
+        Limit(most=limit * 100)
 
 
 def test_a_limit_ends_with_its_target(node: Node) -> None:
-    node.targets.set_limits({100: 0.5})
+    node.targets.set_limits({100: Limit(0.5)})
     node.targets.remove(100)
     assert node.targets.limits == {}
 

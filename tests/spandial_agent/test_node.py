@@ -122,8 +122,9 @@ async def test_targets_show_the_words_that_are_in_the_table(node: LocalNode, tar
     node.apply(RuleBook().put(Rule(Selector(env="gray", protocol="db"), 0.1, Mode.BOOST)))
     [state] = node.targets()
     assert (state.pid, state.name, state.service, state.kind) == (4711, "python", "checkout", "discovered")
-    assert state.rates["db"].model_dump() == {"rate": 0.1, "mode": "boost", "rule": "env=gray protocol=db"}
-    assert state.rates["http"].model_dump() == {"rate": 100.0, "mode": "follow", "rule": "default"}
+    free = {"target": None, "limited": ""}
+    assert state.rates["db"].model_dump() == {"rate": 0.1, "mode": "boost", "rule": "env=gray protocol=db", **free}
+    assert state.rates["http"].model_dump() == {"rate": 100.0, "mode": "follow", "rule": "default", **free}
     assert node.health().revision == 1
 
 

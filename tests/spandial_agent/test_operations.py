@@ -15,6 +15,7 @@ from spandial.abi import DEFAULT_ROW, HEADER_ROW, EntryKind, Flag, Mode, encode_
 from spandial.labels import Labels
 from spandial.operations import parse_operation
 from spandial.sheet import OperationRates
+from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
@@ -134,8 +135,10 @@ def test_where_there_is_no_room_a_set_is_not_obeyed_and_it_is_said(
     elif full == "rows":
         taken = [table.allocate(1, [0] * 4, 0) for _ in range(table.free_rows)]
     else:
+        for _ in range(2500):
+            table.allocate(1, [0] * 4, 0)
         others = [sets.take(n, rules(1, *(f"/{m}" for m in range(128)))) for n in range(8)]
-        assert table.free_rows > 3000  # for processes
+        assert table.free_rows > 500  # for processes
     free = table.free_rows
     homeless = sets.take("a", rules(1))
     assert homeless.named == 0
@@ -151,6 +154,12 @@ def test_where_there_is_no_room_a_set_is_not_obeyed_and_it_is_said(
     assert homeless.named
     assert sets.missing == []
     assert table.backend.read(homeless.rows[0])[HTTP] == encode_word(2)
+
+
+def test_while_there_are_few_processes_there_may_be_more_rules(sets: OperationSets, table: RateTable) -> None:
+    taken = [sets.take(n, rules(1, *(f"/{m}" for m in range(128)))) for n in range(32)]
+    assert [bool(one.named) for one in taken] == [True] * 24 + [False] * 8
+    assert table.free_rows == 1024
 
 
 PAY = Selector(operation="GET /pay*")
@@ -216,10 +225,13 @@ def test_a_set_finds_the_room_that_another_leaves(targets: Targets, table: RateT
     assert rates.word(HTTP, "/b", None) is None
     assert targets.operations.refused > 0
     assert targets.operations.missing
+    assert targets.reached_by(Selector("checkout", operation="/b")) == 0
+    assert Selector("checkout", operation="/b") not in targets.reached()
     for row in taken[:4]:
         table.free(row)
     targets.apply(book_of(Rule(Selector("checkout", operation="/b"), 2), on=book))
     assert [rates.word(HTTP, name, None) for name in ("/a", "/b")] == [encode_word(1), encode_word(2)]
+    assert targets.reached_by(Selector("checkout", operation="/b")) == 1
     assert targets.operations.missing == []
 
 
@@ -227,7 +239,7 @@ def test_a_target_that_is_limited_keeps_less_of_its_operations_too(targets: Targ
     one, other = discovered(targets, 1), discovered(targets, 2)
     targets.apply(book_of(Rule(PAY, 100), Rule(Selector(), 10)))
     for limit in (0.5, 0.25):
-        targets.set_limits({1: limit})
+        targets.set_limits({1: Limit(limit)})
         words = [rates_of(table, target.row.number).word(HTTP, "GET /pay", None) for target in (one, other)]
         assert words == [encode_word(100 * limit), encode_word(100)]
     assert len(targets.operations) == 2  # the limited one's, and everybody else's
@@ -241,7 +253,7 @@ def test_what_ends_leaves_nothing_behind(targets: Targets, table: RateTable) -> 
     targets.apply(book_of(Rule(Selector("checkout", operation="/pay"), 1)))
     for pid in range(1, 5):
         targets.discover(Process(pid, 1, "python", CHECKOUT._replace(version=f"v{pid}")))
-    targets.set_limits({1: 0.5})
+    targets.set_limits({1: Limit(0.5)})
     for pid in range(1, 5):
         targets.remove(pid)
     assert (table.free_rows, len(targets.operations)) == (free, 0)
@@ -257,6 +269,8 @@ def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets)
             "rate": 50,
             "mode": "boost",
             "rule": "service=checkout protocol=grpc operation=*.Pay/*",
+            "target": None,
+            "limited": "",
             "operation": "*.Pay/*",
             "kinds": ["grpc"],
             "kernel": False,
@@ -265,6 +279,8 @@ def test_a_target_shows_the_rates_of_its_operations(node: Any, targets: Targets)
             "rate": 1,
             "mode": "follow",
             "rule": 'operation="GET /pay*"',
+            "target": None,
+            "limited": "",
             "operation": "GET /pay*",
             "kinds": ["internal", "http", "grpc", "db"],
             "kernel": True,

@@ -49,6 +49,12 @@ def test_a_process_gets_its_row_the_lease_and_three_descriptors(running: Running
     assert running.pages()[0].read()[3] == 42
 
 
+def test_of_its_default_a_process_says_the_rate_alone(running: RunningRegistrar, peer: Peer) -> None:
+    flags = abi.Flag.OPERATIONS | abi.Flag.EMIT | abi.Flag.THIN | abi.Mode.STRICT
+    answer = peer.register(hello(default=DEFAULT | flags))
+    assert peer.map_table()[answer["row"] * abi.ROW_WORDS] == DEFAULT
+
+
 def test_the_pid_is_the_sockets_and_not_the_messages(running: RunningRegistrar) -> None:
     connect = "import socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1]);"
     talk = "s.send(sys.argv[2].encode()); s.recv(9999); print('done', flush=True); sys.stdin.read()"

@@ -73,6 +73,16 @@ def test_publishing_without_hooks_asks_nobody(running: RunningRegistrar, peer: P
     assert "row" in peer.register(hello())
 
 
+def test_only_the_hooks_of_the_targets_that_are_meant_are_asked(running: RunningRegistrar, peer: Peer) -> None:
+    peer.register(hello())
+    peer.socket.settimeout(0.2)
+    running.publish([])
+    with pytest.raises(TimeoutError):
+        peer.socket.recv(1 << 16)
+    running.publish(running.call(lambda: list(running.targets)))
+    assert json.loads(peer.socket.recv(1 << 16)) == {"publish": 2}
+
+
 def test_publishing_does_not_wait_for_a_hook_that_never_answers(running: RunningRegistrar, peer: Peer) -> None:
     peer.register(hello())
     for _ in range(3):

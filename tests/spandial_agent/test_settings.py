@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.settings import Settings
+from spandial_api.breaker import Thresholds
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +95,10 @@ def test_only_a_path_that_is_named_is_forced(monkeypatch: pytest.MonkeyPatch, te
 
 def test_every_setting_is_documented_with_its_default() -> None:
     table = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
-    names = {None: "none", False: "off", "": "none", 100.0: "100", 30.0: "30", 10.0: "10"}
     for name, field in Settings.model_fields.items():
         row = next((line for line in table.splitlines() if f"`SPANDIAL_{name.upper()}`" in line), "")
-        shown = names.get(field.default, field.default)
+        default = f"{field.default:g}" if isinstance(field.default, float) else field.default
+        shown = {False: "off", "": "none", None: "none"}.get(default, default)
         assert row.startswith("|"), name
         assert re.search(rf"\b{re.escape(str(shown).strip('/'))}\b", row.split("|")[2]), name
 
@@ -128,3 +129,12 @@ def test_jaegers_grpc_is_served_where_a_port_is_set(
     assert Settings().jaeger_grpc_port is None
     monkeypatch.setenv("SPANDIAL_JAEGER_GRPC_PORT", text)
     assert Settings().jaeger_grpc_port == port
+
+
+def test_a_circuit_opens_above_what_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPANDIAL_BREAKER_UNDER", "130")
+    with pytest.raises(ValidationError, match="is not above SPANDIAL_BREAKER_OVER"):
+        Settings()
+    monkeypatch.setenv("SPANDIAL_BREAKER_OVER", "150")
+    monkeypatch.setenv("SPANDIAL_BREAKER_RATE", "0.1%")
+    assert Settings().thresholds == Thresholds(150, 180, 130, 300, 0.1)

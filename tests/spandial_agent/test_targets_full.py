@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spandial import abi
-from spandial.abi import EntryKind, Flag, Mode, encode_word
+from spandial.abi import EntryKind, Flag, Mode, encode_word, word_rate
 from spandial.labels import Labels
 from spandial.operations import parse_operation
 from spandial.sheet import OperationRates
 from spandial_agent.counters import CounterPage
+from spandial_agent.limiting import Limit
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Target, Targets
@@ -125,7 +126,7 @@ class Comings(RuleBasedStateMachine):
         self.book = RuleBook()
         self.watched = ""
         self.steered = 3.0
-        self.limits: dict[int, float] = {}
+        self.limits: dict[int, Limit] = {}
         self.targets.rate_of = self.percent
         self.start_times = dict.fromkeys(range(100, 108), 1)
 
@@ -208,8 +209,8 @@ class Comings(RuleBasedStateMachine):
     def rules_removed(self) -> None:
         self.obey(RuleBook({}, self.book.revision + 1))
 
-    @rule(limits=st.dictionaries(_pids, st.sampled_from([0.0, 0.25, 1.0])))
-    def limits_set(self, limits: dict[int, float]) -> None:
+    @rule(limits=st.dictionaries(_pids, st.builds(Limit, st.sampled_from([0, 0.25, 1]), st.sampled_from([1, 100]))))
+    def limits_set(self, limits: dict[int, Limit]) -> None:
         self.limits = {pid: limit for pid, limit in limits.items() if self.targets.get(pid) is not None}
         self.targets.set_limits(limits)
 
@@ -232,10 +233,13 @@ class Comings(RuleBasedStateMachine):
             for kind in EntryKind:
                 rule_ = self.book.resolve(target.labels, kind)
                 assert target.rules[kind] == rule_
-                rate = self.percent(rule_, target.labels) * self.limits.get(target.pid, 1) if rule_ else 0
+                limit = self.limits.get(target.pid, Limit())
+                if rule_ is None:
+                    expected = encode_word(limit.rate(word_rate(target.default) or 0))
+                else:
+                    expected = rule_.word(limit.rate(self.percent(rule_, target.labels), rule_.floor))
                 by_operation = any(own.selector.matches_kind(kind) for own in self.book.operations(target.labels))
-                flags = emit | (Flag.OPERATIONS if by_operation else 0)
-                assert found[kind] == (rule_.word(rate) if rule_ else target.default) | flags
+                assert found[kind] == expected | emit | (Flag.OPERATIONS if by_operation else 0)
             assert target.group.operations == self.book.operations(target.labels)
             assert found[abi.WORD_FALLBACK] == (target.default if self.book.fallback is None else self.book.fallback)
             assert found[abi.WORD_OWNER] == target.row.epoch << 32 | target.pid
@@ -265,8 +269,8 @@ class Comings(RuleBasedStateMachine):
                         ),
                         None,
                     )
-                    limit = self.limits.get(target.pid, 1)
-                    word = wins and wins.word(self.percent(wins, target.labels) * limit) | emit
+                    limit = self.limits.get(target.pid, Limit())
+                    word = wins and wins.word(limit.rate(self.percent(wins, target.labels), wins.floor)) | emit
                     assert rates.word(kind, operation, None) == word
 
     @invariant()

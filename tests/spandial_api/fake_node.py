@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from spandial.abi import EntryKind, Mode
 from spandial.labels import Labels
-from spandial_api.node import Connection, EntryEvent, Health, NodeStats, RateState, TargetExplanation, TargetState
+from spandial_api.breaker import Circuit
+from spandial_api.budgets import Limits
+from spandial_api.node import (
+    BudgetUse,
+    Connection,
+    EntryEvent,
+    Health,
+    NodeStats,
+    RateState,
+    TargetExplanation,
+    TargetState,
+    TenantUse,
+)
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
@@ -33,6 +45,10 @@ class FakeNode:
         why: what it says of all its targets.
         rates: what its targets have, where that is not what the rules say.
         askers: which of them have connections to it.
+        limits: the budget and quotas that it was told to hold.
+        limited: what it says holds all rates down.
+        budget, tenants: what it says of budget and tenants.
+        open_circuits: those that are not closed.
     """
 
     def __init__(self) -> None:
@@ -49,6 +65,11 @@ class FakeNode:
         self.why = ""
         self.rates: dict[EntryKind, float] = {}
         self.askers: dict[Connection, Labels] = {}
+        self.limits = Limits()
+        self.limited = ""
+        self.budget = BudgetUse(demand=None, limited=0)
+        self.tenants: list[TenantUse] = []
+        self.open_circuits: dict[str, Circuit] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)
@@ -82,6 +103,21 @@ class FakeNode:
 
     def reached_by(self, selector: Selector) -> int:
         return self.reached()[selector]
+
+    def limit(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def budget_use(self) -> BudgetUse:
+        return self.budget
+
+    def tenant_uses(self) -> list[TenantUse]:
+        return self.tenants
+
+    def circuits(self) -> dict[str, Circuit]:
+        return dict(self.open_circuits)
+
+    def restore(self, circuits: Mapping[str, Circuit]) -> None:
+        self.open_circuits = dict(circuits)
 
     async def stats(self) -> NodeStats:
         return self.counts
@@ -123,9 +159,10 @@ class FakeNode:
             rule = book.resolve(labels, kind)
             rates[name] = RateState.model_validate(
                 {
-                    "rate": rule.rate if rule else 100.0,
+                    "rate": 100.0 if rule is None else rule.floor if rule.rate is None else rule.rate,
                     "mode": _MODES[rule.mode] if rule else "follow",
                     "rule": selector_text(rule.selector) if rule else "default",
+                    "limited": self.limited,
                 }
             )
         return TargetState(

@@ -83,3 +83,24 @@ async def test_a_rule_without_an_end_is_bounded_in_a_batch_too(local: httpx.Asyn
     refused = await local.post("/sampling/batch", json={"put": [{"rate": 1}, {"env": "gray", "rate": 60}]})
     assert refused.json()["detail"][0]["field"] == "put.1.ttl"
     assert (await local.post("/sampling/batch", json={"put": [{"env": "gray", "target": 60}]})).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("media_type", "body"),
+    [
+        ("text/plain", b"{}"),
+        ("application/json", b'{"put": [{"rate": NaN}]}'),
+        ("application/json", b'{"put": [{"rate": 1e999}]}'),
+        ("application/json", b'{"put": [{"target": NaN}]}'),
+        ("application/json", b'{"put": [{"rate": 1, "service": "\\ud800"}]}'),
+        ("application/json", b'{"put": [{"rate": 1, "labels": {"\\ud800": "x"}}]}'),
+        ("application/json", b'{"put": [{"rate": 1}], "why": "\\ud800"}'),
+    ],
+)
+async def test_what_no_answer_could_repeat_is_refused_as_it_looks(
+    local: httpx.AsyncClient, node: FakeNode, media_type: str, body: bytes
+) -> None:
+    answer = await local.post("/sampling/batch", content=body, headers={"Content-Type": media_type})
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"]
+    assert node.applied == [RuleBook()]

@@ -158,6 +158,15 @@ async def test_putting_a_selector_again_replaces_its_rule(local: httpx.AsyncClie
     assert (rule.rate, rule.mode) == (5.0, Mode.STRICT)
 
 
+async def test_a_target_is_for_whole_services(local: httpx.AsyncClient, node: FakeNode) -> None:
+    answer = await local.put("/sampling", params={"target": "100", "operation": "GET /pay"})
+    assert answer.status_code == 422
+    [problem] = answer.json()["detail"]
+    assert problem["field"] == "target"
+    assert "nobody counts the entries of one operation alone" in problem["allowed"]
+    assert len(node.applied[-1].rules) == 0
+
+
 async def test_a_target_is_reached_by_the_rule_that_wins_for_any_of_its_kinds(
     local: httpx.AsyncClient, node: FakeNode
 ) -> None:
@@ -325,6 +334,7 @@ async def test_a_change_that_was_meant_for_other_rules_changes_nothing(
         await local.put("/sampling/renew", params={"ttl": "1m", "env": "gray"}, headers=stale),
         await local.delete("/sampling", params={"env": "gray"}, headers=stale),
         await local.delete("/sampling", params={"env": "gray"}, headers={"If-Match": 'W/"2", nonsense'}),
+        await local.delete("/sampling", params={"env": "gray"}, headers={"If-Match": ""}),
     ):
         assert (answer.status_code, answer.headers["ETag"]) == (412, '"2"')
         assert "revision 2" in answer.json()["detail"]

@@ -20,8 +20,9 @@ async def test_targets_show_each_kinds_rate_and_the_rule_that_set_it(
     await local.put("/sampling", params={"rate": "80", "env": "gray", "protocol": "db", "mode": "strict"})
     [target] = (await remote.get("/targets")).json()
     assert (target["service"], target["version"], target["env"]) == ("checkout", "v1", "gray")
-    assert target["rates"]["http"] == {"rate": 5.0, "mode": "follow", "rule": "env=gray"}
-    assert target["rates"]["db"] == {"rate": 80.0, "mode": "strict", "rule": "env=gray protocol=db"}
+    free = {"target": None, "limited": ""}
+    assert target["rates"]["http"] == {"rate": 5.0, "mode": "follow", "rule": "env=gray", **free}
+    assert target["rates"]["db"] == {"rate": 80.0, "mode": "strict", "rule": "env=gray protocol=db", **free}
 
 
 async def test_stats_show_kernel_and_hook_side_by_side(remote: httpx.AsyncClient, node: FakeNode) -> None:

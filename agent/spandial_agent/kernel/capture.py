@@ -20,12 +20,14 @@ from spandial_agent.kernel.operations import OperationRule, applies, entries, fi
 from spandial_agent.kernel.rates import RATES
 from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
+from spandial_agent.tallies import TALLY_SIZE
 
 __all__ = ["SCANS", "Capture", "Counts", "is_compiled"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
 _BATCH = 2048  # records handed over at once
+_FEW = 64  # rows that are read one by one
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
 _FIELDS = 4096  # methods and paths in the header tables of HTTP/2 connections that rules by operation may be about
 _OPERATIONS = 32_768  # entries of the longest-prefix map, of all sets of rules by operation together
@@ -92,6 +94,11 @@ class Counts(NamedTuple):
         sums = [sum(column) for column in zip(*(abi.COUNTS.unpack(value) for value in per_cpu))]
         kinds = len(EntryKind)
         return cls(*(tuple(sums[at : at + kinds]) for at in range(0, len(sums), kinds)))
+
+
+def _tally(values: bytes, first: int, last: int, stride: int) -> int:
+    """The sum of the values of all CPUs. The entries' counts come first in each."""
+    return sum(int.from_bytes(values[at : at + TALLY_SIZE], "little") for at in range(first, last, stride))
 
 
 class _Set(NamedTuple):
@@ -209,6 +216,14 @@ class Capture:
 
     def counts(self, row: int) -> Counts:
         return Counts.summed(self._counts[row])
+
+    def tallies(self, rows: Sequence[int]) -> list[int]:
+        """What was counted of the entries of each of these rows (`spandial_agent.tallies`), all read together."""
+        stride, size = self._counts.stride, self._counts.size
+        if len(rows) < _FEW:
+            return [_tally(b"".join(self._counts[row]), 0, size, stride) for row in rows]
+        read = self._counts.first(max(rows) + 1)
+        return [_tally(read, row * size, (row + 1) * size, stride) for row in rows]
 
     def losses(self) -> dict[str, int]:
         """How many entries or events were lost, by reason."""

@@ -183,28 +183,43 @@ class Map:
         fd: the map's descriptor.
         value_size: bytes of one value.
         per_cpu: whether a key has a value for each possible CPU.
+
+    Attributes:
+        size: bytes of a key's values, of all CPUs.
+        stride: bytes from one CPU's value to the next.
     """
 
     def __init__(self, fd: int, value_size: int, *, per_cpu: bool = False) -> None:
         self.fd = fd
-        self._stride = (value_size + 7) // 8 * 8
+        self.stride = (value_size + 7) // 8 * 8
         self._copies = possible_cpus() if per_cpu else 1
-        self._size = self._stride * self._copies if per_cpu else value_size
+        self.size = self.stride * self._copies if per_cpu else value_size
 
     def __setitem__(self, key: int | bytes, value: bytes) -> None:
         if self._copies > 1:
-            value = value.ljust(self._stride, b"\0") * self._copies
-        buffer = ctypes.create_string_buffer(value, self._size)
+            value = value.ljust(self.stride, b"\0") * self._copies
+        buffer = ctypes.create_string_buffer(value, self.size)
         check(libbpf().bpf_map_update_elem(self.fd, _key(key), buffer, ctypes.c_uint64(0)), f"update of key {key!r}")
 
     def __getitem__(self, key: int | bytes) -> list[bytes]:
         """The key's values, one for each possible CPU (one if the map is not per CPU). Raises KeyError, OSError."""
-        buffer = ctypes.create_string_buffer(self._size)
+        buffer = ctypes.create_string_buffer(self.size)
         result = libbpf().bpf_map_lookup_elem(self.fd, _key(key), buffer)
         if result == -errno.ENOENT:
             raise KeyError(key)
         check(result, f"look-up of key {key!r}")
-        return [buffer.raw[at : at + self._stride] for at in range(0, self._size, self._stride)]
+        return [buffer.raw[at : at + self.stride] for at in range(0, self.size, self.stride)]
+
+    def first(self, count: int) -> bytes:
+        """The values of an array's first keys, one after the other, each as long as `size` (Linux 5.6; 5.13 where it is
+        per CPU, commit f008d732ab18). Raises OSError."""
+        keys, buffer = (ctypes.c_uint32 * count)(), ctypes.create_string_buffer(self.size * count)
+        after, found = ctypes.c_uint32(), ctypes.c_uint32(count)
+        batch = libbpf().bpf_map_lookup_batch
+        result = batch(self.fd, None, ctypes.byref(after), keys, buffer, ctypes.byref(found), None)
+        if result != -errno.ENOENT:  # there were no more
+            check(result, "bpf_map_lookup_batch")
+        return buffer.raw
 
     def pop(self, key: int | bytes) -> None:
         """Delete a key, if it is there."""

@@ -12,6 +12,7 @@ from spandial_api.auth import Principal, may_write
 from spandial_api.control import Author, Control, Expected
 from spandial_api.parameters import only
 from spandial_api.preconditions import etag, expected_revision
+from spandial_api.problems import no_such_revision
 from spandial_api.requests import Why
 from spandial_api.states import AuditEntry, AuditLog
 from spandial_api.store import AUDIT_MAX
@@ -25,7 +26,7 @@ class AuditQuery(BaseModel):
     """Which revisions."""
 
     limit: int = Field(100, ge=1, le=1000)
-    before: int | None = Field(None, ge=1, le=_REVISION_MAX, description="older than this revision")
+    before: int | None = Field(None, ge=1, le=_REVISION_MAX, description="older than this revision", examples=[7])
 
 
 class UndoQuery(BaseModel):
@@ -35,6 +36,9 @@ class UndoQuery(BaseModel):
     why: Why = Field("", description="for the audit log")
 
 
+_UNDO = Depends(only(*UndoQuery.model_fields))
+
+
 @router.get("/audit", dependencies=[Depends(only(*AuditQuery.model_fields))])
 async def get_audit(request: Request, query: Annotated[AuditQuery, Query()]) -> AuditLog:
     """The latest revisions, latest first: who changed which rules, when and why, with each rule before and after."""
@@ -42,8 +46,8 @@ async def get_audit(request: Request, query: Annotated[AuditQuery, Query()]) -> 
     return AuditLog(entries=[AuditEntry.of(entry) for entry in await control.audit(query.limit, query.before)])
 
 
-@router.put("/sampling/undo", dependencies=[Depends(may_write), Depends(only(*UndoQuery.model_fields))])
-@router.post("/sampling/undo", dependencies=[Depends(may_write), Depends(only(*UndoQuery.model_fields))])
+@router.put("/sampling/undo", responses=no_such_revision, dependencies=[_UNDO])
+@router.post("/sampling/undo", responses=no_such_revision, dependencies=[_UNDO])
 async def undo_revision(
     request: Request,
     response: Response,

@@ -16,8 +16,8 @@ router = APIRouter(tags=["node"])
 
 async def _watched(
     request: Request,
-    service: Annotated[str, Query(description="glob")] = "*",
-    env: Annotated[str, Query(description="glob")] = "*",
+    service: Annotated[str, Query(description="glob", examples=["checkout"])] = "*",
+    env: Annotated[str, Query(description="glob", examples=["gray"])] = "*",
 ) -> AsyncIterator[AsyncIterator[EntryEvent]]:
     """A dependency and not a part of the route: it is left with the response. A route's own generator is left when
     the garbage collector finds it, and until then the kernel would emit for nobody."""

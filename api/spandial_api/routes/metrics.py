@@ -9,7 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from spandial_api.auth import Access
-from spandial_api.node import Health, Node, NodeStats, TargetState
+from spandial_api.guard import Guard
+from spandial_api.node import BudgetUse, Health, Node, NodeStats, TargetState, TenantUse
 from spandial_api.remote import RemoteSampling
 
 router = APIRouter(tags=["node"])
@@ -21,12 +22,22 @@ class _Snapshot:
     """A collector of one scrape."""
 
     def __init__(
-        self, stats: NodeStats, targets: list[TargetState], health: Health, refused: Mapping[str, int]
+        self,
+        stats: NodeStats,
+        targets: list[TargetState],
+        health: Health,
+        refused: Mapping[str, int],
+        budget: float | None,
+        use: BudgetUse,
+        tenants: list[TenantUse],
     ) -> None:
         self._stats = stats
         self._targets = targets
         self._health = health
         self._refused = refused
+        self._budget = budget
+        self._use = use
+        self._tenants = tenants
 
     def collect(self) -> Iterator[Metric]:
         kernel = CounterMetricFamily(
@@ -95,6 +106,7 @@ class _Snapshot:
                 rates.add_metric([state.service, state.version, state.env, str(state.pid), kind], rate.rate)
         yield rates
 
+        yield from self._limits()
         health = self._health
         yield GaugeMetricFamily("spandial_targets", "Targets.", value=health.targets)
         yield GaugeMetricFamily("spandial_free_rows", "Rows left in the rate table.", value=health.free_rows)
@@ -106,6 +118,32 @@ class _Snapshot:
         for path in ("socket", "sys_exit", "off"):
             capture.add_metric([path], float(health.capture == path))
         yield capture
+
+    def _limits(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "spandial_limited_targets", "Targets whose rates the budget holds down.", value=self._use.limited
+        )
+        if self._budget is not None:
+            yield GaugeMetricFamily(
+                "spandial_budget", "Kept entries a second that the node may have.", value=self._budget
+            )
+        if self._use.demand is not None:
+            yield GaugeMetricFamily(
+                "spandial_demand", "Kept entries a second that the rules ask for.", value=self._use.demand
+            )
+        quota = GaugeMetricFamily("spandial_tenant_quota", "Kept entries a second.", labels=["tenant"])
+        demand = GaugeMetricFamily(
+            "spandial_tenant_demand", "Kept entries a second that the rules ask for.", labels=["tenant"]
+        )
+        circuit = GaugeMetricFamily(
+            "spandial_tenant_circuit", "1 for the state of a tenant's circuit.", labels=["tenant", "state"]
+        )
+        for use in self._tenants:
+            quota.add_metric([use.tenant], use.quota)
+            demand.add_metric([use.tenant], use.demand)
+            for state in ("closed", "open", "half-open"):
+                circuit.add_metric([use.tenant, state], float(use.circuit == state))
+        yield from (quota, demand, circuit)
 
 
 class _Remote:
@@ -134,6 +172,16 @@ async def get_metrics(request: Request) -> Response:
     node: Node = request.app.state.node
     registry = CollectorRegistry(auto_describe=False)
     access: Access = request.app.state.access
-    registry.register(_Snapshot(await node.stats(), node.targets(), node.health(), access.refused))
+    guard: Guard = request.app.state.guard
+    snapshot = _Snapshot(
+        await node.stats(),
+        node.targets(),
+        node.health(),
+        access.refused,
+        guard.limits.budget,
+        node.budget_use(),
+        node.tenant_uses(),
+    )
+    registry.register(snapshot)
     registry.register(_Remote(request.app.state.remote))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -12,6 +12,7 @@ from spandial_api.control import Author, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
 from spandial_api.preconditions import etag, expected_revision
+from spandial_api.problems import no_such_rule
 from spandial_api.requests import BatchBody, RemovalQuery, RenewalQuery, RuleQuery, label_parameters
 from spandial_api.rules import Rule
 from spandial_api.selectors import Selector, selector_text
@@ -71,8 +72,8 @@ async def put_rule(
     return state
 
 
-@router.put("/sampling/renew", dependencies=[_WRITES, _RENEWAL])
-@router.post("/sampling/renew", dependencies=[_WRITES, _RENEWAL])
+@router.put("/sampling/renew", responses=no_such_rule, dependencies=[_WRITES, _RENEWAL])
+@router.post("/sampling/renew", responses=no_such_rule, dependencies=[_WRITES, _RENEWAL])
 async def renew_rule(
     request: Request,
     response: Response,
@@ -92,7 +93,7 @@ async def renew_rule(
     return RuleState.in_force(*renewed)
 
 
-@router.delete("/sampling", dependencies=[_WRITES, _REMOVAL])
+@router.delete("/sampling", responses=no_such_rule, dependencies=[_WRITES, _REMOVAL])
 async def delete_rule(
     request: Request,
     response: Response,
@@ -112,7 +113,7 @@ async def delete_rule(
     return Removed(removed=selector_text(selector), revision=revision)
 
 
-@router.post("/sampling/batch", dependencies=[_WRITES, Depends(only())])
+@router.post("/sampling/batch", responses=no_such_rule, dependencies=[_WRITES, Depends(only())])
 async def change_rules(
     request: Request, response: Response, writer: Writer, body: BatchBody, expected: IfMatch
 ) -> Batch:

@@ -23,7 +23,7 @@ async def get_targets(request: Request) -> list[TargetState]:
 
 @router.get("/targets/explain", dependencies=[Depends(only("pid"))])
 async def explain_target(
-    request: Request, pid: Annotated[int, Query(ge=1, le=_PID_MAX, description="process id")]
+    request: Request, pid: Annotated[int, Query(ge=1, le=_PID_MAX, description="process id", examples=[4711])]
 ) -> TargetExplanation:
     """Why a process is a target or is none, and what each rule of discovery says of it, after a new look at it.
 

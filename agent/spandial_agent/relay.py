@@ -1,0 +1,200 @@
+"""One request to every agent behind a name: a release tool calls one URL, and each node has an agent of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from spandial_agent.certificate import ServerCertificate
+from spandial_agent.errors import SpandialError
+
+__all__ = ["Resolve", "build_relay", "run_relay"]
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+_METHODS = ["DELETE", "POST", "PUT"]
+# Not undo: each node counts revisions of its own.
+_PATHS = ("/sampling", "/sampling/renew", "/sampling/restore", "/sampling/batch")
+_BODY_MAX = 1 << 20
+_CONNECTIONS_MAX = 100
+_TOLD_MAX = 100  # nodes that failed, in one answer
+
+# RFC 9110, section 7.6.1, and what belongs to one connection or is made anew.
+_NOT_FORWARDED = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+_NOT_FORWARDED |= {"host", "content-length", "accept-encoding", "expect"}
+
+_log = structlog.get_logger("spandial.relay")
+
+
+class _Outcome(NamedTuple):
+    """What one agent answered; status 0: nothing."""
+
+    address: str
+    status: int
+    answer: Any
+
+    @property
+    def done(self) -> bool:
+        return 200 <= self.status < 300
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    """Every address of a name. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return sorted({str(address[0]) for *_, address in found})
+
+
+def build_relay(
+    to: str,
+    *,
+    token_file: Path | None = None,
+    ca: Path | None = None,
+    timeout_s: float = 8.0,
+    resolve: Resolve = _resolve,
+) -> Starlette:
+    """The relay. It answers 200 once every agent has done what was asked; what they all refuse alike as they refuse it;
+    502 with those that failed otherwise.
+
+    Args:
+        to: the agents' URL. Each address that its host's name has is an agent; certificates are checked for the name.
+        token_file: the token for requests that bring none, read anew for each of them.
+        ca: certificates to trust, instead of the system's.
+        timeout_s: for all agents together, who are asked at the same time.
+
+    Raises SpandialError for a URL or files that cannot be used.
+    """
+    url = httpx.URL(to)
+    if url.scheme not in ("http", "https") or not url.host or url.path != "/" or url.query:
+        raise SpandialError(f"--to takes a URL such as https://spandial-agents:5778; received {to!r}")
+    trusted: ssl.SSLContext | bool = True
+    try:
+        if token_file is not None:
+            token_file.read_text()
+        if ca is not None:
+            trusted = ssl.create_default_context(cadata=ca.read_text())
+    except (OSError, ValueError) as error:
+        raise SpandialError(f"--ca and --token-file take files that can be read, in PEM and text: {error}") from error
+    limits = httpx.Limits(max_connections=_CONNECTIONS_MAX)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(verify=trusted, timeout=timeout_s, limits=limits, trust_env=False) as client:
+            app.state.client = client
+            yield
+
+    async def ask(client: httpx.AsyncClient, address: str, request: httpx.Request) -> _Outcome:
+        to_one = client.build_request(
+            request.method,
+            request.url.copy_with(host=address),
+            headers=request.headers,
+            content=request.content,
+            extensions={"sni_hostname": url.host},
+        )
+        try:
+            answer = await asyncio.wait_for(client.send(to_one), timeout_s)
+        except (httpx.TransportError, asyncio.TimeoutError) as error:
+            return _Outcome(address, 0, {"detail": f"no answer: {error or f'none within {timeout_s:g} s'}"})
+        with contextlib.suppress(ValueError):
+            return _Outcome(address, answer.status_code, answer.json())
+        return _Outcome(address, answer.status_code, {"detail": answer.text[:200]})
+
+    async def relay(request: Request) -> JSONResponse:
+        body = await _read(request)
+        if body is None:
+            return JSONResponse({"detail": f"a body of more than {_BODY_MAX} bytes"}, 413)
+        headers = {name: value for name, value in request.headers.items() if name not in _NOT_FORWARDED}
+        headers["host"] = url.netloc.decode()
+        target = url.copy_with(raw_path=request.scope["raw_path"] + b"?" + request.scope["query_string"])
+        try:
+            if token_file is not None and "authorization" not in headers:
+                headers["authorization"] = f"Bearer {(await asyncio.to_thread(token_file.read_text)).strip()}"
+            addresses = await asyncio.wait_for(resolve(url.host, url.port or 0), timeout_s)
+        except (OSError, asyncio.TimeoutError) as error:
+            return JSONResponse({"detail": f"the agents of {url.host} cannot be asked: {error}"}, 502)
+        one = httpx.Request(request.method, target, headers=headers, content=body)
+        outcomes = await asyncio.gather(*(ask(request.app.state.client, address, one) for address in addresses))
+        return _answer(outcomes)
+
+    async def healthz(_request: Request) -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    routes = [Route("/healthz", healthz, methods=["GET"])]
+    routes += [Route(path, relay, methods=_METHODS) for path in _PATHS]
+    return Starlette(routes=routes, lifespan=lifespan)
+
+
+def run_relay(relay: Starlette, host: str, port: int, certificate: Path | None, key: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SpandialError."""
+    if certificate is None and not _is_loopback(host):
+        raise SpandialError(
+            f"whoever reaches {host} could write, and read the token of those who bring one: "
+            "give --certificate and --key, or listen on 127.0.0.1"
+        )
+    config = uvicorn.Config(
+        relay,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=_CONNECTIONS_MAX,
+        proxy_headers=False,
+    )
+    asyncio.run(
+        _serve(config, None if certificate is None else ServerCertificate(certificate, key, None, _log.warning))
+    )
+
+
+async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None) -> None:
+    renewing = None
+    if certificate is not None:
+        context = certificate.context
+        config.ssl_context_factory = lambda _config, _default: context
+        renewing = asyncio.create_task(certificate.run())
+    await uvicorn.Server(config).serve()
+    if renewing is not None:
+        renewing.cancel()
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+async def _read(request: Request) -> bytes | None:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > _BODY_MAX:
+            return None
+    return body
+
+
+def _answer(outcomes: list[_Outcome]) -> JSONResponse:
+    failed = [outcome for outcome in outcomes if not outcome.done]
+    reached = sum(o.answer.get("reached") or 0 for o in outcomes if o.done and isinstance(o.answer, dict))
+    answer: dict[str, Any] = {"nodes": len(outcomes), "reached": reached, "failed": []}
+    if not failed:
+        return JSONResponse(answer)
+    for address, status, said in failed[:_TOLD_MAX]:
+        detail = said.get("detail") if isinstance(said, dict) else said
+        answer["failed"].append({"address": address, "status": status, "detail": detail})
+        _log.warning("an agent did not do it", address=address, status=status, detail=detail)
+    statuses = {outcome.status for outcome in outcomes}
+    status = statuses.pop() if len(statuses) == 1 else 0
+    detail = f"{len(failed)} of {len(outcomes)} agents did not do it; the others did"
+    return JSONResponse({"detail": detail, **answer}, status if 400 <= status < 500 else 502)

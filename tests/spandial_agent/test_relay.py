@@ -1,0 +1,221 @@
+"""One request to every agent behind a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from spandial_agent.errors import SpandialError
+from spandial_agent.relay import build_relay, run_relay
+from spandial_api.app import build_app
+from spandial_api.control import Control
+from spandial_api.selectors import selector_text
+from spandial_api.store import Store
+from tests.certificates import self_signed
+from tests.live_app import free_port, served
+from tests.spandial_api.conftest import TOKEN, access_of
+from tests.spandial_api.fake_node import FakeNode
+
+GRAY = "/sampling?rate=100&env=gray&mode=boost&ttl=10m"
+ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+
+
+def everywhere(*rules: str) -> dict[str, list[str]]:
+    return {address: list(rules) for address in ADDRESSES}
+
+
+class Agents:
+    """Agents on the same port of several addresses, and a relay in front of them.
+
+    Attributes:
+        nodes: by address.
+        known: the addresses that the name has.
+    """
+
+    def __init__(self, folder: Path, addresses: list[str], stack: ExitStack, **tls: Any) -> None:
+        self.nodes: dict[str, FakeNode] = {}
+        self.known = list(addresses)
+        self.folder = folder
+        self.port = free_port()
+        for address in addresses:
+            store, node = Store(folder / f"{address}.sqlite"), FakeNode()
+            stack.callback(store.close)
+            app = build_app(Control(store, node), node, access=access_of(folder), version="0")
+            stack.enter_context(served(app, address, self.port, **tls))
+            self.nodes[address] = node
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        if not self.known:
+            raise OSError("Name or service not known")
+        return self.known
+
+    def rules(self) -> dict[str, list[str]]:
+        """What each agent obeys."""
+        return {a: [selector_text(rule.selector) for rule in node.applied[-1]] for a, node in self.nodes.items()}
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def agents(tmp_path: Path, stack: ExitStack) -> Agents:
+    return Agents(tmp_path, ADDRESSES, stack)
+
+
+Relay = Callable[..., httpx.Client]
+
+
+@pytest.fixture
+def relay(stack: ExitStack) -> Relay:
+    """A client of a relay with these options."""
+
+    def start(agents: Agents, to: str = "http://agents.example", **options: Any) -> httpx.Client:
+        app = build_relay(f"{to}:{agents.port}", resolve=agents.resolve, **options)
+        return stack.enter_context(httpx.Client(base_url=stack.enter_context(served(app)), timeout=30))
+
+    return start
+
+
+def test_every_agent_does_what_one_request_asks(agents: Agents, relay: Relay) -> None:
+    client = relay(agents, token_file=agents.folder / "token")
+    answer = client.post(GRAY, json={"name": "checkout", "phase": "Progressing"})
+    assert answer.status_code == 200
+    assert answer.json() == {"nodes": 3, "reached": 0, "failed": []}
+    assert agents.rules() == everywhere("env=gray")
+    assert client.delete("/sampling?env=gray").status_code == 200
+    assert agents.rules() == everywhere()
+
+
+def test_the_targets_of_all_nodes_are_added_up(agents: Agents, relay: Relay) -> None:
+    from spandial.labels import Labels
+
+    agents.nodes["127.0.0.1"].processes = [Labels("checkout", env="gray")] * 2
+    agents.nodes["127.0.0.3"].processes = [Labels("checkout", env="gray")]
+    answer = relay(agents, token_file=agents.folder / "token").put(GRAY)
+    assert answer.json()["reached"] == 3
+
+
+def test_who_brings_a_token_is_asked_by_that_one(agents: Agents, relay: Relay) -> None:
+    client = relay(agents, token_file=agents.folder / "token")
+    answer = client.put(GRAY, headers={"Authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+    assert {failure["status"] for failure in answer.json()["failed"]} == {401}
+    assert relay(agents).put(GRAY, headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+def test_a_relay_without_a_token_lends_none(agents: Agents, relay: Relay) -> None:
+    assert relay(agents).put(GRAY).status_code == 401
+    assert agents.rules() == everywhere()
+
+
+def test_a_new_token_holds_from_the_next_request_on(agents: Agents, relay: Relay) -> None:
+    token = agents.folder / "mounted"
+    token.write_text("old")
+    client = relay(agents, token_file=token)
+    assert client.put(GRAY).status_code == 401
+    token.write_text(TOKEN)
+    assert client.put(GRAY).status_code == 200
+    token.unlink()
+    assert client.put(GRAY).status_code == 502
+
+
+def test_what_all_agents_refuse_alike_is_refused_so(agents: Agents, relay: Relay) -> None:
+    answer = relay(agents, token_file=agents.folder / "token").put("/sampling?rate=200&env=gray")
+    assert answer.status_code == 422
+    assert [failure["address"] for failure in answer.json()["failed"]] == ADDRESSES
+    assert answer.json()["failed"][0]["detail"][0]["field"] == "rate"
+
+
+def test_an_agent_that_does_not_answer_is_named_and_the_others_have_done_it(agents: Agents, relay: Relay) -> None:
+    agents.known.append("127.0.0.4")
+    answer = relay(agents, token_file=agents.folder / "token").put(GRAY)
+    assert answer.status_code == 502
+    assert answer.json()["nodes"] == 4
+    assert [(f["address"], f["status"]) for f in answer.json()["failed"]] == [("127.0.0.4", 0)]
+    assert answer.json()["failed"][0]["detail"].startswith("no answer")
+    assert agents.rules() == everywhere("env=gray")
+
+
+def test_an_agent_that_hangs_costs_its_time_and_no_more(agents: Agents, relay: Relay, stack: ExitStack) -> None:
+    import socket
+
+    silent = stack.enter_context(socket.socket())
+    silent.bind(("127.0.0.4", agents.port))
+    silent.listen()
+    agents.known.append("127.0.0.4")
+    answer = relay(agents, token_file=agents.folder / "token", timeout_s=1.0).put(GRAY)
+    assert answer.status_code == 502
+    assert [f["address"] for f in answer.json()["failed"]] == ["127.0.0.4"]
+
+
+def test_nobody_behind_the_name_is_told(agents: Agents, relay: Relay) -> None:
+    agents.known.clear()
+    answer = relay(agents).put(GRAY)
+    assert answer.status_code == 502
+    assert "agents.example" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/sampling"),
+        ("GET", "/targets"),
+        ("POST", "/audit"),
+        ("PATCH", "/sampling"),
+        ("POST", "/sampling/undo?revision=1"),
+    ],
+)
+def test_only_changes_of_rules_are_passed_on(agents: Agents, relay: Relay, method: str, path: str) -> None:
+    assert relay(agents).request(method, path).status_code in (404, 405)
+
+
+def test_a_body_without_end_is_refused(agents: Agents, relay: Relay) -> None:
+    assert relay(agents).post(GRAY, content=b"x" * ((1 << 20) + 1)).status_code == 413
+
+
+def test_the_relay_answers_for_itself(agents: Agents, relay: Relay) -> None:
+    agents.known.clear()
+    assert relay(agents).get("/healthz").json() == {"status": "ok"}
+
+
+def test_a_certificate_is_that_of_the_name_whatever_the_address(tmp_path: Path, stack: ExitStack, relay: Relay) -> None:
+    made = self_signed(tmp_path)
+    files = {"ssl_certfile": made.certificate, "ssl_keyfile": made.key}
+    agents = Agents(tmp_path, ["127.0.0.1", "127.0.0.2"], stack, **files)
+    options = {"token_file": tmp_path / "token", "ca": made.certificate}
+    assert relay(agents, "https://localhost", **options).put(GRAY).status_code == 200
+    assert agents.rules() == {"127.0.0.1": ["env=gray"], "127.0.0.2": ["env=gray"]}
+    assert relay(agents, "https://agents.example", **options).put(GRAY).status_code == 502
+    assert relay(agents, "https://localhost", token_file=tmp_path / "token").put(GRAY).status_code == 502
+
+
+def test_rules_that_change_together_do_so_on_every_node(agents: Agents, relay: Relay) -> None:
+    body = {"put": [{"env": "gray", "rate": 100, "ttl": "10m"}, {"env": "blue", "rate": 5}]}
+    assert relay(agents, token_file=agents.folder / "token").post("/sampling/batch", json=body).status_code == 200
+    assert {tuple(sorted(rules)) for rules in agents.rules().values()} == {("env=blue", "env=gray")}
+
+
+@pytest.mark.parametrize("to", ["", "agents:5778", "ftp://agents", "http://", "http://agents/api", "http://agents?x=1"])
+def test_a_url_that_is_none_of_agents_is_refused(to: str) -> None:
+    with pytest.raises(SpandialError, match="--to takes a URL"):
+        build_relay(to)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SpandialError, match="nothing"):
+        build_relay("http://agents", token_file=tmp_path / "nothing")
+    with pytest.raises(SpandialError, match="nothing"):
+        build_relay("https://agents", ca=tmp_path / "nothing")
+
+
+def test_without_tls_a_relay_serves_its_own_host_only() -> None:
+    with pytest.raises(SpandialError, match="--certificate"):
+        run_relay(build_relay("http://agents"), "0.0.0.0", 0, None, None)
