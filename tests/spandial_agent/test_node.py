@@ -11,6 +11,7 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind, Mode, Parent, encode_word
 from spandial.labels import Labels
+from spandial_agent.limiting import Limit
 from spandial_agent.node import LocalNode
 from spandial_agent.table import RateTable
 from spandial_agent.targets import Targets
@@ -187,7 +188,7 @@ def test_it_says_which_labels_there_are_and_what_rate_they_have(node: LocalNode,
     assert node.rate(CHECKOUT, EntryKind.HTTP) == 30.0
     assert node.rate(blue, EntryKind.DB) == 7.0
     assert node.rate(CHECKOUT._replace(env="stable"), EntryKind.HTTP) is None
-    targets.set_limits({1: 0.5, 2: 0.5})
+    targets.set_limits({1: Limit(0.5), 2: Limit(0.5)})
     assert node.rate(CHECKOUT, EntryKind.HTTP) == 15.0
     targets.remove(3)
     assert node.labels() == {CHECKOUT}
