@@ -148,8 +148,8 @@ async def run_agent(settings: Settings) -> None:
             access=access,
             version=version("spandial"),
             max_rate_without_ttl=settings.max_rate_without_ttl,
-            remote=remote,
             guard=guard,
+            remote=remote,
         )
         running = asyncio.create_task(_run(node, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent

@@ -44,16 +44,16 @@ def build_app(
     access: Access,
     version: str,
     max_rate_without_ttl: float = 100.0,
-    remote: RemoteSampling | None = None,
     guard: Guard | None = None,
+    remote: RemoteSampling | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
     Args:
         access: who is let in over TCP.
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
-        remote: what SDKs without the hook are told.
         guard: budget and quotas; without it there are those that are stored.
+        remote: what SDKs without the hook are told.
     """
     app = FastAPI(
         title="spandial",
@@ -67,7 +67,7 @@ def build_app(
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
-    # Before the rules: GET /sampling that names a service is Jaeger's.
+    # Jaeger's before the rules: GET /sampling that names a service.
     nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
     guarded = [module.router for module in nouns]
     for router in guarded:

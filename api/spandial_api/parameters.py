@@ -1,4 +1,5 @@
-"""Query parameters: what they look like, and those that no route takes silently, unknown ones and one given twice."""
+"""Query parameters: what they look like, and those that no route takes silently, unknown ones and one given twice; and
+a request's connection."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ from collections.abc import Callable
 
 from fastapi import HTTPException, Request
 
-__all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "only"]
+from spandial_api.node import Connection
+
+__all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "connection_of", "only"]
 
 # As the description has them: what everybody writes. `parse_rate` and `parse_duration` take some more, such as 1e-3.
 RATE_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%?$"
@@ -36,3 +39,11 @@ def only(*names: str) -> Callable[[Request], None]:
             raise HTTPException(422, problems)
 
     return check
+
+
+def connection_of(request: Request) -> Connection | None:
+    """The TCP connection that a request came by; None over the Unix socket."""
+    client, server = request.client, request.scope.get("server")
+    if client is None or not client.port or server is None or server[1] is None:
+        return None
+    return Connection(client.host, client.port, server[1])

@@ -122,15 +122,6 @@ def test_a_rule_of_discovery_that_is_none_is_refused_with_what_is_allowed(monkey
         Settings()
 
 
-@pytest.mark.parametrize(("text", "port"), [("", None), ("0", 0), ("14250", 14250)])
-def test_jaegers_grpc_is_served_where_a_port_is_set(
-    monkeypatch: pytest.MonkeyPatch, text: str, port: int | None
-) -> None:
-    assert Settings().jaeger_grpc_port is None
-    monkeypatch.setenv("SPANDIAL_JAEGER_GRPC_PORT", text)
-    assert Settings().jaeger_grpc_port == port
-
-
 def test_a_circuit_opens_above_what_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPANDIAL_BREAKER_UNDER", "130")
     with pytest.raises(ValidationError, match="is not above SPANDIAL_BREAKER_OVER"):
@@ -138,3 +129,12 @@ def test_a_circuit_opens_above_what_closes_it(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SPANDIAL_BREAKER_OVER", "150")
     monkeypatch.setenv("SPANDIAL_BREAKER_RATE", "0.1%")
     assert Settings().thresholds == Thresholds(150, 180, 130, 300, 0.1)
+
+
+@pytest.mark.parametrize(("text", "port"), [("", None), ("0", 0), ("14250", 14250)])
+def test_jaegers_grpc_is_served_where_a_port_is_set(
+    monkeypatch: pytest.MonkeyPatch, text: str, port: int | None
+) -> None:
+    assert Settings().jaeger_grpc_port is None
+    monkeypatch.setenv("SPANDIAL_JAEGER_GRPC_PORT", text)
+    assert Settings().jaeger_grpc_port == port

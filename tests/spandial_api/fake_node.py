@@ -43,12 +43,12 @@ class FakeNode:
         watched: the globs of the last of them.
         explained: what it says of processes.
         why: what it says of all its targets.
-        rates: what its targets have, where that is not what the rules say.
-        askers: which of them have connections to it.
         limits: the budget and quotas that it was told to hold.
         limited: what it says holds all rates down.
         budget, tenants: what it says of budget and tenants.
         open_circuits: those that are not closed.
+        rates: what its targets have, where that is not what the rules say.
+        askers: which of them have connections to it.
     """
 
     def __init__(self) -> None:
@@ -63,13 +63,13 @@ class FakeNode:
         self.missing: list[str] = []
         self.explained: dict[int, TargetExplanation] = {}
         self.why = ""
-        self.rates: dict[EntryKind, float] = {}
-        self.askers: dict[Connection, Labels] = {}
         self.limits = Limits()
         self.limited = ""
         self.budget = BudgetUse(demand=None, limited=0)
         self.tenants: list[TenantUse] = []
         self.open_circuits: dict[str, Circuit] = {}
+        self.rates: dict[EntryKind, float] = {}
+        self.askers: dict[Connection, Labels] = {}
 
     def apply(self, book: RuleBook) -> None:
         self.on_apply(book)

@@ -11,9 +11,8 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from spandial.labels import LABEL_MAX
-from spandial_api.connections import connection_of
 from spandial_api.jaeger import Strategy
-from spandial_api.parameters import only
+from spandial_api.parameters import connection_of, only
 from spandial_api.remote import RemoteSampling
 
 _EXAMPLES = {

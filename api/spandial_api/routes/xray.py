@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic.alias_generators import to_pascal
 
 from spandial_api.body_limit import BODY_MAX
-from spandial_api.connections import connection_of
+from spandial_api.parameters import connection_of
 from spandial_api.remote import RemoteSampling
 from spandial_api.xray import RULES_MAX, XRayRule
 
