@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -76,13 +76,20 @@ class Guard:
     async def set_budget(self, entries: float | None, author: Author) -> None:
         """None: the default again. Raises StoreError, nothing changed."""
         written = None if entries is None else self._written(entries, author)
-        await asyncio.shield(self._change(written, {}))
+        await asyncio.shield(self._change(lambda: (written, self.quotas)))
 
     async def set_quota(self, tenant: str, entries: float | None, author: Author) -> None:
         """None: the default again. Raises KeyError where there is none to remove, TooManyQuotas, StoreError, nothing
         changed."""
-        written = None if entries is None else self._written(entries, author)
-        await asyncio.shield(self._change(self.budget, {tenant: written}))
+
+        def change() -> tuple[Written | None, dict[str, Written]]:
+            if entries is not None:
+                return self.budget, {**self.quotas, tenant: self._written(entries, author)}
+            if tenant not in self.quotas:
+                raise KeyError(tenant)
+            return self.budget, {name: quota for name, quota in self.quotas.items() if name != tenant}
+
+        await asyncio.shield(self._change(change))
 
     async def run(self) -> None:
         """Store the circuits when they change, until cancelled."""
@@ -104,22 +111,18 @@ class Guard:
     def _written(self, entries: float, author: Author) -> Written:
         return Written(entries, self._control.now(), author.who, author.why)
 
-    async def _change(self, budget: Written | None, quotas: Mapping[str, Written | None]) -> None:
+    async def _change(self, make: Callable[[], tuple[Written | None, dict[str, Written]]]) -> None:
+        """Budget and quotas are stored together: what is to become of them is made of what they are by then."""
         async with self._lock:
-            changed: dict[str, Written] = dict(self.quotas)
-            for tenant, written in quotas.items():
-                if written is None:
-                    del changed[tenant]
-                else:
-                    changed[tenant] = written
-            if len(changed) > max(QUOTAS_MAX, len(self.quotas)):
+            budget, quotas = make()
+            if len(quotas) > max(QUOTAS_MAX, len(self.quotas)):
                 raise TooManyQuotas
             body = {
                 "budget": None if budget is None else vars(budget),
-                "quotas": {tenant: vars(written) for tenant, written in changed.items()},
+                "quotas": {tenant: vars(written) for tenant, written in quotas.items()},
             }
             await self._control.keep(_LIMITS, body)
-            self.budget, self.quotas = budget, changed
+            self.budget, self.quotas = budget, quotas
             self._node.limit(self.limits)
 
     def _load(self) -> None:
