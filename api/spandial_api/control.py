@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from spandial_api.audit import Change, Entry, changes_of, effective, undoing
+from spandial_api.audit import Change, Entry, UndoConflict, changes_of, effective, undoing
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
@@ -86,12 +86,13 @@ class Control:
     async def put(self, rule: Rule, author: Author, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
         """Upsert a rule; the rule as stored, and how many targets it reaches. One that is already there as it is to be
         is left as it is. Raises RevisionConflict, StoreError, nothing changed."""
-        book = await self._change(lambda _: Change("put", (rule,)), author, expected)
+        book, _ = await self._change(lambda _: Change("put", (rule,)), author, expected)
         return book.rules[rule.selector], self._reached_by(rule.selector)
 
     async def remove(self, selector: Selector, author: Author, expected: Expected = ANY_REVISION) -> int:
         """Remove a rule; the new revision. Raises KeyError, RevisionConflict, StoreError, nothing changed."""
-        return (await self._change(lambda _: Change("remove", (), (selector,)), author, expected)).revision
+        book, _ = await self._change(lambda _: Change("remove", (), (selector,)), author, expected)
+        return book.revision
 
     async def renew(
         self, selector: Selector, ttl_s: float, author: Author, expected: Expected = ANY_REVISION
@@ -102,7 +103,7 @@ class Control:
         def change(book: RuleBook) -> Change:
             return Change("renew", (replace(book.rules[selector], expires=self.now() + ttl_s),))
 
-        book = await self._change(change, author, expected)
+        book, _ = await self._change(change, author, expected)
         return book.rules[selector], self._reached_by(selector)
 
     async def batch(
@@ -110,7 +111,7 @@ class Control:
     ) -> tuple[RuleBook, dict[Selector, int]]:
         """Remove and put rules under one revision; the rules, and how many targets those that were put reach. Raises
         KeyError, RevisionConflict, StoreError, nothing changed."""
-        book = await self._change(lambda _: Change("batch", tuple(put), tuple(removed)), author, expected)
+        book, _ = await self._change(lambda _: Change("batch", tuple(put), tuple(removed)), author, expected)
         return book, {rule.selector: self._reached_by(rule.selector) for rule in put}
 
     async def undo(
@@ -133,10 +134,9 @@ class Control:
             raise KeyError(revision)
         for changed in entry.changes:
             check(changed.selector)
-        book = await self._change(lambda book: undoing(entry, book, self.now()), author, expected)
-        undone = await asyncio.to_thread(self._store.entry, book.revision)
+        _, undone = await self._change(lambda book: undoing(entry, book, self.now()), author, expected)
         if undone is None:
-            raise StoreError(f"revision {book.revision} is not in the audit log")
+            raise UndoConflict(f"revision {revision} changed nothing that could be undone")
         return undone
 
     async def audit(self, limit: int, before: int | None = None) -> list[Entry]:
@@ -160,18 +160,23 @@ class Control:
     def _reached_by(self, selector: Selector) -> int:
         return self._node.reached_by(selector)
 
-    async def _change(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
+    async def _change(
+        self, make: Callable[[RuleBook], Change], author: Author, expected: Expected
+    ) -> tuple[RuleBook, Entry | None]:
+        """The rules, and what was changed of them; None where they were as they are to be."""
         # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
         try:
             return await asyncio.shield(self._commit(make, author, expected))
         finally:
             self._changed.set()  # there is an end to wait for, a copy to make, or a disk to look after
 
-    async def _commit(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
+    async def _commit(
+        self, make: Callable[[RuleBook], Change], author: Author, expected: Expected
+    ) -> tuple[RuleBook, Entry | None]:
         async with self._lock:
             change = effective(make(self.book), self.book.rules)
             if not change.put and not change.removed:
-                return self.book  # as RFC 9110, section 13.1.1, allows even where If-Match names another revision
+                return self.book, None  # as RFC 9110, section 13.1.1, allows even where If-Match names another revision
             if not expected(self.book.revision):
                 raise RevisionConflict
             book = self.book.change(change.put, change.removed)
@@ -179,15 +184,16 @@ class Control:
             entry = Entry(book.revision, self.now(), author.who, change.action, author.why, changes)
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
             await asyncio.to_thread(self._check, lambda: self._store.prepare(*self._unwritten, entry))
-            self._node.apply(book)
             try:
+                self._node.apply(book)
                 await asyncio.to_thread(self._check, self._store.commit)
             except BaseException:
+                await asyncio.to_thread(self._store.forget)
                 self._node.apply(self.book)
                 raise
             self.book = book
             self._unwritten.clear()
-            return book
+            return book, entry
 
     def _check(self, write: Callable[[], None]) -> None:
         """Write, and remember whether that could be done. Raises StoreError."""

@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ class Store:
         with self._writing():
             self._database.execute("COMMIT")
 
+    def forget(self) -> None:
+        """Have what is prepared, and not committed, never be."""
+        if self._database.in_transaction:
+            with suppress(
+                sqlite3.Error
+            ):  # one that fails has been rolled back already (sqlite.org/lang_transaction.html)
+                self._database.execute("ROLLBACK")
+
     def write(self, *entries: Entry) -> None:
         """Both at once. Raises StoreError, nothing written."""
         self.prepare(*entries)
@@ -154,8 +162,7 @@ class Store:
         try:
             yield
         except BaseException as error:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
+            self.forget()
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"the rules in {self.path} cannot be written: {error}") from error
             raise

@@ -103,6 +103,48 @@ async def test_what_does_not_reach_the_disk_is_obeyed_no_longer(tmp_path: Path, 
 
 
 @pytest.mark.anyio
+async def test_what_the_node_cannot_obey_is_not_stored_either(store: Store, node: FakeNode) -> None:
+    control = Control(store, node)
+
+    def refuse(book: RuleBook) -> None:
+        if Selector(env="gray") in book.rules:
+            raise OSError("no such table")
+
+    node.on_apply = refuse
+    with pytest.raises(OSError, match="no such table"):
+        await control.put(Rule(Selector(env="gray"), 30), AUTHOR)
+    assert control.book == node.applied[-1] == RuleBook()
+    await control.keep("budget", 5)  # is not a part of what was given up
+    await control.put(Rule(Selector(), 1), AUTHOR)
+    assert control.book == store.load() == RuleBook().put(Rule(Selector(), 1))
+    assert store.document("budget") == 5
+
+
+class ForgetfulStore(Store):
+    """A store whose audit log can be read once."""
+
+    asked = 0
+
+    def entry(self, revision: int) -> Entry | None:
+        self.asked += 1
+        if self.asked > 1:
+            raise StoreError("disk I/O error")
+        return super().entry(revision)
+
+
+@pytest.mark.anyio
+async def test_an_undo_that_is_done_says_so_whatever_can_be_read_then(tmp_path: Path, node: FakeNode) -> None:
+    store = ForgetfulStore(tmp_path / "rules.sqlite")
+    control = Control(store, node)
+    await control.put(Rule(Selector(env="gray"), 30), AUTHOR)
+    undone = await control.undo(1, AUTHOR)
+    assert (undone.revision, undone.action) == (2, "undo")
+    assert undone == store.audit(1)[0]
+    assert control.book.rules == {}
+    store.close()
+
+
+@pytest.mark.anyio
 async def test_the_node_has_the_stored_rules_before_anything_is_asked(tmp_path: Path) -> None:
     store = Store(tmp_path / "rules.sqlite")
     book = RuleBook().put(Rule(Selector(), 1))
