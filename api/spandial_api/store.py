@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from spandial.abi import Mode
 from spandial_api.audit import Entry
@@ -133,7 +134,7 @@ class Store:
 
     def _entries(self, which: str, *values: int) -> list[Entry]:
         try:  # a connection of its own sees what is committed, whatever is being written
-            with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as database:
+            with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as database:
                 columns = "revision, time, who, action, why, changes"
                 return [parse_entry(*row) for row in database.execute(f"SELECT {columns} FROM audit {which}", values)]
         except (sqlite3.Error, ValueError) as error:

@@ -164,6 +164,9 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
         ("{}", '{"rate": 1, "target": 1, "mode": 0, "revision": 1}'),
         ("{}", '{"rate": 30.0, "mode": 0, "revision": 1, "expires": "soon"}'),
         ("{}", '{"rate": 30.0'),
+        ("{}", '{"rate": 30.0, "mode": null, "revision": 1}'),
+        ("{}", '{"rate": 30.0, "mode": [0], "revision": 1}'),
+        ('{"protocol": ["http"]}', '{"rate": 30.0, "mode": 0, "revision": 1}'),
     ],
 )
 def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, selector: str, rule: str) -> None:
@@ -250,6 +253,24 @@ def test_the_audit_log_has_the_latest_first_and_goes_back_so_far(store: Store, m
     assert entry is not None
     [(selector, before, after)] = entry.changes
     assert (selector, before and before.rate, after and after.rate) == (Selector(env="gray"), 6, 7)
+
+
+def test_a_log_that_cannot_be_read_is_an_error_of_the_file(store: Store) -> None:
+    database = sqlite3.connect(store.path)
+    database.execute("INSERT INTO audit VALUES (1, 0, '', 'put', '', '[7]')")
+    database.commit()
+    database.close()
+    with pytest.raises(StoreError, match=str(store.path)):
+        store.audit(1)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "100% #1?mode=rwc"
+    folder.mkdir()
+    store = Store(folder / "rules.sqlite")
+    save(store, RuleBook().put(Rule(Selector(), 30)))
+    assert [entry.revision for entry in store.audit(9)] == [1]
+    store.close()
 
 
 def test_a_document_comes_back_as_it_was_set(store: Store) -> None:
