@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from spandial.abi import Mode
-from spandial_api.audit import Entry
+from spandial_api.audit import Changed, Entry
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_text, selector_key
@@ -231,19 +232,30 @@ class _UnusableStore(Store):
 
 
 def open_store(path: Path, copy: LastGoodRules) -> Store:
-    """The store; where it cannot be used, one that has the rules of the copy and takes no change.
+    """The store; where it cannot be used, one that has the rules of the copy and takes no change. One that is new
+    beside a copy, because the damaged one was moved away, begins with its rules.
 
     Raises StoreError where there is no copy either.
     """
     try:
         store = Store(path)
-        store.load()
+        if store.load().revision == 0:
+            with suppress(OSError, ValueError):
+                _take_over(copy.load(), store)
         return store
     except StoreError as error:
         try:
             return _UnusableStore(path, copy.load(), error)
         except (OSError, ValueError):
             raise error from None
+
+
+def _take_over(book: RuleBook, store: Store) -> None:
+    """Raises StoreError."""
+    if book.revision:
+        changes = tuple(Changed(selector, None, rule) for selector, rule in book.rules.items())
+        why = "the store was new; these are the rules of the copy beside it"
+        store.write(Entry(book.revision, time.time(), "spandial", "batch", why, changes))
 
 
 def _old_rule(row: dict[str, Any]) -> Rule:

@@ -299,6 +299,25 @@ def test_where_the_store_is_damaged_the_copy_is_obeyed_and_nothing_is_written(tm
         with pytest.raises(StoreError, match="obeying the rules of revision 2"):
             write()
     store.close()
+    path.rmdir() if path.is_dir() else path.rename(tmp_path / "damaged")  # as the reason says
+    for _ in range(2):
+        store = open_store(path, copy)
+        assert store.load() == book
+        assert [(entry.revision, entry.who, len(entry.changes)) for entry in store.audit(9)] == [(2, "spandial", 2)]
+        store.close()
+    path.write_bytes(b"this is no database, and long enough for a header" * 100)
     copy.path.write_text("{}")
     with pytest.raises(StoreError, match=str(path)):
         open_store(path, copy)
+
+
+def test_a_store_that_has_had_rules_is_what_counts_and_not_the_copy(tmp_path: Path) -> None:
+    copy = LastGoodRules(tmp_path / "rules.json")
+    copy.save(RuleBook().put(Rule(Selector(), 1)).put(Rule(Selector(), 2)))
+    store = Store(tmp_path / "rules.sqlite")
+    book = RuleBook().put(Rule(Selector(), 30))
+    save(store, book)
+    store.close()
+    store = open_store(store.path, copy)
+    assert store.load() == book
+    store.close()
