@@ -15,7 +15,7 @@ from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.store import LastGoodRules, Store, StoreError
 
-__all__ = ["ANY_REVISION", "Author", "Control", "Expected", "RevisionConflict"]
+__all__ = ["ANY_REVISION", "RULES_MAX", "Author", "Control", "Expected", "RevisionConflict", "TooManyRules"]
 
 
 Expected = Callable[[int], bool]
@@ -23,12 +23,17 @@ Expected = Callable[[int], bool]
 
 ANY_REVISION: Expected = lambda revision: True  # noqa: E731
 
+RULES_MAX = 10_000
 _CLOCK_S = 1.0  # the clock may be set, and stands still for a timer while the host sleeps
 _COPY_S = 5.0  # how often the copy follows the rules, at most
 
 
 class RevisionConflict(Exception):
     """The rules are not those that a change was meant for. Nothing was changed."""
+
+
+class TooManyRules(Exception):
+    """There are as many rules as there may be. Nothing was changed."""
 
 
 class Author(NamedTuple):
@@ -85,7 +90,7 @@ class Control:
 
     async def put(self, rule: Rule, author: Author, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
         """Upsert a rule; the rule as stored, and how many targets it reaches. One that is already there as it is to be
-        is left as it is. Raises RevisionConflict, StoreError, nothing changed."""
+        is left as it is. Raises RevisionConflict, TooManyRules, StoreError, nothing changed."""
         book, _ = await self._change(lambda _: Change("put", (rule,)), author, expected)
         return book.rules[rule.selector], self._reached_by(rule.selector)
 
@@ -110,7 +115,7 @@ class Control:
         self, put: Sequence[Rule], removed: Sequence[Selector], author: Author, expected: Expected = ANY_REVISION
     ) -> tuple[RuleBook, dict[Selector, int]]:
         """Remove and put rules under one revision; the rules, and how many targets those that were put reach. Raises
-        KeyError, RevisionConflict, StoreError, nothing changed."""
+        KeyError, RevisionConflict, TooManyRules, StoreError, nothing changed."""
         book, _ = await self._change(lambda _: Change("batch", tuple(put), tuple(removed)), author, expected)
         return book, {rule.selector: self._reached_by(rule.selector) for rule in put}
 
@@ -126,8 +131,8 @@ class Control:
         Args:
             check: raises where the author may not change the rule of a selector.
 
-        Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, StoreError,
-        nothing changed.
+        Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, TooManyRules,
+        StoreError, nothing changed.
         """
         entry = await asyncio.to_thread(self._store.entry, revision)
         if entry is None:
@@ -180,6 +185,8 @@ class Control:
             if not expected(self.book.revision):
                 raise RevisionConflict
             book = self.book.change(change.put, change.removed)
+            if len(book.rules) > max(RULES_MAX, len(self.book.rules)):
+                raise TooManyRules
             changes = changes_of(change, self.book, book)
             entry = Entry(book.revision, self.now(), author.who, change.action, author.why, changes)
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
