@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -39,13 +40,16 @@ class StoreError(Exception):
 
 
 class Store:
-    """One SQLite file. One thread at a time, but for `audit` and `entry`, which any may call at any time.
+    """One SQLite file. Any thread may call anything at any time, but a revision that is prepared is one caller's until
+    he commits it or forgets it.
 
     Raises StoreError where the file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # SQLite's connection, closed while another thread is at work in it, takes the process with it.
+        self._use = threading.RLock()
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
@@ -83,8 +87,9 @@ class Store:
     def load(self) -> RuleBook:
         """Raises StoreError."""
         try:
-            rules = [parse_rule(*row) for row in self._database.execute("SELECT selector, rule FROM rules")]
-            revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
+            with self._use:
+                rules = [parse_rule(*row) for row in self._database.execute("SELECT selector, rule FROM rules")]
+                revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
         return RuleBook.of(rules, revision)
@@ -113,10 +118,9 @@ class Store:
 
     def forget(self) -> None:
         """Have what is prepared, and not committed, never be."""
-        if self._database.in_transaction:
-            with suppress(
-                sqlite3.Error
-            ):  # one that fails has been rolled back already (sqlite.org/lang_transaction.html)
+        # What fails here has been rolled back already (sqlite.org/lang_transaction.html), or is closed.
+        with self._use, suppress(sqlite3.Error):
+            if self._database.in_transaction:
                 self._database.execute("ROLLBACK")
 
     def write(self, *entries: Entry) -> None:
@@ -144,7 +148,8 @@ class Store:
     def document(self, name: str) -> Any:
         """What else was stored under a name; None where nothing was. Raises StoreError."""
         try:
-            row = self._database.execute("SELECT body FROM documents WHERE name = ?", (name,)).fetchone()
+            with self._use:
+                row = self._database.execute("SELECT body FROM documents WHERE name = ?", (name,)).fetchone()
             return None if row is None else json.loads(row[0])
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"{name} in {self.path} cannot be read: {error}") from error
@@ -162,7 +167,8 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            yield
+            with self._use:
+                yield
         except BaseException as error:
             self.forget()
             if isinstance(error, sqlite3.Error):
@@ -170,7 +176,8 @@ class Store:
             raise
 
     def close(self) -> None:
-        self._database.close()
+        with self._use:
+            self._database.close()
 
 
 class LastGoodRules:

@@ -9,6 +9,7 @@ import re
 import resource
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -262,6 +263,29 @@ def test_a_log_that_cannot_be_read_is_an_error_of_the_file(store: Store) -> None
     database.close()
     with pytest.raises(StoreError, match=str(store.path)):
         store.audit(1)
+
+
+def test_it_is_not_closed_under_the_hands_of_a_writer(tmp_path: Path) -> None:
+    store = Store(tmp_path / "rules.sqlite")
+    writing, go_on = threading.Event(), threading.Event()
+
+    def wait(_statement: str) -> None:
+        writing.set()
+        go_on.wait(10)
+
+    store._database.set_trace_callback(wait)
+    writer, closer = threading.Thread(target=store.probe), threading.Thread(target=store.close)
+    writer.start()
+    assert writing.wait(10)
+    closer.start()
+    closer.join(0.05)
+    assert closer.is_alive()
+    go_on.set()
+    writer.join(10)
+    closer.join(10)
+    assert not closer.is_alive()
+    with pytest.raises(StoreError, match="closed"):
+        store.write(entry_of(RuleBook().put(Rule(Selector(), 30))))
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
