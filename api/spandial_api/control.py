@@ -65,18 +65,37 @@ class Control:
         self._node = node
         self._copy = copy
         self._copied: RuleBook | None = None
+        self._obeyed = RuleBook()
         self._copy_at = self._probe_at = 0.0
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._unwritten: list[Entry] = []  # rules that ended while the disk took nothing
+        self._turned = asyncio.Event()
         self._end_expired()
-        node.apply(self.book)
+        self._obey(self.book)
         with suppress(StoreError):
             self._check(store.probe)
 
     async def run(self) -> None:
         """End each rule when its time has come, until cancelled. Keeps the copy, too, and sees when a disk is well
         again."""
+        await asyncio.gather(self._end_in_time(), self._keep_up())
+
+    async def _end_in_time(self) -> None:
+        """No rule outlives its time because a change of the rules waits for a disk."""
+        while True:
+            self._turned.clear()
+            expiry = self._obeyed.next_expiry
+            left = None if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._turned.wait(), left)
+            if self._lock.locked():  # whoever holds it says by and by which book this ended in
+                self._obey(self._obeyed.without_expired(self.now()))
+            elif self._end_expired():
+                self._obey(self.book)
+                self._changed.set()
+
+    async def _keep_up(self) -> None:
         while True:
             self._changed.clear()
             expiry = self.book.next_expiry
@@ -192,15 +211,21 @@ class Control:
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
             await asyncio.to_thread(self._check, lambda: self._store.prepare(*self._unwritten, entry))
             try:
-                self._node.apply(book)
+                self._obey(book)
                 await asyncio.to_thread(self._check, self._store.commit)
             except BaseException:
                 await asyncio.to_thread(self._store.forget)
-                self._node.apply(self.book)
+                self._obey(self.book.without_expired(self.now()))
                 raise
             self.book = book
             self._unwritten.clear()
             return book, entry
+
+    def _obey(self, book: RuleBook) -> None:
+        if book is not self._obeyed:
+            self._obeyed = book
+            self._turned.set()
+            self._node.apply(book)
 
     def _check(self, write: Callable[[], None]) -> None:
         """Write, and remember whether that could be done. Raises StoreError."""
@@ -225,7 +250,7 @@ class Control:
     async def _expire(self) -> None:
         async with self._lock:
             if self._end_expired():
-                self._node.apply(self.book)
+                self._obey(self.book)
 
     async def _mend(self) -> None:
         """Write what could not be written, also where nobody changes anything. Whatever the disk says: what has ended

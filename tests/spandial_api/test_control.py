@@ -237,6 +237,43 @@ async def test_a_rule_ends_also_where_the_disk_fails(tmp_path: Path, node: FakeN
     store.close()
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_rule_ends_also_while_a_change_waits_for_the_disk(
+    tmp_path: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    store = SlowStore(tmp_path / "rules.sqlite")
+    store.go_on.set()
+    clock = Clock()
+    control = Control(store, node, clock)
+    gray, blue = Selector(env="gray"), Selector(env="blue")
+    await control.put(Rule(gray, 100, expires=1010), AUTHOR)
+    running = asyncio.create_task(control.run())
+    store.committing.clear()
+    store.go_on.clear()
+    waiting = asyncio.create_task(control.put(Rule(blue, 5), AUTHOR))
+    await asyncio.to_thread(store.committing.wait, 10)
+    assert set(node.applied[-1].rules) == {gray, blue}
+    clock.now = 1010
+    await until(lambda: set(node.applied[-1].rules) == {blue})
+    obeyed = len(node.applied)
+    if fails:
+        monkeypatch.setattr(Store, "commit", FailingStore.commit)
+        store.go_on.set()
+        with pytest.raises(StoreError):
+            await waiting
+        monkeypatch.undo()
+    else:
+        store.go_on.set()
+        await waiting
+    left = set() if fails else {blue}
+    await until(lambda: set(store.load().rules) == set(control.book.rules) == set(node.applied[-1].rules) == left)
+    assert not any(gray in book.rules for book in node.applied[obeyed:])
+    running.cancel()
+    store.close()
+
+
 def prepared(store: Store, book: RuleBook) -> Store:
     store.prepare(entry_of(book))
     return store
