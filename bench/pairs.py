@@ -16,7 +16,13 @@ from spandial.abi import EntryKind
 __all__ = ["DIALS", "EXPORTED", "OFF", "Pairs", "Times", "Workload"]
 
 OFF, EXPORTED = "off", "100 %, exported"
-DIALS = {"rate 0 %": Dial(0), "rate 1 %": Dial(1), "rate 100 %": Dial(100), EXPORTED: Dial(100, exported=True)}
+DIALS = {
+    "rate 0 %": Dial(0),
+    "rate 1 %": Dial(1),
+    "1 %, 100 rules by operation": Dial(1, operations=100),
+    "rate 100 %": Dial(100),
+    EXPORTED: Dial(100, exported=True),
+}
 _NOBODY = 1 << 23  # above the greatest possible pid (PID_MAX_LIMIT, 2^22)
 _TIMED = 7  # slices with times, for each dial
 _MULTIPLE = 16  # of which operations are: some generators divide them among their connections
@@ -60,6 +66,7 @@ class Pairs:
 
     Attributes:
         operations: of each slice.
+        dials: each under its name; of rules by operation only where there is a path.
         base: the slices with capture off. Each other lies between two of them.
         times: of the programs by dial, in slices apart.
         nobodys_ns: the mean of a run where there is no target.
@@ -71,10 +78,11 @@ class Pairs:
     def __init__(self, workload: Workload, switch: Switch) -> None:
         self.operations = 64 * _MULTIPLE
         self.base: list[Load] = []
-        self.times: dict[str, list[Times]] = {arm: [] for arm in DIALS}
+        self.dials = {arm: dial for arm, dial in DIALS.items() if workload.kind != EntryKind.DB or not dial.operations}
+        self.times: dict[str, list[Times]] = {arm: [] for arm in self.dials}
         self.nobodys_ns = self.socket_operations = 0.0
         self.sent = self.counted = self.records = self.lost = 0
-        self._pairs: dict[str, list[_Pair]] = {arm: [] for arm in DIALS}
+        self._pairs: dict[str, list[_Pair]] = {arm: [] for arm in self.dials}
         self._workload, self._switch = workload, switch
 
     def run(self, rounds: int, seconds: float) -> None:
@@ -83,7 +91,7 @@ class Pairs:
             self.operations = max(1, int(self._slice().rate * seconds) // _MULTIPLE) * _MULTIPLE
         self.base.append(self._slice())
         for _ in range(rounds):
-            for arm in random.sample([*DIALS], len(DIALS)):
+            for arm in random.sample([*self.dials], len(self.dials)):
                 on, _ = self._captured(DIALS[arm])
                 self.base.append(self._slice())
                 self._pairs[arm].append(_Pair(on, *self.base[-2:]))
@@ -128,7 +136,7 @@ class Pairs:
             nobodys = [self._unwatched() for _ in range(_TIMED)]
             self.nobodys_ns = sum(seen.ns for seen in nobodys) / sum(seen.runs for seen in nobodys)
             for _ in range(_TIMED):
-                for arm, dial in DIALS.items():
+                for arm, dial in self.dials.items():
                     self.times[arm].append(self._times(self._captured(dial)[1]))
 
     def _unwatched(self) -> Seen:

@@ -26,17 +26,20 @@ import structlog
 
 from bench.checkout import ROOT
 from spandial.abi import EntryKind, Flag, Mode, encode_word
+from spandial.operations import parse_operation
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.capture import Capture
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.kernel.loader import Module
+from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.table import RateTable, Row
 
 __all__ = ["Dial", "Seen", "Switch"]
 
 _CapturePath = Literal["socket", "sys_exit"]
+_SET = 1  # of rules by operation
 _LEASE_S = 86_400.0  # nobody renews it here
 _REST_S = 0.06  # a little longer than the reader of the ring buffer waits between two looks
 
@@ -47,10 +50,12 @@ class Dial(NamedTuple):
     Attributes:
         rate: in percent, in mode strict: the rate decides, and not the caller.
         exported: kept entries and the answers to them are handed over, as for an agent that makes spans of them.
+        operations: rules by operation that there are, the last of which is for all that the others leave.
     """
 
     rate: float
     exported: bool = False
+    operations: int = 0
 
 
 class Seen(NamedTuple):
@@ -163,6 +168,7 @@ class _Capturing:
         self._module.detach()
         self._tracepoint = "sys_exit" if path == "sys_exit" else None
         self._pid, self._row = 0, Row(0, 0)
+        self._rules: list[int] = []  # rows
         self._records = 0
         self._before = self._sums()
         self._counting: _Operations | None = None
@@ -171,15 +177,18 @@ class _Capturing:
     def _take(self, records: list[bytes]) -> None:
         self._records += len(records)
 
-    def on(self, pid: int, rate: float, exported: bool, counting: bool) -> None:
+    def on(self, pid: int, rate: float, exported: bool, operations: int, counting: bool) -> None:
         words = [encode_word(rate, Mode.STRICT, emit=exported)] * len(EntryKind)
+        named = self._named(words, operations) if operations else 0
+        if operations:
+            words = [word | Flag.OPERATIONS for word in words]
         if pid == self._pid:
-            self._table.write(self._row, words, 0)
+            self._table.write(self._row, words, 0, named)
         else:
             if self._pid:
                 self._capture.remove_target(self._pid)
                 self._table.free(self._row)
-            self._pid, self._row = pid, self._table.allocate(pid, words, 0)
+            self._pid, self._row = pid, self._table.allocate(pid, words, 0, named)
         # Anew each time: its counts begin at zero, and no connection is followed because another arm did so.
         self._capture.add_target(pid, self._row, answers=exported)
         if counting:
@@ -187,6 +196,18 @@ class _Capturing:
         self._before = self._sums()
         for program in self._programs:
             self._module.attach(program, self._tracepoint)
+
+    def _named(self, words: list[int], operations: int) -> int:
+        """What a row says whose process obeys so many rules by operation."""
+        if not self._rules:
+            patterns = [*(f"GET /api/v{number}/*" for number in range(1, operations)), "/*"]
+            self._rules = self._table.allocate_operation_rows([words] * operations)
+            kinds = EntryKind.HTTP, EntryKind.GRPC
+            rules = [OperationRule(kinds, parse_operation(text), row) for text, row in zip(patterns, self._rules)]
+            self._capture.set_operations(_SET, rules)
+        for row in self._rules:
+            self._table.write_operation_row(row, words)
+        return _SET << 32
 
     def off(self) -> Seen:
         self._module.detach()

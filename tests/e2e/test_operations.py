@@ -14,6 +14,10 @@ import pytest
 from spandial.abi import RANDOMNESS_MASK, ROWS, Mode, Parent, encode_word
 from spandial.decision import decide
 from tests.agent_process import AgentProcess, eventually
+from tests.e2e.counting import counted, found
+from tests.e2e.entry_stream import EntryStream
+from tests.e2e.programs.process import Load
+from tests.e2e.rpc import grpc_echo
 from tests.e2e.services import Server, uvicorn
 
 pytestmark = pytest.mark.e2e
@@ -128,3 +132,33 @@ def test_an_agent_that_returns_is_obeyed_by_operation_again(scene: Scene) -> Non
     scene.obeys(lambda method, path: 100 * is_pay(method, path))
     scene.agent.set(100, service=SERVICE, operation="GET /orders", mode="strict")
     scene.obeys(lambda method, path: 100 * (is_pay(method, path) or path.startswith("/orders")))
+
+
+@pytest.mark.kernel
+def test_calls_of_a_process_without_a_hook_obey_the_dial_of_their_method(
+    make_agent: Callable[..., AgentProcess],
+) -> None:
+    agent = make_agent()
+    agent.set(0, service=SERVICE, mode="strict")
+    agent.set(100, service=SERVICE, operation="/echo.Echo/Unary", mode="strict")
+    agent.set(30, service=SERVICE, operation="/echo.Echo/Server*", mode="strict")
+    word = encode_word(30, Mode.STRICT)
+    with grpc_echo(environment={"OTEL_SERVICE_NAME": SERVICE}) as server, Load("grpc", {}) as load:
+        found(agent, SERVICE)
+        stream = EntryStream(agent, SERVICE)
+        expected = set()
+        for method in ("Unary", "ServerStream", "ClientStream"):
+            report = load.run(
+                "calls", address=server.address, count=200, concurrency=4, method=method, seed=5, each=True
+            )
+            expected |= {
+                (f"/echo.Echo/{method}", call.traceparent[3:35])
+                for call in report.each
+                if method == "Unary"
+                or (method == "ServerStream" and decide(word, int(call.traceparent[21:35], 16), Parent.REMOTE_KEPT))
+            }
+        entries = eventually(lambda: stream.entries if len(stream.entries) >= len(expected) else None, "all entries")
+        counts = counted(agent, SERVICE, "grpc")
+        losses = agent.get("/stats")["losses"]
+    assert {(entry["path"], entry["trace_id"]) for entry in entries} == expected
+    assert (counts["seen"], counts["kept"], losses["undecided"]) == (600, len(expected), 0)
