@@ -82,7 +82,7 @@ class RuleState(RuleSays, SelectorState):
             {
                 **cls.fields_of(rule.selector),
                 **cls.says(rule),
-                "in_kernel": pattern is None or pattern.prefix is not None,
+                "in_kernel": pattern is None or pattern.prefix is not None or pattern.path == "*",
                 "reached": reached,
             }
         )
