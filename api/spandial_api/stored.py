@@ -84,8 +84,8 @@ def parse_entry(revision: int, time: float, who: str, action: str, why: str, cha
     known: Action | None = next((name for name in get_args(Action) if name == action), None)
     if known is None:
         raise ValueError(f"there is no action {action!r}")
+    told = json.loads(changes)
     try:
-        told = json.loads(changes)
         if isinstance(told, dict):
             return Entry(revision, time, who, known, why, limit=LimitChange(*told["limit"]))
         changed = [
