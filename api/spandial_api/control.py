@@ -194,7 +194,7 @@ class Control:
             await asyncio.to_thread(self._check, write)
             self._unwritten.clear()
             self.book = book
-            self._obey(book)
+            self._obey(book.without_expired(self.now()))  # what ended meanwhile is not back, not for a moment
 
     async def keep(self, name: str, body: Any) -> None:
         """Store something else under a name. Raises StoreError, nothing changed."""

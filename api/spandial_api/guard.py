@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,7 +126,7 @@ class Guard:
                 raise TooManyQuotas
             body = {
                 "budget": None if budget is None else vars(budget),
-                "quotas": {tenant: vars(written) for tenant, written in changed.items()},
+                "quotas": {tenant: vars(written) for tenant, written in quotas.items()},
             }
             before, after = (self.budget, budget) if tenant is None else (self.quotas.get(tenant), quotas.get(tenant))
             entries = [None if written is None else written.entries for written in (before, after)]

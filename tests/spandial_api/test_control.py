@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial_api import control as control_module
-from spandial_api.audit import Entry
+from spandial_api.audit import Entry, LimitChange
 from spandial_api.control import Author, Control
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
@@ -271,6 +271,33 @@ async def test_a_rule_ends_also_while_a_change_waits_for_the_disk(
     left = set() if fails else {blue}
     await until(lambda: set(store.load().rules) == set(control.book.rules) == set(node.applied[-1].rules) == left)
     assert not any(gray in book.rules for book in node.applied[obeyed:])
+    running.cancel()
+    store.close()
+
+
+@pytest.mark.anyio
+async def test_a_rule_that_ends_while_a_budget_waits_for_the_disk_is_not_back_for_a_moment(
+    tmp_path: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    store = SlowStore(tmp_path / "rules.sqlite")
+    store.go_on.set()
+    clock = Clock()
+    control = Control(store, node, clock)
+    await control.put(Rule(Selector(env="gray"), 100, expires=1010), AUTHOR)
+    running = asyncio.create_task(control.run())
+    store.committing.clear()
+    store.go_on.clear()
+    limit = LimitChange(None, None, 5000)
+    waiting = asyncio.create_task(control.keep_limit("limits", {}, "budget", limit, AUTHOR))
+    await asyncio.to_thread(store.committing.wait, 10)
+    clock.now = 1010
+    await until(lambda: node.applied[-1].rules == {})
+    obeyed = len(node.applied)
+    store.go_on.set()
+    await waiting
+    await until(lambda: store.load().rules == control.book.rules == {})
+    assert not any(book.rules for book in node.applied[obeyed:])
     running.cancel()
     store.close()
 
