@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spandial.abi import EntryKind
-from spandial.operations import parse_operation
+from spandial.operations import PATTERN_MAX, parse_operation
 from spandial_agent.kernel.operations import KEY_SIZE, OperationRule, applies, entries, find
 
 HTTP, GRPC, DB = EntryKind.HTTP, EntryKind.GRPC, EntryKind.DB
@@ -124,6 +124,7 @@ def test_a_rule_that_never_wins_takes_no_room() -> None:
 @settings(max_examples=300)
 @given(paths, paths)
 def test_a_huffman_coded_path_is_told_from_every_other(one: str, other: str) -> None:
+    one = one[:PATTERN_MAX]
     table = entries(SET, [rule(one.replace("?", ""), 2)])
     if applies(parse_operation(one.replace("?", ""))):
         found = look_up(table, "GET", other, huffman=True)

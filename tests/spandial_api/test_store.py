@@ -76,6 +76,7 @@ def test_the_revision_survives_the_removal_of_all_rules(store: Store) -> None:
 def _write_for_ever(path: Path, acknowledged: Connection) -> None:
     store = Store(path)
     book = store.load()
+    acknowledged.send(book.revision)
     while True:
         # So many rules that a revision is written in more than one page; all have the rate of the last change.
         rate = float((book.revision + 1) % 101)
@@ -92,12 +93,13 @@ def test_a_store_whose_writer_is_killed_a_thousand_times_has_no_half_revision_an
     fork = multiprocessing.get_context("fork")
     pauses = random.Random(1)
     last = 0
-    for _ in range(_KILLS):
+    for _ in range(_KILLS):  # each at some moment of the first writes
         told, acknowledged = fork.Pipe(duplex=False)
         writer = fork.Process(target=_write_for_ever, args=(path, acknowledged))
         writer.start()
         acknowledged.close()
-        time.sleep(pauses.uniform(0.001, 0.012))
+        assert told.recv() >= last
+        time.sleep(pauses.uniform(0, 0.008))
         writer.kill()
         writer.join()
         try:
