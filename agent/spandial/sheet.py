@@ -171,12 +171,14 @@ class OperationRates:
 
 def _matching(known: _Set, asked: _Asked) -> tuple[int, ...]:
     """Where the words of the rules are that match an operation which is not remembered, in order."""
-    operations = _operations(asked)
-    found = tuple(
-        rule.at
-        for rule in known.rules
-        if any((not rule.method or rule.method == method) and rule.matches(path) for method, path in operations)
-    )
+    operations = dict.fromkeys(_operations(asked))  # a span's name often says what its attributes say
+    rows = []
+    for method, matches, at in known.rules:
+        for called, path in operations:
+            if (not method or method == called) and matches(path):
+                rows.append(at)
+                break
+    found = tuple(rows)
     if sum(len(path) for _, path in operations) <= _LONG:
         if len(known.remembered) >= _REMEMBERED:
             known.remembered.clear()
