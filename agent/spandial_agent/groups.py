@@ -83,7 +83,11 @@ class Group:
         for rule in self.operations:
             if (pattern := rule.selector.pattern) is not None:
                 word = rule.word(_rate(rule, percent_of(rule, self.labels), limit)) | emit
-                yield OperationWords(pattern, tuple(word if rule.selector.matches_kind(k) else 0 for k in _KINDS))
+                for_all = rule.selector.protocol is None
+                words = (
+                    (word,) * len(_KINDS) if for_all else tuple(word * rule.selector.matches_kind(k) for k in _KINDS)
+                )
+                yield OperationWords(pattern, words)
 
     def row(self, limit: Limit | None = None, own: OperationSet | None = None) -> RowWords:
         """All words of a member's row, whose rates are under this limit.

@@ -130,6 +130,7 @@ class LocalNode:
         try:
             while True:
                 self._table.renew_lease(self._lease_s)
+                self._targets.find_room()
                 await asyncio.sleep(self._lease_s / 4)
         finally:
             if looking is not None:

@@ -122,6 +122,7 @@ class Targets:
         self.on_ended: Callable[[Target], None] = lambda target: None
         self.unwatched = 0
         self.operations = OperationSets(table, capture)
+        self._free_before = table.free_rows
         self._implausible = 0  # counts in pages that are closed
         # By name: both may be replaced at any time.
         self._groups = Groups(
@@ -231,9 +232,15 @@ class Targets:
         words have changed are written. Every reader has them when this returns."""
         with _no_collection():
             self._write(self._groups.apply(book))
-            if self.operations.refused:  # some may find the room now that others have left
-                self._write([group for group in self._groups if group.set and not group.words.operations])
+            self._house_homeless()  # some may find the room now that others have left
             self._table.advance()
+
+    def find_room(self) -> None:
+        """Have rules by operation obeyed for which there was no room, if some rows have become free since."""
+        free = self._table.free_rows
+        if free > self._free_before:
+            self._house_homeless()
+        self._free_before = self._table.free_rows
 
     def rewrite(self) -> None:
         """Write what is to be emitted: `emit` answers differently."""
@@ -358,6 +365,12 @@ class Targets:
             group.words = group.row()
         return before
 
+    def _house_homeless(self) -> None:
+        if not self.operations.refused or not self.operations.homeless:
+            return
+        self._write([group for group in self._groups if group.set and not group.set.named])
+        self._write_targets(target for target in self if target.own and not target.own.named)
+
     def _let_go(self, sets: Iterable[OperationSet | None]) -> None:
         for one in sets:
             if one is not None:
@@ -377,9 +390,10 @@ class Targets:
         """Write the rows that differ from what they should say."""
         changed: dict[RowWords, list[Row]] = {}
         before: list[OperationSet | None] = []
+        limited: dict[Hashable, OperationSet] = {}
         for target in targets:
             before.append(target.own)
-            words = self._words(target)
+            words = self._words(target, limited)
             if words != target.written:
                 changed.setdefault(words, []).append(target.row)
                 target.written = words
@@ -387,13 +401,27 @@ class Targets:
             self._table.write_many(rows, *words)
         self._let_go(before)
 
-    def _words(self, target: Target) -> RowWords:
-        limit, group = self._limits.get(target.pid), target.group
+    def _words(self, target: Target, limited: dict[Hashable, OperationSet]) -> RowWords:
+        """What a target's row is to say.
+
+        Args:
+            limited: where the rates of the operations of those who are alike under one limit were put just now.
+        """
+        limit, group, before = self._limits.get(target.pid), target.group, target.own
         target.own = None
         if limit is None or target.row.number == DEFAULT_ROW:
             return group.words
-        if group.operations:
-            target.own = self.operations.take(target.pid, group.operation_words(self.rate_of, limit))
+        if group.operations and limit.factor < 1:  # nobody has the same factor for long
+            has_room = (before and before.named) or self._table.has_operation_rows(len(group.operations))
+            rules = group.operation_words(self.rate_of, limit) if has_room else ()  # refused: not at a look at each
+            target.own = self.operations.take(target.pid, rules)
+        elif group.operations:
+            known = limited.get((limit, group.alike))
+            if known is None:
+                known = self.operations.take((limit, group.scope), group.operation_words(self.rate_of, limit))
+                limited[limit, group.alike] = target.own = known
+            else:
+                target.own = self.operations.share(known)
         return group.row(limit, target.own)
 
     def _write_default(self) -> None:
