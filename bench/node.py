@@ -17,7 +17,7 @@ from spandial_agent.processes import Process
 from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable, TableBackend
 from spandial_agent.targets import Target, Targets
-from spandial_api.control import Control
+from spandial_api.control import Author, Control
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.store import Store
@@ -97,6 +97,6 @@ class BenchNode:
     async def put(self, rate: float) -> PutTimes:
         """What the route of PUT /sampling does for the spinner's service."""
         times = self._node.times = PutTimes(rate)
-        await self._control.put(Rule(Selector(service=SERVICE), rate))
+        await self._control.put(Rule(Selector(service=SERVICE), rate), Author("a benchmark"))
         times.answered = time.monotonic_ns()
         return times

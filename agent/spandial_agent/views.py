@@ -76,6 +76,11 @@ def audit_table(answer: dict[str, Any]) -> RenderableType:
     table = _table("revision>", "time", "who", "what", "rule", "before>", "after>", "why")
     for entry in answer["entries"]:
         moment = datetime.fromtimestamp(entry["time"]).strftime("%Y-%m-%d %H:%M:%S")
+        limit = entry["limit"]
+        if limit is not None:
+            of = "budget" if limit["tenant"] is None else f"tenant {limit['tenant']}"
+            figures = [None if limit[name] is None else f"{limit[name]:g}/s" for name in ("before", "after")]
+            _row(table, entry["revision"], moment, entry["who"], entry["action"], of, *figures, entry["why"])
         for change in entry["changes"]:
             says = [None if rule is None else _said(rule) for rule in (change["before"], change["after"])]
             _row(

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector, selector_text
 
-__all__ = ["Action", "Change", "Changed", "Entry", "UndoConflict", "changes_of", "effective", "undoing"]
+__all__ = ["Action", "Change", "Changed", "Entry", "LimitChange", "UndoConflict", "changes_of", "effective", "undoing"]
 
-Action = Literal["put", "renew", "remove", "batch", "undo", "expire"]
+Action = Literal["put", "renew", "remove", "batch", "undo", "expire", "budget", "quota"]
 
 
 class Change(NamedTuple):
@@ -29,6 +29,14 @@ class Changed(NamedTuple):
     after: Rule | None
 
 
+class LimitChange(NamedTuple):
+    """The change of a tenant's quota, or of the node's budget (no tenant): kept entries a second; None: the default."""
+
+    tenant: str | None
+    before: float | None
+    after: float | None
+
+
 @dataclass(frozen=True)
 class Entry:
     """One revision.
@@ -44,7 +52,8 @@ class Entry:
     who: str
     action: Action
     why: str
-    changes: tuple[Changed, ...]
+    changes: tuple[Changed, ...] = ()
+    limit: LimitChange | None = None
 
 
 class UndoConflict(Exception):
@@ -62,6 +71,8 @@ def undoing(entry: Entry, book: RuleBook, now: float) -> Change:
 
     Raises UndoConflict where a later revision has changed one of them, or nothing would change.
     """
+    if entry.limit is not None:
+        raise UndoConflict(f"revision {entry.revision} changed a {entry.action}, and no rule: put the one before it")
     put: list[Rule] = []
     removed: list[Selector] = []
     for selector, before, after in entry.changes:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from spandial_api.audit import Change, Entry, changes_of, effective, undoing
+from spandial_api.audit import Action, Change, Entry, LimitChange, changes_of, effective, undoing
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.store import LastGoodRules, Store, StoreError
 
-__all__ = ["ANY_REVISION", "Author", "Control", "Expected", "RevisionConflict"]
+__all__ = ["ANY_REVISION", "Author", "Control", "Expected", "RevisionConflict", "Stored"]
 
 
 Expected = Callable[[int], bool]
@@ -36,6 +37,19 @@ class Author(NamedTuple):
 
     who: str
     why: str = ""
+
+
+class Stored(NamedTuple):
+    """A rule as it is stored.
+
+    Attributes:
+        reached: how many targets have at least one kind of entry under it.
+        revision: of all rules, as they were then.
+    """
+
+    rule: Rule
+    reached: int
+    revision: int
 
 
 class Control:
@@ -83,11 +97,11 @@ class Control:
             await self._expire()
             await self._mend()
 
-    async def put(self, rule: Rule, author: Author, expected: Expected = ANY_REVISION) -> tuple[Rule, int]:
-        """Upsert a rule; the rule as stored, and how many targets it reaches. One that is already there as it is to be
-        is left as it is. Raises RevisionConflict, StoreError, nothing changed."""
+    async def put(self, rule: Rule, author: Author, expected: Expected = ANY_REVISION) -> Stored:
+        """Upsert a rule. One that is already there as it is to be is left as it is. Raises RevisionConflict,
+        StoreError, nothing changed."""
         book = await self._change(lambda _: Change("put", (rule,)), author, expected)
-        return book.rules[rule.selector], self._reached_by(rule.selector)
+        return Stored(book.rules[rule.selector], self._reached_by(rule.selector), book.revision)
 
     async def remove(self, selector: Selector, author: Author, expected: Expected = ANY_REVISION) -> int:
         """Remove a rule; the new revision. Raises KeyError, RevisionConflict, StoreError, nothing changed."""
@@ -95,7 +109,7 @@ class Control:
 
     async def renew(
         self, selector: Selector, ttl_s: float, author: Author, expected: Expected = ANY_REVISION
-    ) -> tuple[Rule, int]:
+    ) -> Stored:
         """Have a rule end so long from now, as `put`. Raises KeyError, RevisionConflict, StoreError, nothing
         changed."""
 
@@ -103,7 +117,7 @@ class Control:
             return Change("renew", (replace(book.rules[selector], expires=self.now() + ttl_s),))
 
         book = await self._change(change, author, expected)
-        return book.rules[selector], self._reached_by(selector)
+        return Stored(book.rules[selector], self._reached_by(selector), book.revision)
 
     async def batch(
         self, put: Sequence[Rule], removed: Sequence[Selector], author: Author, expected: Expected = ANY_REVISION
@@ -146,6 +160,17 @@ class Control:
     def document(self, name: str) -> Any:
         """What else is stored under a name; None where nothing is. Raises StoreError."""
         return self._store.document(name)
+
+    async def keep_limit(self, name: str, body: Any, action: Action, limit: LimitChange, author: Author) -> None:
+        """Store a changed budget or quota, as a revision of its own. Raises StoreError, nothing changed."""
+        async with self._lock:
+            book = self.book.change([])
+            entry = Entry(book.revision, self.now(), author.who, action, author.why, limit=limit)
+            write = functools.partial(self._store.write, *self._unwritten, entry, document=(name, body))
+            await asyncio.to_thread(self._check, write)
+            self._unwritten.clear()
+            self._node.apply(book)
+            self.book = book
 
     async def keep(self, name: str, body: Any) -> None:
         """Store something else under a name. Raises StoreError, nothing changed."""

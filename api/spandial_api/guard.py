@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from spandial_api.audit import Action, LimitChange
 from spandial_api.breaker import Circuit
 from spandial_api.budgets import Limits
 from spandial_api.control import Author, Control
@@ -76,13 +77,13 @@ class Guard:
     async def set_budget(self, entries: float | None, author: Author) -> None:
         """None: the default again. Raises StoreError, nothing changed."""
         written = None if entries is None else self._written(entries, author)
-        await asyncio.shield(self._change(written, {}))
+        await asyncio.shield(self._change(written, {}, author))
 
     async def set_quota(self, tenant: str, entries: float | None, author: Author) -> None:
         """None: the default again. Raises KeyError where there is none to remove, TooManyQuotas, StoreError, nothing
         changed."""
         written = None if entries is None else self._written(entries, author)
-        await asyncio.shield(self._change(self.budget, {tenant: written}))
+        await asyncio.shield(self._change(None, {tenant: written}, author))
 
     async def run(self) -> None:
         """Store the circuits when they change, until cancelled."""
@@ -104,9 +105,11 @@ class Guard:
     def _written(self, entries: float, author: Author) -> Written:
         return Written(entries, self._control.now(), author.who, author.why)
 
-    async def _change(self, budget: Written | None, quotas: Mapping[str, Written | None]) -> None:
+    async def _change(self, budget: Written | None, quotas: Mapping[str, Written | None], author: Author) -> None:
+        """One quota, or without any the budget."""
         async with self._lock:
             changed: dict[str, Written] = dict(self.quotas)
+            budget = self.budget if quotas else budget
             for tenant, written in quotas.items():
                 if written is None:
                     del changed[tenant]
@@ -118,7 +121,11 @@ class Guard:
                 "budget": None if budget is None else vars(budget),
                 "quotas": {tenant: vars(written) for tenant, written in changed.items()},
             }
-            await self._control.keep(_LIMITS, body)
+            named = next(iter(quotas), None)
+            before, after = (self.budget, budget) if named is None else (self.quotas.get(named), quotas[named])
+            entries = [None if written is None else written.entries for written in (before, after)]
+            action: Action = "budget" if named is None else "quota"
+            await self._control.keep_limit(_LIMITS, body, action, LimitChange(named, *entries), author)
             self.budget, self.quotas = budget, changed
             self._node.limit(self.limits)
 

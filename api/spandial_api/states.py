@@ -82,7 +82,7 @@ class RuleState(RuleSays, SelectorState):
             {
                 **cls.fields_of(rule.selector),
                 **cls.says(rule),
-                "in_kernel": pattern is None or pattern.prefix is not None,
+                "in_kernel": pattern is None or pattern.prefix is not None or pattern.path == "*",
                 "reached": reached,
             }
         )
@@ -121,6 +121,14 @@ class RuleChange(SelectorState):
     after: RuleSays | None
 
 
+class LimitState(BaseModel):
+    """What a revision made of the node's budget, or of a tenant's quota: kept entries a second; null: the default."""
+
+    tenant: str | None = Field(description="null: the budget")
+    before: float | None
+    after: float | None
+
+
 class AuditEntry(BaseModel):
     """One revision."""
 
@@ -130,6 +138,7 @@ class AuditEntry(BaseModel):
     action: Action
     why: str
     changes: list[RuleChange]
+    limit: LimitState | None = Field(description="the budget or quota that was changed; null where rules were")
 
     @classmethod
     def of(cls, entry: Entry) -> AuditEntry:
@@ -141,7 +150,8 @@ class AuditEntry(BaseModel):
             }
             for selector, before, after in entry.changes
         ]
-        return cls.model_validate({**vars(entry), "changes": changes})
+        limit = None if entry.limit is None else entry.limit._asdict()
+        return cls.model_validate({**vars(entry), "changes": changes, "limit": limit})
 
 
 class AuditLog(BaseModel):

@@ -87,8 +87,9 @@ class Store:
             raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
         return RuleBook.of(rules, revision)
 
-    def prepare(self, *entries: Entry) -> None:
-        """Write revisions, oldest first; they hold once they are committed. Raises StoreError, nothing written."""
+    def prepare(self, *entries: Entry, document: tuple[str, Any] | None = None) -> None:
+        """Write revisions, oldest first, and a document with them; they hold once they are committed. Raises
+        StoreError, nothing written."""
         with self._writing():
             self._database.execute("BEGIN IMMEDIATE")
             for entry in entries:
@@ -103,15 +104,17 @@ class Store:
             latest = entries[-1].revision
             self._database.execute("DELETE FROM audit WHERE revision <= ?", (latest - AUDIT_MAX,))
             self._database.execute("UPDATE state SET revision = ?", (latest,))
+            if document is not None:
+                self._put_document(*document)
 
     def commit(self) -> None:
         """Have what is prepared reach the disk. Raises StoreError: what was stored before still is."""
         with self._writing():
             self._database.execute("COMMIT")
 
-    def write(self, *entries: Entry) -> None:
+    def write(self, *entries: Entry, document: tuple[str, Any] | None = None) -> None:
         """Both at once. Raises StoreError, nothing written."""
-        self.prepare(*entries)
+        self.prepare(*entries, document=document)
         self.commit()
 
     def audit(self, limit: int, before: int | None = None) -> list[Entry]:
@@ -142,7 +145,10 @@ class Store:
     def set_document(self, name: str, body: Any) -> None:
         """Store something that JSON can say under a name, all or nothing. Raises StoreError."""
         with self._writing():
-            self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(body)))
+            self._put_document(name, body)
+
+    def _put_document(self, name: str, body: Any) -> None:
+        self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(body)))
 
     def probe(self) -> None:
         """Write something that changes nothing. Raises StoreError."""
@@ -203,7 +209,7 @@ class _UnusableStore(Store):
     def load(self) -> RuleBook:
         return self._book
 
-    def prepare(self, *entries: Entry) -> None:
+    def prepare(self, *entries: Entry, document: tuple[str, Any] | None = None) -> None:
         raise self._reason
 
     def _entries(self, which: str, *values: int) -> list[Entry]:

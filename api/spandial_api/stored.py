@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from spandial.abi import Mode
 from spandial.operations import parse_operation
-from spandial_api.audit import Action, Changed, Entry
+from spandial_api.audit import Action, Changed, Entry, LimitChange
 from spandial_api.rules import DEFAULT_FLOOR, Rule
 from spandial_api.selectors import FIELDS, PROTOCOLS, Selector
 
@@ -70,6 +70,8 @@ def parse_rule(key: str, text: str) -> Rule:
 
 def entry_changes(entry: Entry) -> str:
     """What a revision changed."""
+    if entry.limit is not None:
+        return json.dumps({"limit": entry.limit})
     rows = [
         [selector_key(selector), *(None if rule is None else rule_text(rule) for rule in (before, after))]
         for selector, before, after in entry.changes
@@ -82,8 +84,11 @@ def parse_entry(revision: int, time: float, who: str, action: str, why: str, cha
     known: Action | None = next((name for name in get_args(Action) if name == action), None)
     if known is None:
         raise ValueError(f"there is no action {action!r}")
+    told = json.loads(changes)
+    if isinstance(told, dict):
+        return Entry(revision, time, who, known, why, limit=LimitChange(*told["limit"]))
     changed = [
         Changed(parse_selector(key), *(None if rule is None else parse_rule(key, rule) for rule in (before, after)))
-        for key, before, after in json.loads(changes)
+        for key, before, after in told
     ]
     return Entry(revision, time, who, known, why, tuple(changed))

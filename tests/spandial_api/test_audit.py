@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -135,3 +136,28 @@ async def test_an_undo_is_a_write(remote: httpx.AsyncClient, local: httpx.AsyncC
     refused = await local.post("/sampling/undo", params={"revision": 1}, headers={"If-Match": '"7"'})
     assert refused.status_code == 412
     assert len(app.state.control.book.rules) == 1
+
+
+async def test_a_changed_limit_is_in_the_log_and_no_rule_to_undo(local: httpx.AsyncClient) -> None:
+    await local.put("/budget", params={"entries": "5000", "why": "black friday"})
+    await local.put("/quotas", params={"tenant": "acme", "entries": "50"})
+    await local.put("/quotas", params={"tenant": "acme", "entries": "60"})
+    await local.delete("/quotas", params={"tenant": "acme"})
+    entries = await log(local)
+    assert [(e["revision"], e["action"], e["changes"], e["limit"]) for e in entries] == [
+        (4, "quota", [], {"tenant": "acme", "before": 60, "after": None}),
+        (3, "quota", [], {"tenant": "acme", "before": 50, "after": 60}),
+        (2, "quota", [], {"tenant": "acme", "before": None, "after": 50}),
+        (1, "budget", [], {"tenant": None, "before": None, "after": 5000}),
+    ]
+    assert entries[-1]["why"] == "black friday"
+    refused = await local.post("/sampling/undo", params={"revision": 3})
+    assert (refused.status_code, "revision 3 changed a quota" in refused.json()["detail"]) == (409, True)
+
+
+async def test_the_etag_of_an_answer_is_that_of_its_own_change(local: httpx.AsyncClient, app: FastAPI) -> None:
+    answers = await asyncio.gather(
+        *(local.put("/sampling", params={"rate": str(number), "service": f"s{number}"}) for number in range(20))
+    )
+    assert [answer.headers["ETag"] for answer in answers] == [f'"{answer.json()["revision"]}"' for answer in answers]
+    assert len({answer.headers["ETag"] for answer in answers}) == 20

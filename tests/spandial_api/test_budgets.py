@@ -128,10 +128,10 @@ async def test_there_is_a_bound_to_quotas(store: Store, node: FakeNode) -> None:
 async def test_a_disk_that_takes_nothing_changes_nothing(
     local: httpx.AsyncClient, store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_name: str, _body: object) -> None:
+    def full(*_entries: object, document: object) -> None:
         raise StoreError("the disk is full")
 
-    monkeypatch.setattr(store, "set_document", full)
+    monkeypatch.setattr(store, "write", full)
     answer = await local.put("/budget", params={"entries": "5000"})
     assert answer.status_code == 503
     assert node.limits == Limits()

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -74,7 +75,7 @@ async def test_a_caller_who_goes_away_does_not_stop_a_change_half_way(tmp_path: 
     assert [book.revision for book in node.applied] == [0, 1]  # obeyed, and not yet on disk
     assert control.book.revision == 0
     store.go_on.set()
-    rule, _ = await later
+    rule, *_ = await later
     assert rule.revision == 2
     assert control.book == node.applied[-1] == store.load()
     assert [book.revision for book in node.applied] == [0, 1, 2]
@@ -142,7 +143,7 @@ async def test_a_rule_ends_when_its_time_has_come_and_not_before(
     await asyncio.sleep(0.05)
     assert set(control.book.rules) == set(node.applied[-1].rules) == set(store.load().rules) == {blue, Selector()}
     assert control.book.revision == 4
-    rule, _ = await control.renew(blue, 600, AUTHOR)
+    rule, *_ = await control.renew(blue, 600, AUTHOR)
     assert (rule.expires, rule.rate, rule.revision) == (1610, 5, 5)
     clock.now = 1600
     await asyncio.sleep(0.05)
@@ -205,9 +206,9 @@ class MovedStore(Store):
 
     there = True
 
-    def prepare(self, *entries: Entry) -> None:
+    def prepare(self, *entries: Entry, document: tuple[str, Any] | None = None) -> None:
         self.probe()
-        super().prepare(*entries)
+        super().prepare(*entries, document=document)
 
     def probe(self) -> None:
         if not self.there:
@@ -238,7 +239,7 @@ async def test_while_the_disk_takes_nothing_the_last_rules_are_obeyed_and_it_is_
     store.there = True
     await until(lambda: control.trouble == "" and set(store.load().rules) == {blue})
     assert [(entry.revision, entry.action) for entry in store.audit(9)] == [(3, "expire"), (2, "put"), (1, "put")]
-    rule, _ = await control.put(Rule(gray, 50), AUTHOR)
+    rule, *_ = await control.put(Rule(gray, 50), AUTHOR)
     assert rule.revision == store.load().revision == 4
     running.cancel()
     store.close()

@@ -93,6 +93,7 @@ async def test_every_field_of_a_selector_is_a_parameter(local: httpx.AsyncClient
     assert (state["tenant"], state["labels"], state["operation"]) == ("ac*", {"team": "pay", "zone": "b*"}, "GET /pay*")
     assert state["in_kernel"]
     assert (await local.put("/sampling", params={"rate": "30", "operation": "*.json"})).json()["in_kernel"] is False
+    assert (await local.put("/sampling", params={"rate": "30", "operation": "GET *"})).json()["in_kernel"]
     assert (await local.delete("/sampling", params={"service": "checkout"})).status_code == 404
     assert (await local.delete("/sampling", params=named)).json()["removed"] == state["selector"]
 

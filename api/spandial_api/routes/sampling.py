@@ -67,9 +67,9 @@ async def put_rule(
     writer.check(selector)
     rule = query.rule_of(selector, control.now())
     _check_end(request, rule)
-    state = RuleState.in_force(*await control.put(rule, Author(writer.name, query.why), expected))
-    response.headers["ETag"] = etag(control.book.revision)
-    return state
+    stored = await control.put(rule, Author(writer.name, query.why), expected)
+    response.headers["ETag"] = etag(stored.revision)
+    return RuleState.in_force(stored.rule, stored.reached)
 
 
 @router.put("/sampling/renew", responses=no_such_rule, dependencies=[_WRITES, _RENEWAL])
@@ -89,8 +89,8 @@ async def renew_rule(
         renewed = await control.renew(selector, parse_duration(query.ttl), Author(writer.name, query.why), expected)
     except KeyError:
         raise _no_rule(selector) from None
-    response.headers["ETag"] = etag(control.book.revision)
-    return RuleState.in_force(*renewed)
+    response.headers["ETag"] = etag(renewed.revision)
+    return RuleState.in_force(renewed.rule, renewed.reached)
 
 
 @router.delete("/sampling", responses=no_such_rule, dependencies=[_WRITES, _REMOVAL])
