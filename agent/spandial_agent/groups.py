@@ -36,6 +36,44 @@ class RowWords(NamedTuple):
     operations: int = 0
 
 
+class _List(NamedTuple):
+    """Rules by operation, and whether one of them has a target."""
+
+    rules: list[Rule]
+    steered: bool
+
+
+class _Lists:
+    """Lists of rules by operation, one for all groups that have the same: a change makes each once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], _List] = {}
+        self._changes: dict[tuple[int, int, int], tuple[list[Rule], _List]] = {}
+
+    def shared(self, rules: list[Rule]) -> _List:
+        key = tuple(map(id, rules))
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = _List(rules, any(rule.rate is None for rule in rules))
+        return known
+
+    def changed(self, rules: list[Rule], old: Rule | None, new: Rule | None) -> _List:
+        """The list with a rule put in place of another, or without it."""
+        key = id(rules), id(old), id(new)
+        known = self._changes.get(key)
+        if known is None:
+            others = [rule for rule in rules if rule is not old]
+            if new is not None:
+                others.insert(next((at for at, rule in enumerate(others) if rule.order < new.order), len(others)), new)
+            known = self._changes[key] = rules, self.shared(others)  # the list, so that its id stays its own
+        return known[1]
+
+    def begin(self) -> None:
+        """Another book is to be obeyed: forget all lists, those who have them keep them."""
+        self._known.clear()
+        self._changes.clear()
+
+
 class Group:
     """Targets with the same labels and the same default, all hooked or none.
 
@@ -43,7 +81,8 @@ class Group:
         default: the rate word where no rule applies.
         members: their pids.
         rules: the rule in force for each kind of entry; None where the default is.
-        operations: the rules by operation, the ones that win first; they win over all others.
+        operations: the rules by operation, the ones that win first; they win over all others. Never changed in place:
+            most often many groups have the same list.
         percents: the percentage that each of `rules` has for these labels; 0 where there is none.
         set: where the rates of `operations` are; None where there are none.
         emit: whether the kernel emits their kept entries.
@@ -66,8 +105,8 @@ class Group:
 
     @property
     def alike(self) -> Hashable:
-        """Groups of the same have the same rules by operation, and rates."""
-        return self.emit, tuple(map(id, self.operations)), self.labels if self._steers_operations else None
+        """Groups of the same have the same rules by operation, and rates; a few that have them, too, may differ."""
+        return self.emit, id(self.operations), self.labels if self._steers_operations else None
 
     @property
     def scope(self) -> Hashable:
@@ -132,21 +171,18 @@ class Group:
         if self.set is not None and self.set.named:
             yield from self.operations
 
-    def resolve(self, book: RuleBook) -> None:
+    def resolve(self, book: RuleBook, lists: _Lists) -> None:
         """Find all rules anew."""
         self.rules = book.winners(self.labels)
-        self._obey(book.operations(self.labels))
+        self._obey(lists.shared(book.operations(self.labels)))
 
-    def follow(self, selector: Selector, old: Rule | None, new: Rule | None, book: RuleBook) -> bool:
+    def follow(self, selector: Selector, old: Rule | None, new: Rule | None, book: RuleBook, lists: _Lists) -> bool:
         """Take one changed rule into account; whether it changes what they obey. Once all that differ between two books
         have been, in any order, the rules are those of the new book."""
         if not selector.matches_labels(self.labels):
             return False
         if selector.operation is not None:
-            others = [rule for rule in self.operations if rule is not old]
-            if new is not None:
-                others.insert(next((at for at, rule in enumerate(others) if rule.order < new.order), len(others)), new)
-            self._obey(others)
+            self._obey(lists.changed(self.operations, old, new))
             return True
         rules = list(self.rules)
         for kind in _KINDS if selector.protocol is None else (PROTOCOLS[selector.protocol],):
@@ -161,9 +197,8 @@ class Group:
         self.rules = tuple(rules)
         return True
 
-    def _obey(self, operations: list[Rule]) -> None:
-        self.operations = operations
-        self._steers_operations = any(rule.rate is None for rule in operations)
+    def _obey(self, operations: _List) -> None:
+        self.operations, self._steers_operations = operations
 
 
 def _rate(rule: Rule, percent: float, limit: Limit | None) -> float:
@@ -193,6 +228,7 @@ class Groups:
     ) -> None:
         self.book = RuleBook()
         self._fallback = self.book.fallback
+        self._lists = _Lists()
         self._emit = emit
         self._percent_of = percent_of
         self._by_key: dict[tuple[Labels, int, bool], Group] = {}
@@ -230,14 +266,17 @@ class Groups:
     def apply(self, book: RuleBook) -> Collection[Group]:
         """Obey another book; the groups whose words may have changed."""
         changes, fallback = book.changes_from(self.book), self._fallback
+        self._lists.begin()
         self.book, self._fallback = book, book.fallback
         concerned = set(self) if fallback != self._fallback or len(changes) > _MANY else set()
         if len(changes) > _MANY:
             for group in self:
-                group.resolve(book)
+                group.resolve(book, self._lists)
         else:
             for selector, (was, now) in changes.items():
-                concerned.update(g for g in self._that_may_match(selector) if g.follow(selector, was, now, book))
+                concerned.update(
+                    g for g in self._that_may_match(selector) if g.follow(selector, was, now, book, self._lists)
+                )
         for group in concerned:
             self._reword(group)
         return concerned
@@ -309,7 +348,7 @@ class Groups:
 
     def _made(self, labels: Labels, default: int, hooked: bool) -> Group:
         group = Group(labels, default, hooked)
-        group.resolve(self.book)
+        group.resolve(self.book, self._lists)
         group.emit = self._emit(labels, hooked)
         self._reword(group)
         return group
