@@ -14,7 +14,8 @@ from spandial.abi import DEFAULT_ROW
 from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.discovery_rules import NAMED
-from spandial_agent.groups import Group, Groups, RowWords
+from spandial_agent.group import Group, RowWords
+from spandial_agent.groups import Groups
 from spandial_agent.kernel.capture import Capture, Counts
 from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSet, OperationSets
