@@ -24,8 +24,9 @@ from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
+from spandial_agent.target import REGISTERED, Target
 from spandial_agent.target_states import KIND_NAMES, target_state, target_stats
-from spandial_agent.targets import REGISTERED, Target, Targets
+from spandial_agent.targets import Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits

@@ -18,7 +18,8 @@ from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.processes import read_process
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 
 __all__ = ["Registrar"]
 

@@ -10,7 +10,7 @@ from spandial.abi import EntryKind, Mode, word_rate
 from spandial_agent.kernel.capture import Counts
 from spandial_agent.kernel.operations import applies
 from spandial_agent.limiting import Limit
-from spandial_agent.targets import Target
+from spandial_agent.target import Target
 from spandial_api.node import HookCounts, KernelCounts, KindName, KindStats, RateState, TargetState, TargetStats
 from spandial_api.rules import Rule
 from spandial_api.selectors import PROTOCOLS, selector_text
