@@ -25,7 +25,7 @@ __all__ = ["Registrar"]
 
 _log = structlog.get_logger("spandial.registrar")
 
-_MESSAGE_MAX = 65536
+_MESSAGE_MAX = 1 << 17  # the longest labels, escaped or not
 _PER_PROCESS = 8
 _WAITING_MAX = 1024  # connections that have not registered yet
 _UCRED = struct.Struct("iII")
