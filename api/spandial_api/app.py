@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from spandial_api.auth import REFUSALS, Access, Refusal, may_read
 from spandial_api.body_limit import BodyLimit
 from spandial_api.budgets import Limits
-from spandial_api.control import Control, RevisionConflict
+from spandial_api.control import Control, RevisionConflict, TooManyRules
 from spandial_api.guard import Guard
 from spandial_api.node import Node
 from spandial_api.problems import Problems, describe
@@ -78,6 +78,7 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)
     app.add_exception_handler(RevisionConflict, sampling.conflict)
+    app.add_exception_handler(TooManyRules, sampling.full)
     describe(app, [*guarded, health.router])
     return app
 

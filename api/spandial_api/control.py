@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from spandial_api.audit import Action, Change, Entry, LimitChange, changes_of, effective, undoing
+from spandial_api.audit import Action, Change, Entry, LimitChange, UndoConflict, changes_of, effective, undoing
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.store import LastGoodRules, Store, StoreError
 
-__all__ = ["ANY_REVISION", "Author", "Control", "Expected", "RevisionConflict", "Stored"]
+__all__ = ["ANY_REVISION", "RULES_MAX", "Author", "Control", "Expected", "RevisionConflict", "Stored", "TooManyRules"]
 
 
 Expected = Callable[[int], bool]
@@ -24,12 +24,17 @@ Expected = Callable[[int], bool]
 
 ANY_REVISION: Expected = lambda revision: True  # noqa: E731
 
+RULES_MAX = 10_000
 _CLOCK_S = 1.0  # the clock may be set, and stands still for a timer while the host sleeps
 _COPY_S = 5.0  # how often the copy follows the rules, at most
 
 
 class RevisionConflict(Exception):
     """The rules are not those that a change was meant for. Nothing was changed."""
+
+
+class TooManyRules(Exception):
+    """There are as many rules as there may be. Nothing was changed."""
 
 
 class Author(NamedTuple):
@@ -74,18 +79,37 @@ class Control:
         self._node = node
         self._copy = copy
         self._copied: RuleBook | None = None
+        self._obeyed = RuleBook()
         self._copy_at = self._probe_at = 0.0
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._unwritten: list[Entry] = []  # rules that ended while the disk took nothing
+        self._turned = asyncio.Event()
         self._end_expired()
-        node.apply(self.book)
+        self._obey(self.book)
         with suppress(StoreError):
             self._check(store.probe)
 
     async def run(self) -> None:
         """End each rule when its time has come, until cancelled. Keeps the copy, too, and sees when a disk is well
         again."""
+        await asyncio.gather(self._end_in_time(), self._keep_up())
+
+    async def _end_in_time(self) -> None:
+        """No rule outlives its time because a change of the rules waits for a disk."""
+        while True:
+            self._turned.clear()
+            expiry = self._obeyed.next_expiry
+            left = None if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._turned.wait(), left)
+            if self._lock.locked():  # whoever holds it says by and by which book this ended in
+                self._obey(self._obeyed.without_expired(self.now()))
+            elif self._end_expired():
+                self._obey(self.book)
+                self._changed.set()
+
+    async def _keep_up(self) -> None:
         while True:
             self._changed.clear()
             expiry = self.book.next_expiry
@@ -99,13 +123,14 @@ class Control:
 
     async def put(self, rule: Rule, author: Author, expected: Expected = ANY_REVISION) -> Stored:
         """Upsert a rule. One that is already there as it is to be is left as it is. Raises RevisionConflict,
-        StoreError, nothing changed."""
-        book = await self._change(lambda _: Change("put", (rule,)), author, expected)
+        TooManyRules, StoreError, nothing changed."""
+        book, _ = await self._change(lambda _: Change("put", (rule,)), author, expected)
         return Stored(book.rules[rule.selector], self._reached_by(rule.selector), book.revision)
 
     async def remove(self, selector: Selector, author: Author, expected: Expected = ANY_REVISION) -> int:
         """Remove a rule; the new revision. Raises KeyError, RevisionConflict, StoreError, nothing changed."""
-        return (await self._change(lambda _: Change("remove", (), (selector,)), author, expected)).revision
+        book, _ = await self._change(lambda _: Change("remove", (), (selector,)), author, expected)
+        return book.revision
 
     async def renew(
         self, selector: Selector, ttl_s: float, author: Author, expected: Expected = ANY_REVISION
@@ -116,15 +141,15 @@ class Control:
         def change(book: RuleBook) -> Change:
             return Change("renew", (replace(book.rules[selector], expires=self.now() + ttl_s),))
 
-        book = await self._change(change, author, expected)
+        book, _ = await self._change(change, author, expected)
         return Stored(book.rules[selector], self._reached_by(selector), book.revision)
 
     async def batch(
         self, put: Sequence[Rule], removed: Sequence[Selector], author: Author, expected: Expected = ANY_REVISION
     ) -> tuple[RuleBook, dict[Selector, int]]:
         """Remove and put rules under one revision; the rules, and how many targets those that were put reach. Raises
-        KeyError, RevisionConflict, StoreError, nothing changed."""
-        book = await self._change(lambda _: Change("batch", tuple(put), tuple(removed)), author, expected)
+        KeyError, RevisionConflict, TooManyRules, StoreError, nothing changed."""
+        book, _ = await self._change(lambda _: Change("batch", tuple(put), tuple(removed)), author, expected)
         return book, {rule.selector: self._reached_by(rule.selector) for rule in put}
 
     async def undo(
@@ -139,18 +164,17 @@ class Control:
         Args:
             check: raises where the author may not change the rule of a selector.
 
-        Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, StoreError,
-        nothing changed.
+        Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, TooManyRules,
+        StoreError, nothing changed.
         """
         entry = await asyncio.to_thread(self._store.entry, revision)
         if entry is None:
             raise KeyError(revision)
         for changed in entry.changes:
             check(changed.selector)
-        book = await self._change(lambda book: undoing(entry, book, self.now()), author, expected)
-        undone = await asyncio.to_thread(self._store.entry, book.revision)
+        _, undone = await self._change(lambda book: undoing(entry, book, self.now()), author, expected)
         if undone is None:
-            raise StoreError(f"revision {book.revision} is not in the audit log")
+            raise UndoConflict(f"revision {revision} changed nothing that could be undone")
         return undone
 
     async def audit(self, limit: int, before: int | None = None) -> list[Entry]:
@@ -169,8 +193,8 @@ class Control:
             write = functools.partial(self._store.write, *self._unwritten, entry, document=(name, body))
             await asyncio.to_thread(self._check, write)
             self._unwritten.clear()
-            self._node.apply(book)
             self.book = book
+            self._obey(book)
 
     async def keep(self, name: str, body: Any) -> None:
         """Store something else under a name. Raises StoreError, nothing changed."""
@@ -185,34 +209,48 @@ class Control:
     def _reached_by(self, selector: Selector) -> int:
         return self._node.reached_by(selector)
 
-    async def _change(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
+    async def _change(
+        self, make: Callable[[RuleBook], Change], author: Author, expected: Expected
+    ) -> tuple[RuleBook, Entry | None]:
+        """The rules, and what was changed of them; None where they were as they are to be."""
         # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
         try:
             return await asyncio.shield(self._commit(make, author, expected))
         finally:
             self._changed.set()  # there is an end to wait for, a copy to make, or a disk to look after
 
-    async def _commit(self, make: Callable[[RuleBook], Change], author: Author, expected: Expected) -> RuleBook:
+    async def _commit(
+        self, make: Callable[[RuleBook], Change], author: Author, expected: Expected
+    ) -> tuple[RuleBook, Entry | None]:
         async with self._lock:
             change = effective(make(self.book), self.book.rules)
             if not change.put and not change.removed:
-                return self.book  # as RFC 9110, section 13.1.1, allows even where If-Match names another revision
+                return self.book, None  # as RFC 9110, section 13.1.1, allows even where If-Match names another revision
             if not expected(self.book.revision):
                 raise RevisionConflict
             book = self.book.change(change.put, change.removed)
+            if len(book.rules) > max(RULES_MAX, len(self.book.rules)):
+                raise TooManyRules
             changes = changes_of(change, self.book, book)
             entry = Entry(book.revision, self.now(), author.who, change.action, author.why, changes)
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
             await asyncio.to_thread(self._check, lambda: self._store.prepare(*self._unwritten, entry))
-            self._node.apply(book)
             try:
+                self._obey(book)
                 await asyncio.to_thread(self._check, self._store.commit)
             except BaseException:
-                self._node.apply(self.book)
+                await asyncio.to_thread(self._store.forget)
+                self._obey(self.book.without_expired(self.now()))
                 raise
             self.book = book
             self._unwritten.clear()
-            return book
+            return book, entry
+
+    def _obey(self, book: RuleBook) -> None:
+        if book is not self._obeyed:
+            self._obeyed = book
+            self._turned.set()
+            self._node.apply(book)
 
     def _check(self, write: Callable[[], None]) -> None:
         """Write, and remember whether that could be done. Raises StoreError."""
@@ -237,7 +275,7 @@ class Control:
     async def _expire(self) -> None:
         async with self._lock:
             if self._end_expired():
-                self._node.apply(self.book)
+                self._obey(self.book)
 
     async def _mend(self) -> None:
         """Write what could not be written, also where nobody changes anything. Whatever the disk says: what has ended

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,13 +77,20 @@ class Guard:
     async def set_budget(self, entries: float | None, author: Author) -> None:
         """None: the default again. Raises StoreError, nothing changed."""
         written = None if entries is None else self._written(entries, author)
-        await asyncio.shield(self._change(written, {}, author))
+        await asyncio.shield(self._change(lambda: (written, self.quotas), "budget", None, author))
 
     async def set_quota(self, tenant: str, entries: float | None, author: Author) -> None:
         """None: the default again. Raises KeyError where there is none to remove, TooManyQuotas, StoreError, nothing
         changed."""
-        written = None if entries is None else self._written(entries, author)
-        await asyncio.shield(self._change(None, {tenant: written}, author))
+
+        def change() -> tuple[Written | None, dict[str, Written]]:
+            if entries is not None:
+                return self.budget, {**self.quotas, tenant: self._written(entries, author)}
+            if tenant not in self.quotas:
+                raise KeyError(tenant)
+            return self.budget, {name: quota for name, quota in self.quotas.items() if name != tenant}
+
+        await asyncio.shield(self._change(change, "quota", tenant, author))
 
     async def run(self) -> None:
         """Store the circuits when they change, until cancelled."""
@@ -105,28 +112,26 @@ class Guard:
     def _written(self, entries: float, author: Author) -> Written:
         return Written(entries, self._control.now(), author.who, author.why)
 
-    async def _change(self, budget: Written | None, quotas: Mapping[str, Written | None], author: Author) -> None:
-        """One quota, or without any the budget."""
+    async def _change(
+        self,
+        make: Callable[[], tuple[Written | None, dict[str, Written]]],
+        action: Action,
+        tenant: str | None,
+        author: Author,
+    ) -> None:
+        """Budget and quotas are stored together: what is to become of them is made of what they are by then."""
         async with self._lock:
-            changed: dict[str, Written] = dict(self.quotas)
-            budget = self.budget if quotas else budget
-            for tenant, written in quotas.items():
-                if written is None:
-                    del changed[tenant]
-                else:
-                    changed[tenant] = written
-            if len(changed) > max(QUOTAS_MAX, len(self.quotas)):
+            budget, quotas = make()
+            if len(quotas) > max(QUOTAS_MAX, len(self.quotas)):
                 raise TooManyQuotas
             body = {
                 "budget": None if budget is None else vars(budget),
-                "quotas": {tenant: vars(written) for tenant, written in changed.items()},
+                "quotas": {tenant: vars(written) for tenant, written in quotas.items()},
             }
-            named = next(iter(quotas), None)
-            before, after = (self.budget, budget) if named is None else (self.quotas.get(named), quotas[named])
+            before, after = (self.budget, budget) if tenant is None else (self.quotas.get(tenant), quotas.get(tenant))
             entries = [None if written is None else written.entries for written in (before, after)]
-            action: Action = "budget" if named is None else "quota"
-            await self._control.keep_limit(_LIMITS, body, action, LimitChange(named, *entries), author)
-            self.budget, self.quotas = budget, changed
+            await self._control.keep_limit(_LIMITS, body, action, LimitChange(tenant, *entries), author)
+            self.budget, self.quotas = budget, quotas
             self._node.limit(self.limits)
 
     def _load(self) -> None:

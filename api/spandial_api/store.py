@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from spandial.abi import Mode
-from spandial_api.audit import Entry
+from spandial_api.audit import Changed, Entry
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_text, selector_key
@@ -37,13 +40,16 @@ class StoreError(Exception):
 
 
 class Store:
-    """One SQLite file. One thread at a time, but for `audit` and `entry`, which any may call at any time.
+    """One SQLite file. Any thread may call anything at any time, but a revision that is prepared is one caller's until
+    he commits it or forgets it.
 
     Raises StoreError where the file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # SQLite's connection, closed while another thread is at work in it, takes the process with it.
+        self._use = threading.RLock()
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
@@ -81,8 +87,9 @@ class Store:
     def load(self) -> RuleBook:
         """Raises StoreError."""
         try:
-            rules = [parse_rule(*row) for row in self._database.execute("SELECT selector, rule FROM rules")]
-            revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
+            with self._use:
+                rules = [parse_rule(*row) for row in self._database.execute("SELECT selector, rule FROM rules")]
+                revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
         return RuleBook.of(rules, revision)
@@ -112,6 +119,13 @@ class Store:
         with self._writing():
             self._database.execute("COMMIT")
 
+    def forget(self) -> None:
+        """Have what is prepared, and not committed, never be."""
+        # What fails here has been rolled back already (sqlite.org/lang_transaction.html), or is closed.
+        with self._use, suppress(sqlite3.Error):
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+
     def write(self, *entries: Entry, document: tuple[str, Any] | None = None) -> None:
         """Both at once. Raises StoreError, nothing written."""
         self.prepare(*entries, document=document)
@@ -128,7 +142,7 @@ class Store:
 
     def _entries(self, which: str, *values: int) -> list[Entry]:
         try:  # a connection of its own sees what is committed, whatever is being written
-            with closing(sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)) as database:
+            with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as database:
                 columns = "revision, time, who, action, why, changes"
                 return [parse_entry(*row) for row in database.execute(f"SELECT {columns} FROM audit {which}", values)]
         except (sqlite3.Error, ValueError) as error:
@@ -137,7 +151,8 @@ class Store:
     def document(self, name: str) -> Any:
         """What else was stored under a name; None where nothing was. Raises StoreError."""
         try:
-            row = self._database.execute("SELECT body FROM documents WHERE name = ?", (name,)).fetchone()
+            with self._use:
+                row = self._database.execute("SELECT body FROM documents WHERE name = ?", (name,)).fetchone()
             return None if row is None else json.loads(row[0])
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"{name} in {self.path} cannot be read: {error}") from error
@@ -158,16 +173,17 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            yield
+            with self._use:
+                yield
         except BaseException as error:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
+            self.forget()
             if isinstance(error, sqlite3.Error):
                 raise StoreError(f"the rules in {self.path} cannot be written: {error}") from error
             raise
 
     def close(self) -> None:
-        self._database.close()
+        with self._use:
+            self._database.close()
 
 
 class LastGoodRules:
@@ -229,19 +245,30 @@ class _UnusableStore(Store):
 
 
 def open_store(path: Path, copy: LastGoodRules) -> Store:
-    """The store; where it cannot be used, one that has the rules of the copy and takes no change.
+    """The store; where it cannot be used, one that has the rules of the copy and takes no change. One that is new
+    beside a copy, because the damaged one was moved away, begins with its rules.
 
     Raises StoreError where there is no copy either.
     """
     try:
         store = Store(path)
-        store.load()
+        if store.load().revision == 0:
+            with suppress(OSError, ValueError):
+                _take_over(copy.load(), store)
         return store
     except StoreError as error:
         try:
             return _UnusableStore(path, copy.load(), error)
         except (OSError, ValueError):
             raise error from None
+
+
+def _take_over(book: RuleBook, store: Store) -> None:
+    """Raises StoreError."""
+    if book.revision:
+        changes = tuple(Changed(selector, None, rule) for selector, rule in book.rules.items())
+        why = "the store was new; these are the rules of the copy beside it"
+        store.write(Entry(book.revision, time.time(), "spandial", "batch", why, changes))
 
 
 def _old_rule(row: dict[str, Any]) -> Rule:

@@ -30,7 +30,7 @@ def parse_selector(key: str) -> Selector:
     if not isinstance(named, dict) or not named.keys() <= {*FIELDS, "labels"}:
         raise ValueError(f"{key!r:.200} is no selector")
     protocol, labels = named.pop("protocol", None), named.pop("labels", {})
-    if protocol is not None and protocol not in PROTOCOLS:
+    if protocol is not None and (not isinstance(protocol, str) or protocol not in PROTOCOLS):
         raise ValueError(f"there is no protocol {protocol!r}")
     if not isinstance(labels, dict) or not all(isinstance(text, str) for text in [*named.values(), *labels.values()]):
         raise ValueError(f"{key!r:.200} is no selector")
@@ -62,10 +62,10 @@ def parse_rule(key: str, text: str) -> Rule:
     for number, least, greatest in ((rate, 0, 100), (floor, 0, 100), (target, 0, 1e12)):
         if number is not None and (not isinstance(number, int | float) or not least <= number <= greatest):
             raise ValueError(f"{number!r} is no rate")
-    expires, revision = says.get("expires"), says.get("revision")
-    if not isinstance(expires, int | float | None) or not isinstance(revision, int):
+    expires, revision, mode = says.get("expires"), says.get("revision"), says.get("mode")
+    if not isinstance(expires, int | float | None) or not isinstance(revision, int) or not isinstance(mode, int):
         raise ValueError(f"{text!r:.200} is no rule")
-    return Rule(parse_selector(key), rate, Mode(int(says.get("mode", -1))), revision, expires, target, floor)
+    return Rule(parse_selector(key), rate, Mode(mode), revision, expires, target, floor)
 
 
 def entry_changes(entry: Entry) -> str:
@@ -85,10 +85,13 @@ def parse_entry(revision: int, time: float, who: str, action: str, why: str, cha
     if known is None:
         raise ValueError(f"there is no action {action!r}")
     told = json.loads(changes)
-    if isinstance(told, dict):
-        return Entry(revision, time, who, known, why, limit=LimitChange(*told["limit"]))
-    changed = [
-        Changed(parse_selector(key), *(None if rule is None else parse_rule(key, rule) for rule in (before, after)))
-        for key, before, after in told
-    ]
+    try:
+        if isinstance(told, dict):
+            return Entry(revision, time, who, known, why, limit=LimitChange(*told["limit"]))
+        changed = [
+            Changed(parse_selector(key), *(None if rule is None else parse_rule(key, rule) for rule in (before, after)))
+            for key, before, after in told
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{changes!r:.200} are no changes") from error
     return Entry(revision, time, who, known, why, tuple(changed))

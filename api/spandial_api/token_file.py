@@ -109,11 +109,14 @@ class TokenFile:
         self.trouble = sentence
 
     def _write(self, tokens: Tokens) -> None:
+        text = tokens.to_json()
+        if len(text.encode()) > _LONGEST:
+            raise ValueError(f"{self.path} would be longer than {_LONGEST} bytes: 'spandial token rm' first")
         # mkstemp makes it readable for its owner only.
         descriptor, name = tempfile.mkstemp(prefix=".tokens-", dir=self._folder)
         try:
             with os.fdopen(descriptor, "w") as file:
-                file.write(tokens.to_json())
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, self.path)

@@ -112,3 +112,4 @@ def test_a_corrupt_store(make_agent: MakeAgent, tmp_path: Path) -> None:
         path.unlink()
     agent.start()
     assert trouble(agent) == []
+    assert rates(agent) == {"service=checkout env=gray": 30, "default": 1}

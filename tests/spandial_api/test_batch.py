@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from spandial_api import control as control_module
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_api.fake_node import FakeNode
@@ -104,3 +105,22 @@ async def test_what_no_answer_could_repeat_is_refused_as_it_looks(
     assert answer.status_code == 422, answer.text
     assert answer.json()["detail"]
     assert node.applied == [RuleBook()]
+
+
+async def test_there_can_be_so_many_rules_and_no_more(
+    local: httpx.AsyncClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "RULES_MAX", 2)
+    gray, blue, green = ({"env": env, "rate": "1"} for env in ("gray", "blue", "green"))
+    assert (await local.post("/sampling/batch", json={"put": [gray, blue, green]})).status_code == 409
+    assert (await local.post("/sampling/batch", json={"put": [gray, blue]})).status_code == 200
+    assert (await local.put("/sampling", params=green)).status_code == 409
+    assert (await local.put("/sampling", params={**gray, "rate": "2"})).status_code == 200
+    answer = await local.post("/sampling/batch", json={"put": [green], "remove": [{"env": "blue"}]})
+    assert answer.status_code == 200
+    assert [len(book.rules) for book in node.applied] == [0, 2, 2, 2]
+    refused = await local.put("/sampling", params={"rate": "1", "env": "red"})
+    assert "remove some first" in refused.json()["detail"]
+    paths = (await local.get("/openapi.json")).json()["paths"]
+    for path, method in (("/sampling", "put"), ("/sampling", "post"), ("/sampling/batch", "post"), ("/quotas", "put")):
+        assert "409" in paths[path][method]["responses"], path

@@ -188,3 +188,11 @@ async def test_metrics_show_limits(local: httpx.AsyncClient, node: FakeNode) -> 
         'spandial_tenant_circuit{state="closed",tenant="acme"} 0.0',
     ):
         assert line in text.splitlines()
+
+
+async def test_who_sets_the_budget_and_a_quota_at_once_gets_both(store: Store, node: FakeNode) -> None:
+    guard = Guard(Control(store, node), node, Limits())
+    await asyncio.gather(guard.set_budget(5000, ME), guard.set_quota("acme", 100, ME), guard.set_quota("zeta", 5, ME))
+    assert node.limits == Limits(budget=5000, quotas={"acme": 100, "zeta": 5})
+    await asyncio.gather(guard.set_quota("acme", None, ME), guard.set_budget(None, ME))
+    assert node.limits == Guard(Control(store, node), node, Limits()).limits == Limits(quotas={"zeta": 5})

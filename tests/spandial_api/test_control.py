@@ -104,6 +104,48 @@ async def test_what_does_not_reach_the_disk_is_obeyed_no_longer(tmp_path: Path, 
 
 
 @pytest.mark.anyio
+async def test_what_the_node_cannot_obey_is_not_stored_either(store: Store, node: FakeNode) -> None:
+    control = Control(store, node)
+
+    def refuse(book: RuleBook) -> None:
+        if Selector(env="gray") in book.rules:
+            raise OSError("no such table")
+
+    node.on_apply = refuse
+    with pytest.raises(OSError, match="no such table"):
+        await control.put(Rule(Selector(env="gray"), 30), AUTHOR)
+    assert control.book == node.applied[-1] == RuleBook()
+    await control.keep("budget", 5)  # is not a part of what was given up
+    await control.put(Rule(Selector(), 1), AUTHOR)
+    assert control.book == store.load() == RuleBook().put(Rule(Selector(), 1))
+    assert store.document("budget") == 5
+
+
+class ForgetfulStore(Store):
+    """A store whose audit log can be read once."""
+
+    asked = 0
+
+    def entry(self, revision: int) -> Entry | None:
+        self.asked += 1
+        if self.asked > 1:
+            raise StoreError("disk I/O error")
+        return super().entry(revision)
+
+
+@pytest.mark.anyio
+async def test_an_undo_that_is_done_says_so_whatever_can_be_read_then(tmp_path: Path, node: FakeNode) -> None:
+    store = ForgetfulStore(tmp_path / "rules.sqlite")
+    control = Control(store, node)
+    await control.put(Rule(Selector(env="gray"), 30), AUTHOR)
+    undone = await control.undo(1, AUTHOR)
+    assert (undone.revision, undone.action) == (2, "undo")
+    assert undone == store.audit(1)[0]
+    assert control.book.rules == {}
+    store.close()
+
+
+@pytest.mark.anyio
 async def test_the_node_has_the_stored_rules_before_anything_is_asked(tmp_path: Path) -> None:
     store = Store(tmp_path / "rules.sqlite")
     book = RuleBook().put(Rule(Selector(), 1))
@@ -192,6 +234,43 @@ async def test_a_rule_ends_also_where_the_disk_fails(tmp_path: Path, node: FakeN
     await asyncio.sleep(0.05)
     assert control.book.rules == node.applied[-1].rules == {}
     assert Control(store, node, clock).book.rules == {}
+    running.cancel()
+    store.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_rule_ends_also_while_a_change_waits_for_the_disk(
+    tmp_path: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    store = SlowStore(tmp_path / "rules.sqlite")
+    store.go_on.set()
+    clock = Clock()
+    control = Control(store, node, clock)
+    gray, blue = Selector(env="gray"), Selector(env="blue")
+    await control.put(Rule(gray, 100, expires=1010), AUTHOR)
+    running = asyncio.create_task(control.run())
+    store.committing.clear()
+    store.go_on.clear()
+    waiting = asyncio.create_task(control.put(Rule(blue, 5), AUTHOR))
+    await asyncio.to_thread(store.committing.wait, 10)
+    assert set(node.applied[-1].rules) == {gray, blue}
+    clock.now = 1010
+    await until(lambda: set(node.applied[-1].rules) == {blue})
+    obeyed = len(node.applied)
+    if fails:
+        monkeypatch.setattr(Store, "commit", FailingStore.commit)
+        store.go_on.set()
+        with pytest.raises(StoreError):
+            await waiting
+        monkeypatch.undo()
+    else:
+        store.go_on.set()
+        await waiting
+    left = set() if fails else {blue}
+    await until(lambda: set(store.load().rules) == set(control.book.rules) == set(node.applied[-1].rules) == left)
+    assert not any(gray in book.rules for book in node.applied[obeyed:])
     running.cancel()
     store.close()
 

@@ -9,6 +9,7 @@ import re
 import resource
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,6 +165,9 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
         ("{}", '{"rate": 1, "target": 1, "mode": 0, "revision": 1}'),
         ("{}", '{"rate": 30.0, "mode": 0, "revision": 1, "expires": "soon"}'),
         ("{}", '{"rate": 30.0'),
+        ("{}", '{"rate": 30.0, "mode": null, "revision": 1}'),
+        ("{}", '{"rate": 30.0, "mode": [0], "revision": 1}'),
+        ('{"protocol": ["http"]}', '{"rate": 30.0, "mode": 0, "revision": 1}'),
     ],
 )
 def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, selector: str, rule: str) -> None:
@@ -252,6 +256,47 @@ def test_the_audit_log_has_the_latest_first_and_goes_back_so_far(store: Store, m
     assert (selector, before and before.rate, after and after.rate) == (Selector(env="gray"), 6, 7)
 
 
+def test_a_log_that_cannot_be_read_is_an_error_of_the_file(store: Store) -> None:
+    database = sqlite3.connect(store.path)
+    database.execute("INSERT INTO audit VALUES (1, 0, '', 'put', '', '[7]')")
+    database.commit()
+    database.close()
+    with pytest.raises(StoreError, match=str(store.path)):
+        store.audit(1)
+
+
+def test_it_is_not_closed_under_the_hands_of_a_writer(tmp_path: Path) -> None:
+    store = Store(tmp_path / "rules.sqlite")
+    writing, go_on = threading.Event(), threading.Event()
+
+    def wait(_statement: str) -> None:
+        writing.set()
+        go_on.wait(10)
+
+    store._database.set_trace_callback(wait)
+    writer, closer = threading.Thread(target=store.probe), threading.Thread(target=store.close)
+    writer.start()
+    assert writing.wait(10)
+    closer.start()
+    closer.join(0.05)
+    assert closer.is_alive()
+    go_on.set()
+    writer.join(10)
+    closer.join(10)
+    assert not closer.is_alive()
+    with pytest.raises(StoreError, match="closed"):
+        store.write(entry_of(RuleBook().put(Rule(Selector(), 30))))
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "100% #1?mode=rwc"
+    folder.mkdir()
+    store = Store(folder / "rules.sqlite")
+    save(store, RuleBook().put(Rule(Selector(), 30)))
+    assert [entry.revision for entry in store.audit(9)] == [1]
+    store.close()
+
+
 def test_a_document_comes_back_as_it_was_set(store: Store) -> None:
     assert store.document("quotas") is None
     store.set_document("quotas", {"acme": [1.5, None]})
@@ -278,6 +323,25 @@ def test_where_the_store_is_damaged_the_copy_is_obeyed_and_nothing_is_written(tm
         with pytest.raises(StoreError, match="obeying the rules of revision 2"):
             write()
     store.close()
+    path.rmdir() if path.is_dir() else path.rename(tmp_path / "damaged")  # as the reason says
+    for _ in range(2):
+        store = open_store(path, copy)
+        assert store.load() == book
+        assert [(entry.revision, entry.who, len(entry.changes)) for entry in store.audit(9)] == [(2, "spandial", 2)]
+        store.close()
+    path.write_bytes(b"this is no database, and long enough for a header" * 100)
     copy.path.write_text("{}")
     with pytest.raises(StoreError, match=str(path)):
         open_store(path, copy)
+
+
+def test_a_store_that_has_had_rules_is_what_counts_and_not_the_copy(tmp_path: Path) -> None:
+    copy = LastGoodRules(tmp_path / "rules.json")
+    copy.save(RuleBook().put(Rule(Selector(), 1)).put(Rule(Selector(), 2)))
+    store = Store(tmp_path / "rules.sqlite")
+    book = RuleBook().put(Rule(Selector(), 30))
+    save(store, book)
+    store.close()
+    store = open_store(store.path, copy)
+    assert store.load() == book
+    store.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spandial_api.selectors import Selector
 from spandial_api.token_file import OPERATOR, TokenFile
 from spandial_api.tokens import Token, Tokens, digest_of
 
@@ -170,6 +171,16 @@ def test_a_change_that_cannot_be_made_changes_nothing(tmp_path: Path) -> None:
         file.change(lambda tokens: tokens.without("ci"))
     assert file.path.read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["token", "tokens.json"]
+
+
+def test_more_than_can_be_read_again_is_not_written(tmp_path: Path) -> None:
+    file = made(tmp_path)
+    before = file.path.read_text()
+    binding = Selector(labels=tuple((f"l{number:03}", "x" * 250) for number in range(100)))
+    many = [Token(f"t{number}", digest_of(str(number)), "write", binding) for number in range(50)]
+    with pytest.raises(ValueError, match="would be longer than 1048576 bytes"):
+        file.change(lambda tokens: Tokens([*tokens, *many]))
+    assert file.path.read_text() == before
 
 
 def test_changes_at_once_lose_none(tmp_path: Path) -> None:

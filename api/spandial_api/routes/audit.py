@@ -36,7 +36,7 @@ class UndoQuery(BaseModel):
     why: Why = Field("", description="for the audit log")
 
 
-_UNDO = Depends(only(*UndoQuery.model_fields))
+_UNDO = [Depends(may_write), Depends(only(*UndoQuery.model_fields))]  # first: who may not write is told so alone
 
 
 @router.get("/audit", dependencies=[Depends(only(*AuditQuery.model_fields))])
@@ -46,8 +46,8 @@ async def get_audit(request: Request, query: Annotated[AuditQuery, Query()]) -> 
     return AuditLog(entries=[AuditEntry.of(entry) for entry in await control.audit(query.limit, query.before)])
 
 
-@router.put("/sampling/undo", responses=no_such_revision, dependencies=[_UNDO])
-@router.post("/sampling/undo", responses=no_such_revision, dependencies=[_UNDO])
+@router.put("/sampling/undo", responses=no_such_revision, dependencies=_UNDO)
+@router.post("/sampling/undo", responses=no_such_revision, dependencies=_UNDO)
 async def undo_revision(
     request: Request,
     response: Response,

@@ -14,6 +14,7 @@ from spandial_api.control import Author
 from spandial_api.guard import QUOTAS_MAX, Guard, TooManyQuotas, Written
 from spandial_api.node import Node
 from spandial_api.parameters import only
+from spandial_api.problems import too_many
 from spandial_api.requests import Why
 from spandial_api.selectors import Selector
 
@@ -150,8 +151,8 @@ async def get_budget(request: Request) -> BudgetState:
     return _budget(request)
 
 
-@router.put("/quotas", dependencies=[Depends(may_admin), Depends(only(*QuotaQuery.model_fields))])
-@router.post("/quotas", dependencies=[Depends(may_admin), Depends(only(*QuotaQuery.model_fields))])
+@router.put("/quotas", responses=too_many, dependencies=[Depends(may_admin), Depends(only(*QuotaQuery.model_fields))])
+@router.post("/quotas", responses=too_many, dependencies=[Depends(may_admin), Depends(only(*QuotaQuery.model_fields))])
 async def put_quota(request: Request, writer: Writer, query: Annotated[QuotaQuery, Query()]) -> QuotaState:
     """Give a tenant so many kept entries a second. Whose rules ask for much more, for long, is held at a low rate until
     they ask for less again."""

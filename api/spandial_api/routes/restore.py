@@ -24,7 +24,10 @@ class Restored(BaseModel):
     revision: int
 
 
-@router.post("/sampling/restore", dependencies=[Depends(only(*RemovalQuery.model_fields, "label.*"))])
+_RESTORE = [Depends(may_write), Depends(only(*RemovalQuery.model_fields, "label.*"))]  # first: who may not write
+
+
+@router.post("/sampling/restore", dependencies=_RESTORE)
 async def restore_rates(
     request: Request,
     response: Response,

@@ -8,17 +8,17 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from spandial_api.auth import Principal, may_write
-from spandial_api.control import Author, Control, Expected
+from spandial_api.control import RULES_MAX, Author, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
 from spandial_api.preconditions import etag, expected_revision
-from spandial_api.problems import no_such_rule
+from spandial_api.problems import no_such_rule, too_many
 from spandial_api.requests import BatchBody, RemovalQuery, RenewalQuery, RuleQuery, label_parameters
 from spandial_api.rules import Rule
 from spandial_api.selectors import Selector, selector_text
 from spandial_api.states import Batch, Removed, Rules, RuleState
 
-__all__ = ["conflict", "router"]
+__all__ = ["conflict", "full", "router"]
 
 router = APIRouter(tags=["sampling"])
 
@@ -50,8 +50,8 @@ def _check_end(request: Request, rule: Rule, field: str = "ttl") -> None:
         raise HTTPException(422, [{"field": field, "received": None, "allowed": allowed}])
 
 
-@router.put("/sampling", dependencies=[_WRITES, _RULE])
-@router.post("/sampling", dependencies=[_WRITES, _RULE])
+@router.put("/sampling", responses=too_many, dependencies=[_WRITES, _RULE])
+@router.post("/sampling", responses=too_many, dependencies=[_WRITES, _RULE])
 async def put_rule(
     request: Request,
     response: Response,
@@ -113,7 +113,7 @@ async def delete_rule(
     return Removed(removed=selector_text(selector), revision=revision)
 
 
-@router.post("/sampling/batch", responses=no_such_rule, dependencies=[_WRITES, Depends(only())])
+@router.post("/sampling/batch", responses=no_such_rule | too_many, dependencies=[_WRITES, Depends(only())])
 async def change_rules(
     request: Request, response: Response, writer: Writer, body: BatchBody, expected: IfMatch
 ) -> Batch:
@@ -152,6 +152,12 @@ async def conflict(request: Request, _error: Exception) -> JSONResponse:
     detail = f"the rules have changed: they are at revision {current.revision}, which If-Match does not name"
     headers = {"ETag": etag(current.revision)}
     return JSONResponse({"detail": detail, "current": current.model_dump()}, status_code=412, headers=headers)
+
+
+async def full(_request: Request, _error: Exception) -> JSONResponse:
+    """409: there are too many rules."""
+    detail = f"there may be {RULES_MAX} rules: remove some first, or give those that come and go a ttl"
+    return JSONResponse({"detail": f"{detail}; nothing was changed"}, status_code=409)
 
 
 def _rules(control: Control) -> Rules:
