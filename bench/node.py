@@ -16,7 +16,8 @@ from spandial_agent.node import LocalNode
 from spandial_agent.processes import Process
 from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable, TableBackend
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from spandial_api.control import Author, Control
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector

@@ -173,7 +173,7 @@ class Link:
             "pid": os.getpid(),
             "default": self._decider.default,
         }
-        connection.send(json.dumps(hello).encode())
+        connection.send(json.dumps(hello, ensure_ascii=False).encode(errors="surrogatepass"))
         message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, _DESCRIPTORS)
         try:
             answer = json.loads(message)

@@ -7,7 +7,6 @@ have the same number. So who finds the same word after reading as before has rea
 
 from __future__ import annotations
 
-import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ _LENGTH = struct.Struct("=I")
 _OFFSET = 0xFFFFFFFF  # mask
 _TRIES = 8  # each fails only where the agent has put another set in place meanwhile
 _REMEMBERED = 512  # operations whose rules are known
-_LONG = 512  # characters: such operations are not remembered
+_LONG = 512  # characters: operations with more are not remembered
 
 
 class _Rule(NamedTuple):
@@ -171,17 +170,24 @@ class OperationRates:
 
 def _matching(known: _Set, asked: _Asked) -> tuple[int, ...]:
     """Where the words of the rules are that match an operation which is not remembered, in order."""
-    operations = _operations(asked)
-    found = tuple(
-        rule.at
-        for rule in known.rules
-        if any((not rule.method or rule.method == method) and rule.matches(path) for method, path in operations)
-    )
-    if sum(len(path) for _, path in operations) <= _LONG:
+    operations = dict.fromkeys(_operations(asked))  # a span's name often says what its attributes say
+    rows = []
+    for method, matches, at in known.rules:
+        for called, path in operations:
+            if (not method or method == called) and matches(path):
+                rows.append(at)
+                break
+    found = tuple(rows)
+    length = 0
+    for part in asked[1:]:
+        if isinstance(part, str):
+            length += len(part)
+        elif part is not None:
+            return found  # who knows how long it is, or whether it can be a key
+    if length <= _LONG:
         if len(known.remembered) >= _REMEMBERED:
             known.remembered.clear()
-        with contextlib.suppress(TypeError):  # an attribute that cannot be a key
-            known.remembered[asked] = found
+        known.remembered[asked] = found
     return found
 
 

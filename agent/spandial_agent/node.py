@@ -11,22 +11,22 @@ from importlib.metadata import version
 from typing import Any
 
 from spandial import abi
-from spandial.abi import EntryKind, Event, Mode, Protocol, word_rate
+from spandial.abi import EntryKind, Event, Protocol, word_rate
 from spandial.labels import Labels
 from spandial_agent.asker import asker
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.kernel.capture import Capture, Counts
-from spandial_agent.kernel.operations import applies
-from spandial_agent.limiting import Limit
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
-from spandial_agent.targets import REGISTERED, Target, Targets
+from spandial_agent.target import REGISTERED, Target
+from spandial_agent.target_states import KIND_NAMES, target_state, target_stats
+from spandial_agent.targets import Targets
 from spandial_agent.tls.follower import TlsFollower
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
@@ -35,24 +35,17 @@ from spandial_api.node import (
     Connection,
     EntryEvent,
     Health,
-    HookCounts,
-    KernelCounts,
-    KindName,
-    KindStats,
     NodeStats,
     ProtocolName,
-    RateState,
     TargetExplanation,
     TargetState,
-    TargetStats,
     TenantUse,
 )
-from spandial_api.rules import Rule, RuleBook
-from spandial_api.selectors import PROTOCOLS, Selector, selector_text
+from spandial_api.rules import RuleBook
+from spandial_api.selectors import Selector
 
 __all__ = ["LocalNode"]
 
-_KIND_NAMES: dict[EntryKind, KindName] = {kind: name for name, kind in PROTOCOLS.items()}
 _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.HTTP1: "http/1",
     Protocol.HTTP2: "http/2",
@@ -130,6 +123,7 @@ class LocalNode:
         try:
             while True:
                 self._table.renew_lease(self._lease_s)
+                self._targets.find_room()
                 await asyncio.sleep(self._lease_s / 4)
         finally:
             if looking is not None:
@@ -159,7 +153,11 @@ class LocalNode:
         self._targets.apply(book)
 
     def targets(self) -> list[TargetState]:
-        return [self._target_state(target) for target in self._targets]
+        read, limits = self._table.backend.read, self._targets.limits
+        return [
+            target_state(target, read(target.row.number), limits.get(target.pid), self._tls_of(target.pid))
+            for target in self._targets
+        ]
 
     def labels(self, service: str | None = None) -> set[Labels]:
         return self._targets.labels(service)
@@ -192,7 +190,9 @@ class LocalNode:
 
     async def stats(self) -> NodeStats:
         await self._registrar.publish()
-        targets = [self._target_stats(target) for target in self._targets]  # first: it finds what is implausible
+        targets = [
+            target_stats(target, self._counted(target)) for target in self._targets
+        ]  # first: it finds what is implausible
         losses = {
             "watcher_slow": self._watchers.lost,
             "agent_slow": self._lost_records,
@@ -237,46 +237,16 @@ class LocalNode:
             revision=self._revision,
         )
 
-    def _target_state(self, target: Target) -> TargetState:
-        words = self._table.backend.read(target.row.number)
-        limit = self._targets.limits.get(target.pid)
-        rates = {}
-        for kind, rule in zip(EntryKind, target.rules):
-            rates[_KIND_NAMES[kind]] = RateState.model_validate(_rate(words[kind], rule, limit))
-        return TargetState.model_validate(
-            {
-                "pid": target.pid,
-                "name": target.process.name,
-                **target.labels.main,
-                "tenant": target.labels.tenant,
-                "labels": dict(target.labels.others),
-                "kind": "hooked" if target.hooked else "discovered",
-                "row": target.row.number,
-                "rates": rates,
-                "operations": _operations(target, limit),
-                "why": target.why,
-                "tls": self._tls_of(target.pid),
-            }
-        )
-
     def _tls_of(self, pid: int) -> str:
         if self._tls is not None:
             return self._tls.words(pid)
         return f"not seen: {'kernel capture is off' if self._capture is None else 'SPANDIAL_CAPTURE_TLS=off'}"
 
-    def _target_stats(self, target: Target) -> TargetStats:
-        own_row = target.row.number != abi.DEFAULT_ROW
-        counted = own_row and target.watched
-        kernel = self._capture.counts(target.row.number) if self._capture is not None and counted else None
-        hook = [sum(column) for column in zip(*(page.read() for page in target.pages))]
-        kinds = {}
-        for kind in EntryKind:
-            state = _kind_stats(kind, kernel, target.base, hook)
-            if any([*(state.kernel or KernelCounts()).model_dump().values()]) or any(
-                (state.hook or HookCounts()).model_dump().values()
-            ):
-                kinds[_KIND_NAMES[kind]] = state
-        return TargetStats.model_validate({"pid": target.pid, **target.labels.main, "kinds": kinds})
+    def _counted(self, target: Target) -> Counts | None:
+        """What the kernel counted in a row that is the target's own."""
+        if self._capture is None or target.row.number == abi.DEFAULT_ROW or not target.watched:
+            return None
+        return self._capture.counts(target.row.number)
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self._watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -341,7 +311,7 @@ class LocalNode:
                     time=self._epoch_s + entry.time_ns / 1e9,
                     pid=entry.tgid,
                     **labels,
-                    kind=_KIND_NAMES[entry.kind],
+                    kind=KIND_NAMES[entry.kind],
                     protocol=_PROTOCOL_NAMES[said.protocol],
                     method=said.method,
                     path=said.path,
@@ -355,60 +325,8 @@ class LocalNode:
             )
 
 
-def _rate(word: int, rule: Rule | None, limit: Limit | None) -> dict[str, Any]:
-    return {
-        "rate": round(word_rate(word) or 0.0, 10),
-        "mode": Mode(word & abi.MODE_MASK).name.lower(),
-        "rule": selector_text(rule.selector) if rule else "default",
-        "target": rule.target if rule else None,
-        "limited": limit.why if limit is not None else "",
-    }
-
-
-def _operations(target: Target, limit: Limit | None) -> list[dict[str, Any]]:
-    """What `OperationState` says of a target, the rules that win first; nothing where they found no room."""
-    obeyed = target.operations
-    if obeyed is None or not obeyed.named:
-        return []
-    return [
-        {
-            **_rate(max(own.words), rule, limit),
-            "operation": own.pattern.text,
-            "kinds": [_KIND_NAMES[kind] for kind in own.kinds],
-            "kernel": obeyed.in_kernel and applies(own.pattern),
-        }
-        for rule, own in zip(target.group.operations, obeyed.rules)
-    ]
-
-
 def _peer(target: Target) -> Peer | None:
     """The process whose spans the agent makes; None for one with a hook, which makes its own."""
     if target.why == REGISTERED:
         return None
     return Peer(target.pid, target.process.start_time, target.labels)
-
-
-def _kind_stats(kind: EntryKind, kernel: Counts | None, base: Counts | None, hook: list[int]) -> KindStats:
-    """One kind's counts since the target was hooked, or since it became one."""
-    seen_by_kernel = seen_by_hook = None
-    if kernel is not None:
-        seen_by_kernel = KernelCounts.model_validate(
-            {
-                name: now[kind] - (getattr(base, name)[kind] if base is not None else 0)
-                for name, now in kernel._asdict().items()
-            }
-        )
-    if hook:
-        first = kind * abi.PAGE_KIND_STRIDE
-        names = ("root_dropped", "root_kept", "remote_dropped", "remote_kept", "local_dropped", "local_kept")
-        seen_by_hook = HookCounts.model_validate(dict(zip(names, hook[first:])))
-    seen = kept = None
-    if kind != EntryKind.INTERNAL and seen_by_kernel is not None and seen_by_hook is not None:
-        if kind == EntryKind.DB:
-            # Most have a local parent, of which the kernel knows nothing. A database in the process it never sees.
-            if seen_by_kernel.seen:
-                seen = seen_by_kernel.seen - seen_by_hook.decisions
-        else:
-            seen = seen_by_kernel.seen - seen_by_hook.entries
-            kept = seen_by_kernel.kept_traced - seen_by_hook.remote_kept
-    return KindStats(kernel=seen_by_kernel, hook=seen_by_hook, difference_seen=seen, difference_kept=kept)

@@ -19,6 +19,7 @@ from spandial_agent.table import RateTable
 
 __all__ = ["OperationSet", "OperationSets", "OperationWords"]
 
+_KINDS = tuple(EntryKind)
 _log = structlog.get_logger("spandial.operations")
 
 
@@ -30,7 +31,7 @@ class OperationWords(NamedTuple):
 
     @property
     def kinds(self) -> tuple[EntryKind, ...]:
-        return tuple(kind for kind in EntryKind if self.words[kind])
+        return _KINDS if all(self.words) else tuple(kind for kind in _KINDS if self.words[kind])
 
 
 class OperationSet:
@@ -39,6 +40,7 @@ class OperationSet:
     Attributes:
         named: what the row of a target that obeys them has as `WORD_OPERATIONS`; 0 while there is no room for them.
         flags: what a target's own words, by kind, say of these rules.
+        tried_after: how many sets the kernel had forgotten when it last had no room for this one.
     """
 
     def __init__(self, key: Hashable, number: int, rules: tuple[OperationWords, ...]) -> None:
@@ -49,6 +51,7 @@ class OperationSet:
         self.rows: list[int] = []
         self.offset = 0
         self.in_kernel = False
+        self.tried_after = -1
         self.users = 0
 
     @cached_property
@@ -72,6 +75,7 @@ class OperationSets:
         self._capture = capture
         self._sets: dict[Hashable, OperationSet] = {}
         self._numbers = count(1)
+        self._forgotten = 0
         self.refused = 0
 
     def __len__(self) -> int:
@@ -124,7 +128,7 @@ class OperationSets:
         else:
             taken.rules = rules
             self._house(taken)
-        if self._capture is not None and taken.named and not taken.in_kernel:
+        if self._capture is not None and taken.named and not taken.in_kernel and taken.tried_after != self._forgotten:
             self._tell_kernel(taken, self._capture)
         return taken
 
@@ -136,6 +140,7 @@ class OperationSets:
         del self._sets[taken.key]
         if taken.in_kernel and self._capture is not None:
             self._capture.drop_operations(taken.number)
+            self._forgotten += 1
         if taken.named:
             self._table.free_operation_rows(taken.rows)
             self._table.sheet.free(taken.offset)
@@ -167,4 +172,6 @@ class OperationSets:
             capture.set_operations(taken.number, rules)
             taken.in_kernel = True
         except (OperationsFull, OSError) as error:
+            if isinstance(error, OperationsFull):
+                taken.tried_after = self._forgotten
             _log.warning("the kernel does not obey rules by operation", rules=len(rules), error=str(error))

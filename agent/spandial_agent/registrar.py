@@ -18,13 +18,14 @@ from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.processes import read_process
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 
 __all__ = ["Registrar"]
 
 _log = structlog.get_logger("spandial.registrar")
 
-_MESSAGE_MAX = 65536
+_MESSAGE_MAX = 1 << 17  # the longest labels, escaped or not
 _PER_PROCESS = 8
 _WAITING_MAX = 1024  # connections that have not registered yet
 _UCRED = struct.Struct("iII")
@@ -58,6 +59,7 @@ class Registrar:
         self._targets = targets
         self._lease_s = lease_s
         self._connections: dict[int, _Connection] = {}
+        self._waiting: dict[int, _Connection] = {}  # those that have not registered yet, the longest first
         self._requests = 0
         self._retry: asyncio.TimerHandle | None = None
 
@@ -117,10 +119,10 @@ class Registrar:
             return
         peer.setblocking(False)
         connection = _Connection(peer)
-        self._connections[peer.fileno()] = connection
+        self._connections[peer.fileno()] = self._waiting[peer.fileno()] = connection
         self._loop.add_reader(peer, self._receive, connection)
-        if sum(other.target is None for other in self._connections.values()) > _WAITING_MAX:
-            self._drop(next(c for c in self._connections.values() if c.target is None))
+        if len(self._waiting) > _WAITING_MAX:
+            self._drop(next(iter(self._waiting.values())))
 
     def _receive(self, connection: _Connection) -> None:
         try:
@@ -154,6 +156,7 @@ class Registrar:
             return
         target = self._targets.hook(process, labels, default, page)
         connection.target, connection.page = target, page
+        del self._waiting[connection.peer.fileno()]
         answer = {"abi": abi.ABI, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
         shared = [self._table.backend.descriptor, page.descriptor, self._table.sheet.descriptor]
         if not self._answer(connection, answer, shared):
@@ -171,6 +174,7 @@ class Registrar:
     def _drop(self, connection: _Connection) -> None:
         if self._connections.pop(connection.peer.fileno(), None) is None:
             return
+        self._waiting.pop(connection.peer.fileno(), None)
         self._loop.remove_reader(connection.peer)
         connection.peer.close()
         if connection.target is not None and connection.page is not None:

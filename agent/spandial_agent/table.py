@@ -137,13 +137,17 @@ class RateTable:
         """Set the same rates in several rows; every reader has them when this returns."""
         self.backend.write_many([row.number for row in rows], [*rates, 0, operations, fallback, 0], _ROW)
 
+    def has_operation_rows(self, count: int) -> bool:
+        """Whether so many rows more may be for operations."""
+        taken, left = self._of_operations + count, len(self._free) - count
+        return left >= 0 and (taken <= _OPERATION_ROWS or left >= _OPERATION_ROWS)
+
     def allocate_operation_rows(self, rates: Sequence[Sequence[int]]) -> list[int]:
         """Rows for operations that have these rates by entry kind, 0 where they are for other kinds; none at all where
         there are too few left. They have no owner: no process is ever told that one is its own."""
-        taken, left = self._of_operations + len(rates), len(self._free) - len(rates)
-        if left < 0 or (taken > _OPERATION_ROWS and left < _OPERATION_ROWS):
+        if not self.has_operation_rows(len(rates)):
             return []
-        self._of_operations = taken
+        self._of_operations += len(rates)
         rows = [self._free.popleft() for _ in rates]
         for row, words in zip(rows, rates):
             self.backend.write(row, [*words, 0, 0, 0, 0], _ALL)

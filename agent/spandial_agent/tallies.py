@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spandial_agent.counters import CounterPage
     from spandial_agent.kernel.capture import Capture
     from spandial_agent.table import Row
-    from spandial_agent.targets import Target
+    from spandial_agent.target import Target
 
 __all__ = ["TALLY_SIZE", "KindCounts", "Tallies", "by_kind", "tally_of"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import structlog
 
@@ -14,68 +13,21 @@ from spandial.abi import DEFAULT_ROW
 from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.discovery_rules import NAMED
-from spandial_agent.groups import Group, Groups, RowWords
-from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.group import Group
+from spandial_agent.groups import Groups
+from spandial_agent.kernel.capture import Capture
 from spandial_agent.limiting import Limit
-from spandial_agent.operations import OperationSet, OperationSets
+from spandial_agent.operations import OperationSets
 from spandial_agent.processes import Process
-from spandial_agent.table import RateTable, Row
+from spandial_agent.table import RateTable
+from spandial_agent.target import REGISTERED, Target
+from spandial_agent.target_rows import TargetRows
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 
-__all__ = ["REGISTERED", "Target", "Targets"]
-
-REGISTERED = "registered by its hook"
+__all__ = ["Targets"]
 
 _log = structlog.get_logger("spandial.targets")
-
-
-@dataclass
-class Target:
-    """A process that the agent controls.
-
-    Attributes:
-        default: the rate word where no rule applies.
-        group: those who obey as it does; of all without a row of their own, where it has none.
-        pages: the counter pages of its hooks; empty for a discovered process.
-        written: what its row says; in the node's default row, nobody keeps it up.
-        own: where the rates of its operations are, if it has a limit.
-        base: what the kernel had counted when the first hook came.
-        watched: the kernel counts and decides its entries.
-        why: in a few words, why it is a target.
-        by_rule: a rule of discovery included it, or the target that it was forked from.
-    """
-
-    process: Process
-    labels: Labels
-    default: int
-    row: Row
-    group: Group
-    written: RowWords
-    pages: list[CounterPage] = field(default_factory=list)
-    own: OperationSet | None = None
-    base: Counts | None = None
-    watched: bool = False
-    why: str = NAMED
-    by_rule: bool = False
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def rules(self) -> tuple[Rule | None, ...]:
-        """The rule in force for each kind of entry; None where the default is."""
-        return self.group.rules
-
-    @property
-    def operations(self) -> OperationSet | None:
-        """The rules by operation, with the rates that this target has."""
-        return self.own or self.group.set
-
-    @property
-    def hooked(self) -> bool:
-        return bool(self.pages)
 
 
 class Targets:
@@ -114,7 +66,6 @@ class Targets:
         self.on_added = on_added
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
-        self._limits: dict[int, Limit] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
         self.rate_of: Callable[[Rule, Labels], float] = _fixed_rate
         self.answers = False
@@ -129,7 +80,9 @@ class Targets:
             emit=lambda labels, hooked: self.emit(labels, hooked),
             percent_of=lambda rule, labels: self.rate_of(rule, labels),
         )
-        self._write_default()
+        self._rows = TargetRows(
+            table, self.operations, self._groups, self._by_pid, lambda rule, labels: self.rate_of(rule, labels)
+        )
 
     def __iter__(self) -> Iterator[Target]:
         return iter(list(self._by_pid.values()))  # whoever looks at them may remove them
@@ -221,28 +174,31 @@ class Targets:
         for page in target.pages:
             self._close(page)
         target.pages.clear()
-        self._limits.pop(pid, None)
+        self._rows.limits.pop(pid, None)
         self._table.free(target.row)
         self._leave(pid, target.group)
-        self._let_go([target.own])
+        self._rows.let_go([target.own])
 
     def apply(self, book: RuleBook) -> None:
         """Make all targets obey this book. What it costs goes with what differs from the last one: only rows whose
         words have changed are written. Every reader has them when this returns."""
         with _no_collection():
-            self._write(self._groups.apply(book))
-            if self.operations.refused:  # some may find the room now that others have left
-                self._write([group for group in self._groups if group.set and not group.words.operations])
+            self._rows.write(self._groups.apply(book))
+            self._rows.house_homeless()  # some may find the room now that others have left
             self._table.advance()
+
+    def find_room(self) -> None:
+        """Have rules by operation obeyed for which there was no room, if some rows have become free since."""
+        self._rows.find_room()
 
     def rewrite(self) -> None:
         """Write what is to be emitted: `emit` answers differently."""
-        self._write(self._groups.review())
+        self._rows.write(self._groups.review())
         self._table.advance()
 
     def refresh(self, services: Collection[str] | None = None) -> None:
         """Write the rates of rules with a target: `rate_of` answers differently for these services; None: for any."""
-        self._write(self._groups.steer(services))
+        self._rows.write(self._groups.steer(services))
 
     @property
     def book(self) -> RuleBook:
@@ -252,15 +208,15 @@ class Targets:
     @property
     def limits(self) -> Mapping[int, Limit]:
         """By pid: what holds a target's rates below those of its rules, and below the default that it brought."""
-        return self._limits
+        return self._rows.limits
 
     def set_limits(self, limits: Mapping[int, Limit]) -> None:
         """Replace all limits. A target's ends with it; one without a row of its own has none. The fallback is not
         limited. Who is no target is passed over."""
-        before = self._limits
-        self._limits = {pid: limit for pid, limit in limits.items() if pid in self._by_pid}
-        changed = [pid for pid in {*before, *self._limits} if before.get(pid) != self._limits.get(pid)]
-        self._write_targets(self._by_pid[pid] for pid in changed)
+        before = self._rows.limits
+        self._rows.limits = {pid: limit for pid, limit in limits.items() if pid in self._by_pid}
+        changed = [pid for pid in {*before, *self._rows.limits} if before.get(pid) != self._rows.limits.get(pid)]
+        self._rows.write_targets(self._by_pid[pid] for pid in changed)
 
     def labels(self, service: str | None = None) -> set[Labels]:
         """The labels of the targets, each once; of one service, or of all."""
@@ -323,81 +279,21 @@ class Targets:
             if (left.labels, left.default, left.hooked) == (labels, default, hooked):
                 return
             target.group = self._join(target.pid, labels, default, hooked)
-            self._write_targets([target])
+            self._rows.write_targets([target])
             self._leave(target.pid, left)
 
     def _join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
         group = self._groups.join(pid, labels, default, hooked)
         if len(group.members) == 1:
-            self._let_go([self._house(group, {})])
+            self._rows.let_go([self._rows.house(group, {})])
         return group
 
     def _leave(self, pid: int, group: Group) -> None:
         """One member less, whose row says nothing of the group any more."""
         self._groups.leave(pid, group)
         if not group.members and group is not self._groups.shared:
-            self._let_go([group.set])
+            self._rows.let_go([group.set])
             group.set = None
-
-    def _house(self, group: Group, housed: dict[Hashable, OperationSet]) -> OperationSet | None:
-        """Put the rates of a group's operations where its members find them. What they obeyed before: to be let go
-        once no row names it.
-
-        Args:
-            housed: where those of groups that are alike were put just now.
-        """
-        before, group.set = group.set, None
-        if group.operations:
-            known = housed.get(group.alike)
-            if known is None:
-                known = self.operations.take(group.scope, group.operation_words(self.rate_of))
-                housed[group.alike] = group.set = known
-            else:
-                group.set = self.operations.share(known)
-        if group.set is not before or (before is not None and before.named != group.words.operations):
-            group.words = group.row()
-        return before
-
-    def _let_go(self, sets: Iterable[OperationSet | None]) -> None:
-        for one in sets:
-            if one is not None:
-                self.operations.let_go(one)
-
-    def _write(self, groups: Collection[Group]) -> None:
-        housed: dict[Hashable, OperationSet] = {}
-        before = [self._house(group, housed) for group in groups]
-        if self._groups.shared in groups:
-            self._write_default()
-        self._write_targets(
-            self._by_pid[pid] for group in groups if group is not self._groups.shared for pid in group.members
-        )
-        self._let_go(before)
-
-    def _write_targets(self, targets: Iterable[Target]) -> None:
-        """Write the rows that differ from what they should say."""
-        changed: dict[RowWords, list[Row]] = {}
-        before: list[OperationSet | None] = []
-        for target in targets:
-            before.append(target.own)
-            words = self._words(target)
-            if words != target.written:
-                changed.setdefault(words, []).append(target.row)
-                target.written = words
-        for words, rows in changed.items():
-            self._table.write_many(rows, *words)
-        self._let_go(before)
-
-    def _words(self, target: Target) -> RowWords:
-        limit, group = self._limits.get(target.pid), target.group
-        target.own = None
-        if limit is None or target.row.number == DEFAULT_ROW:
-            return group.words
-        if group.operations:
-            target.own = self.operations.take(target.pid, group.operation_words(self.rate_of, limit))
-        return group.row(limit, target.own)
-
-    def _write_default(self) -> None:
-        self._table.write_default(*self._groups.shared.words)
 
 
 @contextmanager

@@ -66,7 +66,9 @@ class Finding(NamedTuple):
     why: str
 
 
-_Buckets = dict[tuple[str, str] | None, list[Rule]]
+# By a label and its value that a rule needs; by a label and None where it has a glob for it; else by None.
+_Buckets = dict[tuple[str, str | None] | None, list[Rule]]
+_VALUES = 16_384  # of which it is known which globs match
 
 
 class RuleBook:
@@ -81,10 +83,12 @@ class RuleBook:
     def __init__(self, rules: dict[Selector, Rule] | None = None, revision: int = 0) -> None:
         self.rules = rules or {}
         self.revision = revision
-        # Every rule once, by a label that it needs; those that win come last.
+        # Every rule once; those that win come last.
         self._buckets: _Buckets = {}
         for rule in sorted(self.rules.values(), key=_order):
-            self._buckets.setdefault(rule.selector.bucket, []).append(rule)
+            self._buckets.setdefault(_bucket(rule.selector), []).append(rule)
+        # Of a label's rules with a glob for it those that match a value: a change may ask for thousands of processes.
+        self._matching: dict[tuple[str, str], list[Rule]] = {}
         self._by_operation = sum(selector.operation is not None for selector in self.rules)
         # A book does not keep the one before it alive, only what stands for it.
         self._self, self._before = object(), object()
@@ -130,6 +134,8 @@ class RuleBook:
         put, removed = list(put), list(removed)
         book._before = self._self
         book._touched = (*removed, *(rule.selector for rule in put))
+        if all(selector.bucket is not None for selector in book._touched):
+            book._matching = self._matching
         for selector in removed:
             book._drop(book.rules.pop(selector))
         for rule in put:
@@ -137,15 +143,17 @@ class RuleBook:
             if old is not None:
                 book._drop(old)
             new = book.rules[rule.selector] = replace(rule, revision=book.revision)
-            bucket = book._buckets[rule.selector.bucket] = book._buckets.get(rule.selector.bucket, []).copy()
+            key = _bucket(rule.selector)
+            bucket = book._buckets[key] = book._buckets.get(key, []).copy()
             insort(bucket, new, key=_order)
             book._by_operation += rule.selector.operation is not None
         return book
 
     def _drop(self, rule: Rule) -> None:
-        self._buckets[rule.selector.bucket] = [r for r in self._buckets[rule.selector.bucket] if r is not rule]
-        if not self._buckets[rule.selector.bucket]:
-            del self._buckets[rule.selector.bucket]
+        key = _bucket(rule.selector)
+        self._buckets[key] = [r for r in self._buckets[key] if r is not rule]
+        if not self._buckets[key]:
+            del self._buckets[key]
         self._by_operation -= rule.selector.operation is not None
 
     def changes_from(self, other: RuleBook) -> dict[Selector, tuple[Rule | None, Rule | None]]:
@@ -233,6 +241,24 @@ class RuleBook:
         for key in (None, *labels.pairs):
             if (bucket := self._buckets.get(key)) is not None:
                 yield bucket
+        for name, value in zip(labels._fields, labels[:4]):
+            if (bucket := self._buckets.get((name, None))) is not None:
+                yield self._that_match(bucket, name, value)
+
+    def _that_match(self, bucket: list[Rule], name: str, value: str) -> list[Rule]:
+        known = self._matching.get((name, value))
+        if known is None:
+            if len(self._matching) >= _VALUES:
+                self._matching.clear()
+            globs = ((rule, rule.selector.first_glob) for rule in bucket)
+            known = self._matching[name, value] = [rule for rule, glob in globs if glob is not None and glob[1](value)]
+        return known
+
+
+def _bucket(selector: Selector) -> tuple[str, str | None] | None:
+    if selector.bucket is not None:
+        return selector.bucket
+    return (selector.first_glob[0], None) if selector.first_glob is not None else None
 
 
 @lru_cache(1024)  # a rule's word is asked for by each group of processes under it

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import translate
 from functools import cached_property
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial.operations import OperationPattern, parse_operation
+from spandial.operations import OperationPattern, glob_matcher, parse_operation
 
 __all__ = ["FIELDS", "PROTOCOLS", "KindName", "Mismatch", "Selector", "selector_text"]
 
@@ -128,7 +126,7 @@ def _value_of(name: str) -> Callable[[Labels], str]:
 
 
 def _matcher(pattern: str) -> Callable[[str], object]:
-    return re.compile(translate(pattern)).match if _GLOB & set(pattern) else pattern.__eq__
+    return glob_matcher(pattern) if _GLOB & set(pattern) else pattern.__eq__
 
 
 def selector_text(selector: Selector) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import socket
@@ -20,6 +21,7 @@ from spandial.abi import EntryKind, Flag, Mode, RecordFlag
 from spandial.operations import parse_operation
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.errors import OperationsFull
+from spandial_agent.kernel.libbpf import Map
 from spandial_agent.kernel.operations import OperationRule, find
 from spandial_agent.table import Row
 from tests.agent_process import eventually
@@ -230,6 +232,36 @@ def test_the_map_holds_what_it_has_room_for(watched: Watched, rules: Rules, ask:
     assert [ask(request) for request in ("GET /pay", "GET /a7999")] == [1, 0]
     watched.table.backend.write(watched.row.number, [SET + 1 << 32] * 8, 1 << abi.WORD_OPERATIONS)
     assert [ask(request) for request in ("GET /pay", "GET /a7999", "GET /a8000")] == [0, 1, 0]
+    watched.capture.drop_operations(SET + 1)
+
+
+class RunsOut(Map):
+    """A map that takes so many entries more."""
+
+    room = 1
+
+    def __setitem__(self, key: int | bytes, value: bytes) -> None:
+        if not self.room:
+            raise OSError(errno.ENOMEM, "update of the key: Cannot allocate memory")
+        self.room -= 1
+        super().__setitem__(key, value)
+
+
+def test_a_set_for_which_the_memory_runs_out_leaves_nothing_behind(
+    watched: Watched, rules: Rules, ask: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules.set({"/pay*": 0}, base=100)
+    row = rules.rows["/pay*"].number
+    map_ = RunsOut(watched.capture._operations.fd, 4)
+    monkeypatch.setattr(watched.capture, "_operations", map_)
+    more = [OperationRule([EntryKind.HTTP], parse_operation(text), row) for text in ("/orders*", "/carts*")]
+    with pytest.raises(OSError, match="memory"):
+        watched.capture.set_operations(SET + 1, more)
+    watched.table.backend.write(watched.row.number, [SET + 1 << 32] * 8, 1 << abi.WORD_OPERATIONS)
+    assert [ask(request) for request in ("GET /orders", "GET /carts")] == [1, 1]
+    map_.room = 1 << 16
+    watched.capture.set_operations(SET + 1, more)
+    assert [ask(request) for request in ("GET /orders", "GET /carts")] == [0, 0]
     watched.capture.drop_operations(SET + 1)
 
 

@@ -102,7 +102,7 @@ class FakeAgent:
             self.connections.append(connection)
             connection.settimeout(10)
             try:
-                self.hellos.append(json.loads(connection.recv(65536)))
+                self.hellos.append(json.loads(connection.recv(1 << 17)))
                 self._respond(connection, self.hellos[-1])
             except (OSError, ValueError):  # the application went away
                 continue

@@ -276,3 +276,23 @@ def test_what_attributes_name_comes_before_the_spans_name() -> None:
         ("GET", "/pay/17"),
         ("GET", "/pay/{id}"),
     ]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"http_method": "G" * 100_000, "http_target": "/pay"},
+        {"http_route": ("x" * 100_000,), "http_target": "/pay"},
+        {"http_route": ["x"], "http_target": "/pay"},
+    ],
+)
+def test_nothing_long_that_a_client_says_is_remembered(attributes: dict[str, Any]) -> None:
+    shared = Shared(("/pay*", KEEP))
+    assert [shared.word("GET", **attributes) for _ in range(2)] == [KEEP, KEEP]
+    assert shared.rates._known.remembered == {}
+
+
+def test_long_methods_of_grpc_are_not_remembered() -> None:
+    shared = Shared(("*", KEEP))
+    assert shared.word("call", EntryKind.GRPC, rpc_service="s" * 100_000) == KEEP
+    assert shared.rates._known.remembered == {}

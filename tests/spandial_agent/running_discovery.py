@@ -17,7 +17,8 @@ from spandial_agent import discovery as discovery_module
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.processes import read_process
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from tests.agent_process import eventually
 
 __all__ = [

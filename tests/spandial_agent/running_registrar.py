@@ -17,7 +17,8 @@ from spandial.abi import encode_word
 from spandial_agent.counters import CounterPage
 from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 
 __all__ = ["DEFAULT", "Peer", "RunningRegistrar", "hello"]
 

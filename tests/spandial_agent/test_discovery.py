@@ -20,7 +20,8 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.discovery import _new_processes
 from spandial_agent.processes import read_process
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.running_discovery import (
     Start,

@@ -11,7 +11,8 @@ from spandial.labels import Labels
 from spandial_agent import processes
 from spandial_agent.counters import CounterPage
 from spandial_agent.processes import read_process, read_traits
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.running_discovery import (
     Start,

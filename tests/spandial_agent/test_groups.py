@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spandial import abi
 from spandial.abi import EntryKind, encode_word
 from spandial.labels import Labels
+from spandial_agent.groups import Groups
 from spandial_agent.limiting import Limit
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
@@ -138,3 +141,36 @@ def test_a_rule_by_operation_reaches_the_targets_that_it_selects(node: Node) -> 
     cart = node.targets.get(100)
     assert cart is not None
     assert [rule.selector for rule in cart.group.operations] == [pay]
+
+
+_operation_selectors = st.builds(
+    Selector, st.sampled_from([None, "cart", "c*", "*"]), operation=st.sampled_from(["/a", "/b*", "GET /a"])
+)
+
+
+@given(st.lists(st.lists(st.tuples(st.booleans(), _operation_selectors), min_size=1, max_size=3), max_size=8))
+def test_every_process_has_the_rules_by_operation_that_the_book_has_for_it(
+    steps: list[list[tuple[bool, Selector]]],
+) -> None:
+    groups = Groups(DEFAULT, lambda *_: False, lambda rule, _: rule.rate or 0.0)
+    book = RuleBook()
+    for pid, step in enumerate(steps):
+        for put, selector in step:
+            if put or selector in book.rules:
+                book = book.put(Rule(selector, 1)) if put else book.remove(selector)
+        groups.apply(book)
+        groups.join(pid, Labels(["cart", "checkout", "edge"][pid % 3], version=str(pid)), DEFAULT, False)
+        for group in groups:
+            assert list(map(id, group.operations)) == list(map(id, book.operations(group.labels)))
+
+
+def test_a_change_makes_one_list_for_all_who_have_the_same() -> None:
+    """Thousands of groups would else look through hundreds of rules each."""
+    groups = Groups(DEFAULT, lambda *_: False, lambda rule, _: rule.rate or 0.0)
+    for pid in range(3):
+        groups.join(pid, Labels("cart", version=str(pid)), DEFAULT, False)
+    book = RuleBook()
+    for operation in ("/a", "/b", "/a"):
+        book = book.put(Rule(Selector(operation=operation), 1))
+        groups.apply(book)
+        assert len({id(group.operations) for group in groups}) == 1

@@ -15,6 +15,7 @@ from spandial.abi import DEFAULT_ROW, HEADER_ROW, EntryKind, Flag, Mode, encode_
 from spandial.labels import Labels
 from spandial.operations import parse_operation
 from spandial.sheet import OperationRates
+from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes import Process
@@ -114,16 +115,33 @@ def test_the_kernel_is_told_before_a_row_names_a_set_and_told_to_forget_it(
 
 
 def test_where_the_kernel_has_no_room_hooks_obey_and_it_is_said(sets: OperationSets, capture: FakeCapture) -> None:
-    capture.operation_room = 0
-    taken = sets.take("a", rules(1))
+    capture.operation_room = 1
+    other, taken = sets.take("b", rules(1)), sets.take("a", rules(1))
     assert taken.named
     assert ["the kernel has no room for 1 set" in sentence for sentence in sets.missing] == [True]
-    capture.operation_room = 1
+    sets.let_go(other)
     assert sets.take("a", rules(1)) is taken
     assert (list(capture.operations), sets.missing) == ([taken.number], [])
     sets.let_go(taken)
     sets.let_go(taken)
     assert capture.operations == {}
+
+
+def test_a_full_kernel_is_not_asked_again_before_a_set_has_left(
+    sets: OperationSets, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture.operation_room = 0
+    asked: list[int] = []
+    set_operations = capture.set_operations
+
+    def ask(number: int, own: Sequence[OperationRule]) -> list[OperationRule]:
+        asked.append(number)
+        return set_operations(number, own)
+
+    monkeypatch.setattr(capture, "set_operations", ask)
+    for rate in range(10):
+        sets.take("a", rules(rate))
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("full", ["rows", "rows of operations", "sheet"])
@@ -246,6 +264,56 @@ def test_a_target_that_is_limited_keeps_less_of_its_operations_too(targets: Targ
     targets.set_limits({})
     assert rates_of(table, one.row.number).word(HTTP, "GET /pay", None) == encode_word(100)
     assert len(targets.operations) == 1
+
+
+def test_those_whom_an_open_circuit_limits_alike_share_the_rates_of_their_operations(
+    targets: Targets, table: RateTable
+) -> None:
+    targets.apply(book_of(Rule(PAY, 100)))
+    for pid in range(1, 9):
+        discovered(targets, pid)
+    for most in (1.0, 2.0):
+        targets.set_limits({pid: Limit(1.0, most) for pid in range(1, 9)})
+        assert len(targets.operations) == 2  # theirs, and that of those whom nothing limits
+        for target in targets:
+            assert rates_of(table, target.row.number).word(HTTP, "GET /pay", None) == encode_word(most)
+    targets.apply(book_of(Rule(PAY, 0.5)))
+    assert {rates_of(table, t.row.number).word(HTTP, "GET /pay", None) for t in targets} == {encode_word(0.5)}
+    targets.set_limits({})
+    assert len(targets.operations) == 1
+
+
+@pytest.mark.parametrize("limit", [None, Limit(0.5)])
+def test_a_set_finds_the_room_that_a_process_leaves(limit: Limit | None, targets: Targets, table: RateTable) -> None:
+    target = discovered(targets, 1)
+    while table.free_rows:
+        last = table.allocate(1, [0] * 4, 0)
+    if limit is not None:
+        targets.set_limits({1: limit})
+        table.free(last)
+    targets.apply(book_of(Rule(Selector("checkout", operation="/a"), 100)))
+    table.free(table.allocate(1, [0] * 4, 0))
+    targets.find_room()
+    rates = rates_of(table, target.row.number)
+    assert rates.word(HTTP, "/a", None) is None
+    table.free(last)
+    targets.find_room()
+    assert rates.word(HTTP, "/a", None) == encode_word(100 if limit is None else 50)
+    assert targets.operations.missing == []
+
+
+def test_a_limit_for_which_there_is_no_room_costs_no_look_at_each_rule(
+    targets: Targets, table: RateTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = discovered(targets, 1)
+    targets.apply(book_of(Rule(Selector(operation="/a"), 100), Rule(Selector(), 10)))
+    while table.free_rows:
+        table.allocate(1, [0] * 4, 0)
+    monkeypatch.setattr(targets, "rate_of", None)
+    targets.set_limits({1: Limit(0.5)})
+    assert rates_of(table, target.row.number).word(HTTP, "/a", None) is None
+    assert table.backend.read(target.row.number)[HTTP] == encode_word(5)
+    assert targets.operations.homeless == 1
 
 
 def test_what_ends_leaves_nothing_behind(targets: Targets, table: RateTable) -> None:

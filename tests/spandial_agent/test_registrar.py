@@ -114,7 +114,7 @@ _NO_REGISTRATIONS = [
     hello(default=-1),
     hello(default=1 << 64),
     hello(default=DEFAULT & ~Flag.VALID),
-    hello(padding="x" * 70_000),
+    hello(padding="x" * 140_000),
 ]
 
 
@@ -226,3 +226,11 @@ def test_a_socket_file_that_a_killed_agent_left_is_replaced(running: RunningRegi
     assert "row" in peer.register(hello())
     peer.close()
     other.stop()
+
+
+def test_the_longest_labels_in_any_alphabet_are_taken(running: RunningRegistrar, peer: Peer) -> None:
+    attributes = {f"{number:02}{'漢' * 253}": "語" * 255 for number in range(32)}
+    assert len(hello(attributes=attributes)) > 65536
+    assert "row" in peer.register(hello(attributes=attributes))
+    labels = {target.labels.others for target in running.targets}
+    assert labels == {tuple(attributes.items())}

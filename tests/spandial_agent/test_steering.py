@@ -12,7 +12,8 @@ from spandial_agent.kernel.capture import Counts
 from spandial_agent.processes import Process
 from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
 from spandial_api.rules import Rule

@@ -12,7 +12,8 @@ from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.conftest import DEFAULT

@@ -19,7 +19,8 @@ from spandial_agent.counters import CounterPage
 from spandial_agent.limiting import Limit
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector, selector_text
 from tests.spandial_agent.conftest import DEFAULT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise, permutations
 
 import pytest
@@ -116,6 +117,37 @@ def test_the_rule_that_resolves_is_the_greatest_that_matches(
     best = max(matching, key=lambda rule: (rule.selector.specificity, rule.revision), default=None)
     assert book.resolve(labels, kind) == best
     assert book.winners(labels)[kind] == best
+
+
+@given(st.lists(st.tuples(st.booleans(), _selectors), max_size=12), st.lists(_labels, min_size=1, max_size=3))
+def test_what_a_book_has_found_holds_for_no_other_book(
+    steps: list[tuple[bool, Selector]], processes: list[Labels]
+) -> None:
+    book = RuleBook()
+    for put, selector in steps:
+        if put or selector in book.rules:
+            book = book.put(Rule(selector, 50)) if put else book.remove(selector)
+        afresh = RuleBook(book.rules, book.revision)
+        for labels in processes:
+            assert book.winners(labels) == afresh.winners(labels)
+
+
+def test_a_glob_is_asked_once_for_all_processes_of_the_same_service() -> None:
+    selectors = [Selector(service=f"other-{number}*", env="gray") for number in range(5)]
+    selectors += [Selector(service=f"more-{number}*", env="g*") for number in range(5)]
+    asked: list[str] = []
+    for selector in selectors:
+        (value_of, matches, name), *rest = selector._matchers
+
+        def ask(value: str, matches: Callable[[str], object] = matches) -> object:
+            asked.append(value)
+            return matches(value)
+
+        selector.__dict__["_matchers"] = ((value_of, ask, name), *rest)
+    book = book_of(*selectors)
+    for number in range(100):
+        assert not any(book.winners(Labels("checkout", f"v{number}", "blue")))
+    assert asked == ["checkout"] * 5  # the others name an env
 
 
 def test_every_rule_says_what_it_wins_and_why_no_more() -> None:

@@ -185,7 +185,8 @@ class Capture:
 
         Returns the rules that the kernel cannot apply to what it reads itself (`operations.applies`).
 
-        Raises OperationsFull, with nothing changed, where there is no room for them.
+        Raises OperationsFull where there is no room for them, and OSError where there is no memory; nothing is changed
+        then.
         """
         applicable = [rule for rule in rules if applies(rule.pattern)]
         old, new = self._sets.get(operation_set, _NOTHING), _Set(applicable, entries(operation_set, applicable))
@@ -195,9 +196,16 @@ class Capture:
                 f"rules by operation would take {taken} entries of the kernel's map, which has {_OPERATIONS}: "
                 "their targets obey their other rules there. Use fewer rules, or rules that name no method."
             )
-        for key, row in new.entries.items():
-            if old.entries.get(key) != row:
-                self._operations[key] = row.to_bytes(4, sys.byteorder)
+        try:
+            for key, row in new.entries.items():
+                if old.entries.get(key) != row:
+                    self._operations[key] = row.to_bytes(4, sys.byteorder)
+        except OSError:  # no memory: half a set would have rules win that should lose
+            for key in new.entries.keys() - old.entries.keys():
+                self._operations.pop(key)
+            for key in new.entries.keys() & old.entries.keys():
+                self._operations[key] = old.entries[key].to_bytes(4, sys.byteorder)
+            raise
         for key in old.entries.keys() - new.entries.keys():
             self._operations.pop(key)
         self._sets[operation_set] = new

@@ -23,7 +23,8 @@ from spandial_agent.kernel.capture import Capture
 from spandial_agent.propagation.examples import Evidence, Example, weigh
 from spandial_agent.protocols.http1 import parse_request_line
 from spandial_agent.table import RateTable
-from spandial_agent.targets import Target, Targets
+from spandial_agent.target import Target
+from spandial_agent.targets import Targets
 from spandial_api.node import LostContext, LostExample, TargetName
 
 __all__ = ["PropagationWatch"]

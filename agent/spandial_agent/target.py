@@ -1,0 +1,67 @@
+"""A target: a process that the agent controls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spandial.labels import Labels
+from spandial_agent.counters import CounterPage
+from spandial_agent.discovery_rules import NAMED
+from spandial_agent.group import Group, RowWords
+from spandial_agent.kernel.capture import Counts
+from spandial_agent.operations import OperationSet
+from spandial_agent.processes import Process
+from spandial_agent.table import Row
+from spandial_api.rules import Rule
+
+__all__ = ["REGISTERED", "Target"]
+
+REGISTERED = "registered by its hook"
+
+
+@dataclass
+class Target:
+    """A process that the agent controls.
+
+    Attributes:
+        default: the rate word where no rule applies.
+        group: those who obey as it does; of all without a row of their own, where it has none.
+        pages: the counter pages of its hooks; empty for a discovered process.
+        written: what its row says; in the node's default row, nobody keeps it up.
+        own: where the rates of its operations are, if it has a limit.
+        base: what the kernel had counted when the first hook came.
+        watched: the kernel counts and decides its entries.
+        why: in a few words, why it is a target.
+        by_rule: a rule of discovery included it, or the target that it was forked from.
+    """
+
+    process: Process
+    labels: Labels
+    default: int
+    row: Row
+    group: Group
+    written: RowWords
+    pages: list[CounterPage] = field(default_factory=list)
+    own: OperationSet | None = None
+    base: Counts | None = None
+    watched: bool = False
+    why: str = NAMED
+    by_rule: bool = False
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def rules(self) -> tuple[Rule | None, ...]:
+        """The rule in force for each kind of entry; None where the default is."""
+        return self.group.rules
+
+    @property
+    def operations(self) -> OperationSet | None:
+        """The rules by operation, with the rates that this target has."""
+        return self.own or self.group.set
+
+    @property
+    def hooked(self) -> bool:
+        return bool(self.pages)
