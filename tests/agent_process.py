@@ -61,6 +61,7 @@ class AgentProcess:
             "SPANDIAL_COMPILED_DIR": str(COMPILED),
             "SPANDIAL_PORT": "0",
             "SPANDIAL_WRITES_PER_SECOND": "0",
+            "SPANDIAL_MAX_RATE_WITHOUT_TTL": "100",
             **settings,
         }
         self.process: subprocess.Popen[bytes] | None = None

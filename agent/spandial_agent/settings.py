@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=10.0, gt=0, le=3600, description="rates outlive a dead agent for so long")
     default_rate: float = Field(default=100.0, description="rate of discovered processes without a rule")
     max_rate_without_ttl: float = Field(
-        default=100.0, description="a rule of a greater rate is refused unless it says when it ends"
+        default=50.0, description="a rule of a greater rate is refused unless it says when it ends"
     )
     discover: str = Field(
         default="",

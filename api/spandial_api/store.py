@@ -22,6 +22,7 @@ from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_tex
 __all__ = ["AUDIT_MAX", "LastGoodRules", "Store", "StoreError", "open_store"]
 
 AUDIT_MAX = 10_000  # revisions that the audit log goes back
+_PAGE_MAX = 1 << 20  # characters of changes that are handed out at once
 
 _VERSION = 2  # of the tables: PRAGMA user_version
 _SCHEMA = """
@@ -132,7 +133,8 @@ class Store:
         self.commit()
 
     def audit(self, limit: int, before: int | None = None) -> list[Entry]:
-        """The latest revisions, latest first; with `before` those that are older than it. Raises StoreError."""
+        """The latest revisions, latest first; with `before` those that are older than it. Fewer than the limit, but one
+        at least, where they are long. Raises StoreError."""
         last = before if before is not None else (1 << 62)
         return self._entries("WHERE revision < ? ORDER BY revision DESC LIMIT ?", last, limit)
 
@@ -144,7 +146,14 @@ class Store:
         try:  # a connection of its own sees what is committed, whatever is being written
             with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as database:
                 columns = "revision, time, who, action, why, changes"
-                return [parse_entry(*row) for row in database.execute(f"SELECT {columns} FROM audit {which}", values)]
+                entries: list[Entry] = []
+                length = 0
+                for row in database.execute(f"SELECT {columns} FROM audit {which}", values):
+                    length += len(row[-1])
+                    if entries and length > _PAGE_MAX:
+                        break
+                    entries.append(parse_entry(*row))
+                return entries
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the audit log in {self.path} cannot be read: {error}") from error
 

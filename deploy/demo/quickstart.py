@@ -220,9 +220,7 @@ def perform(stage: Stage, seconds: float | None) -> int:
         console.print("[yellow]missing[/]: node, for the service without the hook")
     loads = [SteadyLoad(service.port, PER_SECOND) for service in services]
     view = View(stage, services)
-    curl = (
-        f"curl -X PUT --unix-socket {stage.run_dir}/api.sock 'http://localhost/sampling?rate=100&env=gray&mode=boost'"
-    )
+    curl = f"curl -X PUT --unix-socket {stage.run_dir}/api.sock 'http://localhost/sampling?rate=100&env=gray&mode=boost&ttl=10m'"
     said = Text("everyone at 1 %")
     kept: list[int] = []
 
@@ -242,7 +240,7 @@ def perform(stage: Stage, seconds: float | None) -> int:
     span = seconds / 3 if seconds else 10.0
     turns: Iterator[Callable[[], None]] = iter(
         [
-            lambda: turn("gray turned up to 100 %", rate="100", env="gray", mode="boost"),
+            lambda: turn("gray turned up to 100 %", rate="100", env="gray", mode="boost", ttl="10m"),
             lambda: turn("gray turned back to 1 %", rate="1", env="gray"),
         ]
     )

@@ -138,3 +138,7 @@ def test_jaegers_grpc_is_served_where_a_port_is_set(
     assert Settings().jaeger_grpc_port is None
     monkeypatch.setenv("SPANDIAL_JAEGER_GRPC_PORT", text)
     assert Settings().jaeger_grpc_port == port
+
+
+def test_a_forgotten_hundred_percent_is_refused_unless_somebody_allows_it() -> None:
+    assert Settings().max_rate_without_ttl < 100

@@ -299,6 +299,17 @@ def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
     store.close()
 
 
+def test_long_revisions_are_handed_out_few_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spandial_api.store._PAGE_MAX", 1000)
+    book = RuleBook()
+    for rate in range(5):
+        changed = book.change([Rule(Selector(service=f"service-{number}"), float(rate)) for number in range(20)])
+        store.write(entry_of(changed, book))
+        book = changed
+    assert [entry.revision for entry in store.audit(100)] == [5]
+    assert [entry.revision for entry in store.audit(100, before=5)] == [4]
+
+
 def test_a_document_comes_back_as_it_was_set(store: Store) -> None:
     assert store.document("quotas") is None
     store.set_document("quotas", {"acme": [1.5, None]})
