@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,11 @@ _REQUIRED = os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1"
 def pytest_report_header() -> str:
     missing = " ".join(missing_for_kernel()) or "everything is there"
     return f"kernel {platform.release()}, kernel side: {missing}"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # xdist's processes ignore SIGINT, and so would those that the tests start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
