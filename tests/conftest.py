@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,11 +25,7 @@ def pytest_report_header() -> str:
     return f"kernel {platform.release()}, kernel side: {missing}"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # xdist's processes ignore SIGINT, and so would those that the tests start
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
+@pytest.hookimpl(tryfirst=True)  # before xdist's, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In several processes (-n 2 --dist loadgroup): what uses the kernel or real servers stays in one, in its order; of
     the rest each file stays together."""
