@@ -29,7 +29,7 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In several processes (-n 2 --dist loadgroup): what uses the kernel or real servers stays in one, in its order; of
     the rest each file stays together."""
-    if not config.pluginmanager.hasplugin("xdist"):
+    if not hasattr(config, "workerinput"):
         return
     for item in items:
         folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
