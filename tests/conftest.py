@@ -25,21 +25,6 @@ def pytest_report_header() -> str:
     return f"kernel {platform.release()}, kernel side: {missing}"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's, which reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In several processes (-n 2 --dist loadgroup): what uses the kernel or real servers stays in one, in its order; of
-    the rest each file stays together."""
-    if not hasattr(config, "workerinput"):
-        return
-    for item in items:
-        folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
-        if folders in (("e2e",), ("kernel",)) or item.get_closest_marker("kernel") or item.get_closest_marker("e2e"):
-            group = "machine"
-        else:
-            group = "spandial" if folders == ("spandial",) else str(item.path)  # a package that shares an agent
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kernel"):
         missing = missing_for_kernel()
