@@ -3,7 +3,7 @@ a request's connection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import HTTPException, Request
 
@@ -21,12 +21,12 @@ TTL_PATTERN = (
 PRINTABLE_PATTERN = r"^[^\x00-\x1f\x7f-\xa0\xad]*[^\x00-\x20\x7f-\xa0\xad][^\x00-\x1f\x7f-\xa0\xad]*$"
 
 
-def only(*names: str) -> Callable[[Request], None]:
+def only(*names: str) -> Callable[[Request], Awaitable[None]]:
     """A dependency that refuses (422) every other parameter, and these if they come more than once. A name that ends
     with a star stands for all that begin so."""
     prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
 
-    def check(request: Request) -> None:
+    async def check(request: Request) -> None:  # FastAPI would have a thread run what is not async
         problems: list[dict[str, object]] = []
         for name in dict.fromkeys(request.query_params):
             received = request.query_params.getlist(name)

@@ -11,7 +11,7 @@ from spandial_api.control import ANY_REVISION, Expected
 __all__ = ["etag", "expected_revision"]
 
 
-def expected_revision(
+async def expected_revision(
     request: Request,
     if_match: Annotated[
         str | None,

@@ -208,7 +208,7 @@ class BatchBody(BaseModel):
         return self
 
 
-def label_parameters(request: Request) -> tuple[tuple[str, str], ...]:
+async def label_parameters(request: Request) -> tuple[tuple[str, str], ...]:
     """A dependency: the globs for further resource attributes, from parameters such as `label.team=pay`."""
     found = {
         name.removeprefix("label."): glob for name, glob in request.query_params.items() if name.startswith("label.")

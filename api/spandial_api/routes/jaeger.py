@@ -55,7 +55,7 @@ router = APIRouter(tags=["SDKs without the hook"])
 _by_service = APIRouter(route_class=_NamesService, include_in_schema=False)
 
 
-def _service(request: Request) -> str:
+async def _service(request: Request) -> str:
     """The one service that is asked for. Raises HTTPException 400, as the protocol has it."""
     received = request.query_params.getlist("service")
     if len(received) != 1 or not 0 < len(received[0]) <= LABEL_MAX:
