@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -187,7 +187,7 @@ class Control:
 
     async def keep_limit(self, name: str, body: Any, action: Action, limit: LimitChange, author: Author) -> None:
         """Store a changed budget or quota, as a revision of its own. Raises StoreError, nothing changed."""
-        async with self._lock:
+        async with self._writing():
             book = self.book.change([])
             entry = Entry(book.revision, self.now(), author.who, action, author.why, limit=limit)
             write = functools.partial(self._store.write, *self._unwritten, entry, document=(name, body))
@@ -198,7 +198,7 @@ class Control:
 
     async def keep(self, name: str, body: Any) -> None:
         """Store something else under a name. Raises StoreError, nothing changed."""
-        async with self._lock:
+        async with self._writing():
             await asyncio.to_thread(self._check, lambda: self._store.set_document(name, body))
 
     def reached(self) -> dict[Selector, int]:
@@ -214,15 +214,20 @@ class Control:
     ) -> tuple[RuleBook, Entry | None]:
         """The rules, and what was changed of them; None where they were as they are to be."""
         # A caller who goes away does not stop a change half-way: what is obeyed must be on disk.
+        return await asyncio.shield(self._commit(make, author, expected))
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
         try:
-            return await asyncio.shield(self._commit(make, author, expected))
+            async with self._lock:
+                yield
         finally:
             self._changed.set()  # there is an end to wait for, a copy to make, or a disk to look after
 
     async def _commit(
         self, make: Callable[[RuleBook], Change], author: Author, expected: Expected
     ) -> tuple[RuleBook, Entry | None]:
-        async with self._lock:
+        async with self._writing():
             change = effective(make(self.book), self.book.rules)
             if not change.put and not change.removed:
                 return self.book, None  # as RFC 9110, section 13.1.1, allows even where If-Match names another revision

@@ -352,6 +352,30 @@ async def test_while_the_disk_takes_nothing_the_last_rules_are_obeyed_and_it_is_
 
 
 @pytest.mark.anyio
+async def test_a_document_that_could_not_be_stored_is_trouble_until_the_disk_is_well(
+    tmp_path: Path, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_module, "_CLOCK_S", 0.01)
+    store = MovedStore(tmp_path / "rules.sqlite")
+    control = Control(store, node)
+    running = asyncio.create_task(control.run())
+    await asyncio.sleep(0.05)  # until there is nothing for it to wait for
+    limit = LimitChange(None, None, 5.0)
+    for write in (
+        lambda: control.keep_limit("limits", {}, "budget", limit, AUTHOR),
+        lambda: control.put(Rule(Selector(), 1), AUTHOR),
+    ):
+        store.there = False
+        with pytest.raises(StoreError):
+            await write()
+        assert control.trouble
+        store.there = True
+        await until(lambda: control.trouble == "")
+    running.cancel()
+    store.close()
+
+
+@pytest.mark.anyio
 async def test_the_copy_follows_the_rules(
     tmp_path: Path, store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
