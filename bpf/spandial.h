@@ -173,12 +173,15 @@ struct spandial_entry {
 };
 
 /* The counter page of a hooked process: u64 words. Word 0 echoes the agent's last publish request;
- * the counts start at word 8, indexed by kind * 8 + (no parent 0, remote 2, local 4) + (kept 1). */
+ * the counts start at word 8, indexed by kind * 8 + (no parent 0, remote 2, local 4) + (kept 1). From word 40 on, two
+ * for each kind: how often its rate word was found to be another one (0: not told), and the decisions on spans with a
+ * remote parent before it last was. */
 #define SPANDIAL_PAGE_SIZE 4096
 #define SPANDIAL_PAGE_PUBLISHED 0
 #define SPANDIAL_PAGE_COUNTS 8
 #define SPANDIAL_PAGE_KIND_STRIDE 8
 #define SPANDIAL_PAGE_REMOTE 2
 #define SPANDIAL_PAGE_LOCAL 4
+#define SPANDIAL_PAGE_TURNS 40
 
 #endif

@@ -85,6 +85,7 @@ CONSTANTS = {
     "SPANDIAL_PAGE_KIND_STRIDE": abi.PAGE_KIND_STRIDE,
     "SPANDIAL_PAGE_REMOTE": abi.PAGE_REMOTE,
     "SPANDIAL_PAGE_LOCAL": abi.PAGE_LOCAL,
+    "SPANDIAL_PAGE_TURNS": abi.PAGE_TURNS,
     "sizeof(struct spandial_row)": abi.ROW_SIZE,
     "sizeof(struct spandial_row) * SPANDIAL_ROWS": abi.TABLE_SIZE,
     "sizeof(struct spandial_target)": abi.TARGET.size,

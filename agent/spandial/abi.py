@@ -160,6 +160,10 @@ PAGE_KIND_STRIDE = 8
 PAGE_REMOTE = 2
 PAGE_LOCAL = 4
 PAGE_COUNT_WORDS = 32
+# Two words for each kind: how often its rate word was found to be another one, and the decisions on spans with a remote
+# parent before it last was.
+PAGE_TURNS = 40
+PAGE_TURN_WORDS = 8
 
 
 def encode_word(rate: float, mode: Mode = Mode.FOLLOW, *, emit: bool = False, thin: bool = False) -> int:

@@ -84,6 +84,7 @@ class Decider(sampling.Sampler):
         self._internal_dropped = self._http_dropped = self._grpc_dropped = self._db_dropped = 0
         self._internal_kept = self._http_kept = self._grpc_kept = self._db_kept = 0
         self._tally = [0] * abi.PAGE_COUNT_WORDS
+        self._turns = [0] * abi.PAGE_TURN_WORDS
         if not _SPAN_KEY:
             self.should_sample = self._should_sample_portably  # type: ignore[method-assign]
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
@@ -172,6 +173,11 @@ class Decider(sampling.Sampler):
             counts[entry * abi.PAGE_KIND_STRIDE + 1] += kept
         return counts
 
+    def turns(self) -> list[int]:
+        """For each kind, how often its rate word was found to be another one, and the decisions on spans with a remote
+        parent before it last was."""
+        return self._turns.copy()
+
     def obey(self, words: Sequence[int], operations: OperationRates | None = None) -> None:
         """From now on, obey these words of a row, and the rates of the operations that they point to."""
         self._obeyed = words, operations
@@ -193,12 +199,9 @@ class Decider(sampling.Sampler):
         words, operations = self._obeyed
         word = words[entry]
         if word & _BY_OPERATION != _BY_OPERATION:
-            plan = self._plans[entry] = make_plan(entry, word, self.default)
-            self._set_roots()
-            return plan
+            return self._turn(entry, word)
         if self._plans[entry][0] != _ASK:
-            self._plans[entry] = make_plan(entry, _ASK, self.default)
-            self._set_roots()
+            self._turn(entry, _ASK)
         if operations is not None:
             found = operations.word(entry, name, attributes)
             word = word if found is None else found
@@ -208,6 +211,14 @@ class Decider(sampling.Sampler):
                 self._of_operations = {}
             known = self._of_operations[entry, word] = make_plan(entry, word, self.default)
         return known
+
+    def _turn(self, entry: int, word: int) -> Plan:
+        plan = self._plans[entry] = make_plan(entry, word, self.default)
+        self._set_roots()
+        remote = entry * abi.PAGE_KIND_STRIDE + abi.PAGE_REMOTE
+        self._turns[2 * entry] += 1
+        self._turns[2 * entry + 1] = sum(self._tally[remote : remote + 2])
+        return plan
 
     def _set_roots(self) -> None:
         self._internal, self._http, self._grpc, self._db = [plan[-1] for plan in self._plans]

@@ -195,6 +195,7 @@ class Link:
         self._retry_s, self._lapsed = _RETRY_FIRST_S, False
         self._decider.obey(table.row, table.operations)
         self._told.clear()
+        self._publish()
         _log(logging.INFO, "linked to the agent at %s, row %d", self._path, answer["row"])
 
     def _disconnect(self, retry_s: float) -> None:
@@ -248,6 +249,11 @@ class Link:
         first = abi.PAGE_COUNTS
         counts = [now - then for now, then in zip(self._decider.counts(), self._base)]
         page[first : first + len(counts)] = memoryview(_frozen(counts))
+        turns = self._decider.turns()
+        for entry in range(len(abi.EntryKind)):
+            remote = entry * abi.PAGE_KIND_STRIDE + abi.PAGE_REMOTE
+            turns[2 * entry + 1] = max(0, turns[2 * entry + 1] - sum(self._base[remote : remote + 2]))
+        page[abi.PAGE_TURNS : abi.PAGE_TURNS + len(turns)] = memoryview(_frozen(turns))
         if request is not None:
             page[abi.PAGE_PUBLISHED] = request & 0xFFFFFFFFFFFFFFFF
 

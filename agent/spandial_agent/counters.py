@@ -7,6 +7,8 @@ import mmap
 import os
 
 from spandial import abi
+from spandial.abi import EntryKind
+from spandial_agent.turns import PageCount
 
 __all__ = ["CounterPage"]
 
@@ -52,6 +54,17 @@ class CounterPage:
             elif count != self._last[index]:
                 self.implausible += 1
         return list(self._last)
+
+    def traced(self, kind: EntryKind) -> PageCount:
+        """The spans with a remote parent of one kind of entry. Nonsense in it misleads about this process alone."""
+        first = abi.PAGE_COUNTS + kind * abi.PAGE_KIND_STRIDE + abi.PAGE_REMOTE
+        turn = abi.PAGE_TURNS + 2 * kind
+        return PageCount(sum(self._words[first : first + 2]), *self._words[turn : turn + 2])
+
+    def traced_before(self, kind: EntryKind) -> PageCount:
+        """The same as it was when the counts were last read."""
+        first = kind * abi.PAGE_KIND_STRIDE + abi.PAGE_REMOTE
+        return PageCount(sum(self._last[first : first + 2]), 0, 0)
 
     def close(self) -> None:
         self._words.release()

@@ -122,7 +122,8 @@ class LocalNode:
         looking = loop.create_task(self._propagation.run()) if self._propagation is not None else None
         try:
             while True:
-                self._table.renew_lease(self._lease_s)
+                if self._table.renew_lease(self._lease_s):
+                    self._targets.lease_ended()
                 self._targets.find_room()
                 await asyncio.sleep(self._lease_s / 4)
         finally:
@@ -244,7 +245,7 @@ class LocalNode:
 
     def _counted(self, target: Target) -> Counts | None:
         """What the kernel counted in a row that is the target's own."""
-        if self._capture is None or target.row.number == abi.DEFAULT_ROW or not target.watched:
+        if self._capture is None or not target.counts_alone:
             return None
         return self._capture.counts(target.row.number)
 

@@ -179,10 +179,13 @@ class RateTable:
         self._generation += 1
         self.backend.write(abi.HEADER_ROW, [0, self._generation, 0, 0, 0, 0, 0, 0], 1 << abi.HEADER_GENERATION)
 
-    def renew_lease(self, seconds: float) -> None:
-        """Promise readers that the rates hold for so long from now."""
-        deadline = time.clock_gettime_ns(time.CLOCK_BOOTTIME) + int(seconds * 1e9)
+    def renew_lease(self, seconds: float) -> bool:
+        """Promise readers that the rates hold for so long from now; whether the last promise had ended."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        ended = self.backend.read(abi.HEADER_ROW)[abi.HEADER_LEASE] <= now
+        deadline = now + int(seconds * 1e9)
         self.backend.write(abi.HEADER_ROW, [0, 0, deadline, 0, 0, 0, 0, 0], 1 << abi.HEADER_LEASE)
+        return ended
 
     def close(self) -> None:
         """Readers keep what they have mapped; the lease then runs out."""

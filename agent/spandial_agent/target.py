@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.counters import CounterPage
 from spandial_agent.discovery_rules import NAMED
@@ -12,11 +13,14 @@ from spandial_agent.kernel.capture import Counts
 from spandial_agent.operations import OperationSet
 from spandial_agent.processes import Process
 from spandial_agent.table import Row
+from spandial_agent.turns import InFlight
 from spandial_api.rules import Rule
 
-__all__ = ["REGISTERED", "Target"]
+__all__ = ["COMPARED", "REGISTERED", "Target"]
 
 REGISTERED = "registered by its hook"
+# Of these, kernel and hook both see all that have a trace context.
+COMPARED = (EntryKind.HTTP, EntryKind.GRPC)
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Target:
         written: what its row says; in the node's default row, nobody keeps it up.
         own: where the rates of its operations are, if it has a limit.
         base: what the kernel had counted when the first hook came.
+        in_flight: requests that were between kernel and hook when a rate of its own turned, by kind of entry.
         watched: the kernel counts and decides its entries.
         why: in a few words, why it is a target.
         by_rule: a rule of discovery included it, or the target that it was forked from.
@@ -44,6 +49,7 @@ class Target:
     pages: list[CounterPage] = field(default_factory=list)
     own: OperationSet | None = None
     base: Counts | None = None
+    in_flight: dict[EntryKind, InFlight] = field(default_factory=lambda: {kind: InFlight() for kind in COMPARED})
     watched: bool = False
     why: str = NAMED
     by_rule: bool = False
@@ -61,6 +67,11 @@ class Target:
     def operations(self) -> OperationSet | None:
         """The rules by operation, with the rates that this target has."""
         return self.own or self.group.set
+
+    @property
+    def counts_alone(self) -> bool:
+        """The kernel counts in its row, and nobody else's entries there."""
+        return self.watched and self.row.number != DEFAULT_ROW
 
     @property
     def hooked(self) -> bool:

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from spandial.abi import DEFAULT_ROW
+from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.group import Group, RowWords
 from spandial_agent.groups import Groups
 from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSet, OperationSets
 from spandial_agent.table import RateTable, Row
-from spandial_agent.target import Target
+from spandial_agent.target import COMPARED, Target
+from spandial_agent.turns import PageCount
 from spandial_api.rules import Rule
 
-__all__ = ["TargetRows"]
+__all__ = ["TargetRows", "Turned", "turning"]
+
+
+class Turned(NamedTuple):
+    """Rates of a process with a hook that turn.
+
+    Attributes:
+        pages: what its hooks had reported before, by the kind of entry.
+        certain: the rates are its row's own, and no rates of operations.
+    """
+
+    target: Target
+    pages: Mapping[EntryKind, Sequence[PageCount]]
+    certain: bool
+
+
+def turning(target: Target, kinds: Iterable[EntryKind], *, certain: bool) -> Turned:
+    """To be called before the new rates can be read: a hook may report at any time."""
+    return Turned(target, {kind: [page.traced(kind) for page in target.pages] for kind in kinds}, certain)
+
+
+def _differing(before: RowWords, after: RowWords) -> list[EntryKind]:
+    return [kind for kind in COMPARED if before.rates[kind : kind + 1] != after.rates[kind : kind + 1]]
 
 
 class TargetRows:
@@ -23,6 +47,7 @@ class TargetRows:
     Attributes:
         operations: the sets.
         limits: by pid, what holds a target's rates below those of its rules.
+        on_turned: called with the turns that have just been written.
 
     Args:
         by_pid: the targets, whoever they are at the time.
@@ -43,6 +68,7 @@ class TargetRows:
         self._groups = groups
         self._by_pid = by_pid
         self._percent_of = percent_of
+        self.on_turned: Callable[[Sequence[Turned]], None] = lambda turned: None
         self._free_before = table.free_rows
         self.write_default()
 
@@ -86,17 +112,22 @@ class TargetRows:
 
     def write(self, groups: Collection[Group]) -> None:
         housed: dict[Hashable, OperationSet] = {}
+        # Rates of operations are in rows of their own.
+        members = (pid for group in groups if group.hooked and (group.operations or group.set) for pid in group.members)
+        by_operation = [turning(self._by_pid[pid], COMPARED, certain=False) for pid in members]
         before = [self.house(group, housed) for group in groups]
         if self._groups.shared in groups:
             self.write_default()
         self.write_targets(
             self._by_pid[pid] for group in groups if group is not self._groups.shared for pid in group.members
         )
+        self.on_turned(by_operation)
         self.let_go(before)
 
     def write_targets(self, targets: Iterable[Target]) -> None:
         """Write the rows that differ from what they should say."""
         changed: dict[RowWords, list[Row]] = {}
+        turned: list[Turned] = []
         before: list[OperationSet | None] = []
         limited: dict[Hashable, OperationSet] = {}
         for target in targets:
@@ -104,9 +135,13 @@ class TargetRows:
             words = self._words(target, limited)
             if words != target.written:
                 changed.setdefault(words, []).append(target.row)
+                if target.pages:
+                    kinds = _differing(target.written, words)
+                    turned.append(turning(target, kinds, certain=target.operations is None))
                 target.written = words
         for words, rows in changed.items():
             self._table.write_many(rows, *words)
+        self.on_turned(turned)
         self.let_go(before)
 
     def _words(self, target: Target, limited: dict[Hashable, OperationSet]) -> RowWords:

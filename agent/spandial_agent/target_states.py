@@ -58,6 +58,8 @@ def target_stats(target: Target, kernel: Counts | None) -> TargetStats:
     kinds = {}
     for kind in EntryKind:
         state = _kind_stats(kind, kernel, target.base, hook)
+        if state.difference_kept is not None:
+            state.in_flight_at_turns = target.in_flight[kind].at_most([page.traced(kind) for page in target.pages])
         if any([*(state.kernel or KernelCounts()).model_dump().values()]) or any(
             (state.hook or HookCounts()).model_dump().values()
         ):

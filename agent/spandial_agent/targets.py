@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -20,8 +20,9 @@ from spandial_agent.limiting import Limit
 from spandial_agent.operations import OperationSets
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable
-from spandial_agent.target import REGISTERED, Target
-from spandial_agent.target_rows import TargetRows
+from spandial_agent.tallies import by_kind
+from spandial_agent.target import COMPARED, REGISTERED, Target
+from spandial_agent.target_rows import TargetRows, Turned
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 
@@ -83,6 +84,7 @@ class Targets:
         self._rows = TargetRows(
             table, self.operations, self._groups, self._by_pid, lambda rule, labels: self.rate_of(rule, labels)
         )
+        self._rows.on_turned = self._on_turned
 
     def __iter__(self) -> Iterator[Target]:
         return iter(list(self._by_pid.values()))  # whoever looks at them may remove them
@@ -187,6 +189,16 @@ class Targets:
             self._rows.house_homeless()  # some may find the room now that others have left
             self._table.advance()
 
+    def lease_ended(self) -> None:
+        """All obeyed their fallback words since the lease ended, each side from a moment of its own, and now obey
+        their rules again."""
+        self._on_turned(
+            [
+                Turned(target, {kind: [page.traced_before(kind) for page in target.pages] for kind in COMPARED}, False)
+                for target in self
+            ]
+        )
+
     def find_room(self) -> None:
         """Have rules by operation obeyed for which there was no room, if some rows have become free since."""
         self._rows.find_room()
@@ -266,6 +278,18 @@ class Targets:
         self.on_added(target)
         self.on_program(target)
         return target
+
+    def _on_turned(self, turned: Sequence[Turned]) -> None:
+        if self._capture is None:
+            return
+        counting = [one for one in turned if one.target.pages and one.target.counts_alone]
+        for (target, pages, certain), tally in zip(
+            counting, self._capture.tallies([one.target.row.number for one in counting])
+        ):
+            seen = by_kind(tally).seen_traced
+            base = target.base.seen_traced if target.base is not None else (0,) * len(seen)
+            for kind, reported in pages.items():
+                target.in_flight[kind].turn(seen[kind] - base[kind], reported, certain=certain)
 
     def _close(self, page: CounterPage) -> None:
         self._implausible += page.implausible

@@ -207,24 +207,25 @@ def stats_table(answer: dict[str, Any]) -> RenderableType:
     """GET /stats: a line for each target and kind of entry, then the losses that are not zero.
 
     "traced" counts kept entries with a trace context; the differences are kernel less hook, all entries and traced.
+    "at turns" counts entries that were between kernel and hook when their rate turned, at most.
     """
-    table = _table(
-        "pid>", "service", "env", "kind", "kernel seen>", "kept>", "traced>", "hook seen>", "kept>", "difference>"
-    )
+    columns = ("kernel seen>", "kept>", "traced>", "hook seen>", "kept>", "difference>", "at turns>")
+    table = _table("pid>", "service", "env", "kind", *columns)
     for target in answer["targets"]:
         for kind, counts in target["kinds"].items():
             kernel, hook = counts["kernel"] or {}, counts["hook"]
-            seen = kept = difference = None
+            seen = kept = difference = at_turns = None
             if hook is not None:
                 kept = hook["root_kept"] + hook["remote_kept"]
                 seen = kept + hook["root_dropped"] + hook["remote_dropped"]
             if counts["difference_seen"] is not None:
+                at_turns = counts["in_flight_at_turns"]
                 difference = "/".join(
                     f"{counts[name]:+d}" for name in ("difference_seen", "difference_kept") if counts[name] is not None
                 )
             service = f"{target['service']} {target['version']}".strip()
             kernel_counts = [kernel.get(name) for name in ("seen", "kept", "kept_traced")]
-            _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference)
+            _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference, at_turns)
     losses = ", ".join(f"{reason} {count}" for reason, count in answer["losses"].items() if count) or "none"
     contexts = [Text(printable(f"context lost: {lost_context(pair)}")) for pair in answer["context_lost"]]
     return Group(table, Text(f"losses: {losses}"), *contexts)

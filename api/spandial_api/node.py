@@ -168,6 +168,11 @@ class KindStats(BaseModel):
     hook: HookCounts | None
     difference_seen: int | None = Field(description="entries the kernel saw less those the hook decided")
     difference_kept: int | None = Field(description="the same for kept entries with a trace context; not for databases")
+    in_flight_at_turns: int = Field(
+        default=0,
+        description="entries that were between kernel and hook when their rate turned, at most: "
+        "each was decided by two rates, and may make difference_kept one more or one less",
+    )
 
 
 class TargetStats(BaseModel):

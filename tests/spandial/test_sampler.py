@@ -110,6 +110,28 @@ def test_the_next_decision_obeys_a_word_written_in_place() -> None:
         assert decider.decide(1, Parent.REMOTE_DROPPED).decision.is_sampled() is (rate == 100)
 
 
+def test_it_tells_how_often_a_word_was_another_one_and_what_came_before() -> None:
+    decider = Decider(encode_word(30))
+    assert decider.turns() == [0] * abi.PAGE_TURN_WORDS
+
+    def told(entry: EntryKind) -> list[int]:
+        return decider.turns()[2 * entry : 2 * entry + 2]
+
+    for parent in (Parent.NONE, Parent.REMOTE_KEPT, Parent.REMOTE_DROPPED, Parent.LOCAL_KEPT):
+        decider.decide(1, parent)
+    assert told(EntryKind.HTTP) == [1, 0]
+    decider.words[EntryKind.HTTP] = encode_word(40)
+    assert told(EntryKind.HTTP) == [1, 0]  # nothing has been decided by it
+    decider.decide(1, Parent.REMOTE_KEPT)
+    decider.decide(1, Parent.REMOTE_KEPT)
+    assert told(EntryKind.HTTP) == [2, 2]
+    decider.words[EntryKind.HTTP] = encode_word(30) | Flag.OPERATIONS
+    for _ in range(5):  # each span is looked up: that is no turn
+        decider.decide(1)
+    assert told(EntryKind.HTTP) == [3, 4]
+    assert told(EntryKind.GRPC) == [0, 0]
+
+
 def test_words_that_are_not_valid_stand_for_the_default() -> None:
     decider = Decider(word=0, default=encode_word(50))
     assert not decider.decide(MAX_THRESHOLD // 2 - 1).decision.is_sampled()

@@ -230,13 +230,14 @@ def test_stats_sets_kernel_and_hook_side_by_side(agent: FakeAgent) -> None:
         hook=HookCounts(root_kept=1, remote_kept=2, remote_dropped=6, local_kept=99),
         difference_seen=1,
         difference_kept=-2,
+        in_flight_at_turns=2,
     )
     alone = KindStats(kernel=None, hook=HookCounts(root_kept=5), difference_seen=None, difference_kept=None)
     target = TargetStats(pid=7, service="checkout", version="v1", env="gray", kinds={"http": both, "db": alone})
     agent.node.counts = NodeStats(targets=[target], losses={"ring_full": 3, "agent_slow": 0})
     _, http, db, losses = printed(agent, "stats").splitlines()
-    assert http.split() == ["7", "checkout", "v1", "gray", "http", "10", "4", "3", "9", "3", "+1/-2"]
-    assert db.split() == ["7", "checkout", "v1", "gray", "db", "-", "-", "-", "5", "5", "-"]
+    assert http.split() == ["7", "checkout", "v1", "gray", "http", "10", "4", "3", "9", "3", "+1/-2", "2"]
+    assert db.split() == ["7", "checkout", "v1", "gray", "db", "-", "-", "-", "5", "5", "-", "-"]
     assert losses == "losses: ring_full 3"
     agent.node.counts = NodeStats(targets=[], losses={"ring_full": 0})
     assert printed(agent, "stats").splitlines()[-1] == "losses: none"

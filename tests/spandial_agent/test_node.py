@@ -70,6 +70,42 @@ async def test_what_the_kernel_counted_before_the_hook_came_is_not_compared(
     assert (stats.kinds["http"].difference_seen, stats.kinds["http"].difference_kept) == (0, 0)
 
 
+async def test_requests_between_the_two_when_their_rate_turns_may_differ(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    target, page = hooked(targets)
+    count(page, REMOTE_KEPT, 5)
+    report_turns(page, 1, 0)
+    capture.counted[target.row.number] = counts_of(seen=9, seen_traced=8, kept_traced=6)
+    targets.apply(book_of(Rule(Selector(env="gray"), 30.0)))
+    count(page, REMOTE_KEPT, 6)
+    count(page, REMOTE_DROPPED, 2)
+    report_turns(page, 2, 6)  # two of the eight were in flight
+    [stats] = (await node.stats()).targets
+    assert stats.kinds["http"].in_flight_at_turns == 2
+    # Of a rule by operation the hook cannot tell when it met it.
+    capture.counted[target.row.number] = counts_of(seen=12, seen_traced=11)
+    targets.apply(book_of(Rule(Selector(env="gray"), 30.0), Rule(Selector(operation="/pay*"), 1.0)))
+    count(page, REMOTE_DROPPED, 5)
+    [stats] = (await node.stats()).targets
+    assert stats.kinds["http"].in_flight_at_turns == 2 + 3
+    # While the lease had run out, each of the two obeyed the fallback from a moment of its own.
+    capture.counted[target.row.number] = counts_of(seen=30, seen_traced=21)
+    targets.lease_ended()
+    [stats] = (await node.stats()).targets
+    assert stats.kinds["http"].in_flight_at_turns == 5 + 10
+
+
+def book_of(*rules: Rule) -> RuleBook:
+    return RuleBook({rule.selector: rule for rule in rules})
+
+
+def report_turns(page: memoryview, met: int, before: int) -> None:
+    """What the hook says of the rate words of HTTP."""
+    page[abi.PAGE_TURNS + 2 * EntryKind.HTTP] = met
+    page[abi.PAGE_TURNS + 2 * EntryKind.HTTP + 1] = before
+
+
 async def test_where_only_one_of_them_counts_there_is_no_difference(
     node: LocalNode, targets: Targets, capture: FakeCapture
 ) -> None:
