@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,12 @@ settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 
 _REQUIRED = os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1"
+
+
+def pytest_configure() -> None:
+    # A shell has its background jobs ignore it, and whatever they start: Ctrl-C could not be tried.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> str:

@@ -54,7 +54,7 @@ def test_a_killed_agent_costs_no_request_and_its_boost_ends_with_the_lease(
         if time.monotonic() - killed < 1:  # the lease had at least so long to go
             assert kept_after_death
         # The load's own requests are kept where their callers say so: the end shows once it is over.
-        eventually(lambda: not hook_keeps(server, tmp_path), "the boost ends", 90)
+        eventually(lambda: not hook_keeps(server, tmp_path), "the boost ends")
 
         agent.start()
         eventually(lambda: hook_keeps(server, tmp_path), "the hook obeys again")

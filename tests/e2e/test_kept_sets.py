@@ -69,7 +69,6 @@ def expected(requests: list[Request], rate: float, mode: Mode) -> set[int]:
     }
 
 
-@pytest.mark.timeout(600)
 def test_kept_sets_are_identical_in_every_mode_at_every_rate(scene: Scene) -> None:
     seed = 0
     for mode in Mode:
@@ -89,7 +88,6 @@ def test_kept_sets_are_identical_in_every_mode_at_every_rate(scene: Scene) -> No
     assert scene.differences() == (0, 0, 0)
 
 
-@pytest.mark.timeout(600)
 def test_while_the_dial_turns_only_requests_in_flight_at_a_turn_differ(scene: Scene) -> None:
     load = start_load(scene.server.url, 20_000, 99)
     turns: list[tuple[int, int]] = []

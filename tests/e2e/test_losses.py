@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
 
@@ -50,7 +50,9 @@ def exposed(agent: AgentProcess) -> dict[str, float]:
 def printed(agent: AgentProcess, *options: str) -> str:
     command = [sys.executable, "-m", "spandial_agent", "stats", *options]
     environment = {**os.environ, **agent.settings}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    ).stdout
 
 
 def register_nonsense(agent: AgentProcess) -> None:

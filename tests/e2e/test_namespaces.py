@@ -101,7 +101,7 @@ def test_spans_say_which_container(
         def received() -> list[ReceivedSpan]:
             return [span for span in receiver.spans() if span.resource["service.name"] == service]
 
-        spans = eventually(lambda: found if len(found := received()) >= 50 else None, "the spans arrive", 30)
+        spans = eventually(lambda: found if len(found := received()) >= 50 else None, "the spans arrive")
         assert len(spans) == 50
         known = {
             "service.name": service,

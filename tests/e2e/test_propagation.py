@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 from tests.e2e.services import Server, nginx, node, uvicorn
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("nginx", "node")]
@@ -47,7 +47,7 @@ def asking(server: Server, url: str) -> Iterator[None]:
 def doctor(agent: AgentProcess, *options: str) -> str:
     command = [sys.executable, "-m", "spandial_agent", "doctor", *options]
     environment = {**os.environ, **agent.settings}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 def context_lost(agent: AgentProcess, client: int) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def test_a_proxy_that_strips_traceparent_is_told(
             uvicorn(agent, tmp_path) as client,
         ):
             with asking(client, f"{proxy.url}{prefix}/pay?card=1"):
-                [pair] = eventually(lambda: context_lost(agent, client.pid), "the loss is noticed", 30)
+                [pair] = eventually(lambda: context_lost(agent, client.pid), "the loss is noticed")
                 told = doctor(agent)
             assert pair["client"] == {"pid": client.pid, "service": "shop", "version": "1", "env": "stable"}
             assert pair["server"] == {"pid": server.pid, "service": "front", "version": "1", "env": "stable"}

@@ -115,7 +115,7 @@ def test_grpc_calls_on_both_sides(agent: AgentProcess, channels: int, concurrenc
             load.run("calls", count=64, method=method, **given).done for method in ("ServerStream", "ClientStream")
         ]
         total = done.total + sum(stream.total for stream in streams)
-        eventually(lambda: counted(agent, "store", "grpc")["seen"] >= total, "all calls are seen", 5)
+        eventually(lambda: counted(agent, "store", "grpc")["seen"] >= total, "all calls are seen")
         assert counted(agent, "store", "grpc")["seen"] == total == 3328
         assert counted(agent, "till", "grpc")["reverse"] == total
         assert not counted(agent, "store", "http")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_process import COMPILED
+from tests.agent_process import COMPILED, PATIENCE_S
 
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("node")]
 
@@ -19,24 +19,25 @@ ENVIRONMENT = {**os.environ, "SPANDIAL_COMPILED_DIR": str(COMPILED)}
 QUICKSTART = Path(__file__).parent.parent.parent / "deploy" / "demo" / "quickstart.py"
 
 
-def traces() -> tuple[set[str], set[str], str]:
+def traces() -> tuple[set[str], set[str], set[bytes]]:
     """Processes, files and mounts that a quickstart could leave."""
     commands = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            line = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "))
         except OSError:
             continue
         if "spandial-quickstart" in line or str(QUICKSTART.parent) in line:
             commands.add(line)
     files = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("spandial-quickstart-")}
-    return commands, files, Path("/proc/mounts").read_text()
+    mounts = {line for line in Path("/proc/mounts").read_bytes().splitlines() if b"spandial" in line}
+    return commands, files, mounts
 
 
 def test_without_a_person_it_turns_the_dial_up_and_back_and_checks_itself() -> None:
     before = traces()
     command = [sys.executable, QUICKSTART, "--seconds", "9"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "gray turned up to 100 %, obeyed by 1 target" in done.stdout
     assert "gray turned back to 1 %" in done.stdout
@@ -54,7 +55,7 @@ def test_interrupted_it_leaves_nothing_behind(number: signal.Signals) -> None:
     # Once it says that, everything runs.
     assert any("turn it yourself" in line for line in process.stdout)
     process.send_signal(number)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (0 if number == signal.SIGINT else 143)
     assert traces() == before
 

@@ -46,7 +46,7 @@ def received(receiver: OtlpReceiver, count: int, service: str) -> list[ReceivedS
         spans = [span for span in receiver.spans() if span.resource.get("service.name") == service]
         return spans if len(spans) >= count else None
 
-    spans: list[ReceivedSpan] = eventually(all_of_them, f"{count} spans of {service}", 30)
+    spans: list[ReceivedSpan] = eventually(all_of_them, f"{count} spans of {service}")
     assert len(spans) == count
     assert len({span.span_id for span in spans}) == count
     return spans
@@ -167,7 +167,7 @@ def test_spans_without_a_collector_are_counted(make_agent: Callable[..., AgentPr
     with Load("redis", TILL) as load:
         found(agent, TILL_NAME)
         load.run("commands", address=redis_server.address(), count=100)
-        eventually(lambda: agent.get("/stats")["losses"]["spans_export_failed"] >= 100, "the loss is counted", 60)
+        eventually(lambda: agent.get("/stats")["losses"]["spans_export_failed"] >= 100, "the loss is counted")
         assert agent.get("/stats")["losses"]["spans_export_failed"] == 100
 
 

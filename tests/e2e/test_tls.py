@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from spandial_agent.tls.mappings import Library, look_at
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 from tests.e2e import databases
 from tests.e2e.counting import PARENT
 from tests.e2e.programs.process import Load
@@ -49,7 +49,7 @@ def followed(agent: AgentProcess, service: str) -> list[dict[str, Any]]:
         targets = [target for target in agent.get("/targets") if target["service"] == service]
         return targets if all(target["tls"].startswith("OpenSSL (") for target in targets) else []
 
-    found: list[dict[str, Any]] = eventually(all_of_them, f"the TLS of {service} is followed", 30)
+    found: list[dict[str, Any]] = eventually(all_of_them, f"the TLS of {service} is followed")
     return found
 
 
@@ -77,7 +77,7 @@ def test_http2_by_tls(agent: AgentProcess, tmp_path: Path) -> None:
     with tls_nginx(tmp_path, http2=True) as server:
         followed(agent, EDGE)
         command = ["h2load", "-n", "20000", "-c", "8", "-m", "10", "-H", PARENT, server.url + "/pay"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
         assert "20000 succeeded" in done
         assert "h2" in done
         found = counts(agent, EDGE)
@@ -128,7 +128,7 @@ def test_every_kept_request_is_a_span(
     with start(tmp_path) as server:
         followed(agent, service)
         h2load(server, 300, PARENT)
-        eventually(lambda: len(spans()) >= 300, "300 spans", 30)
+        eventually(lambda: len(spans()) >= 300, "300 spans")
     found = spans()
     assert len({span.span_id for span in found}) == len(found) == 300
     assert {(span.name.partition(" ")[0], span.kind, span.parent_span_id) for span in found} == {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from tests.agent_process import AgentProcess
+from tests.agent_process import PATIENCE_S, AgentProcess
 from tests.e2e.history import Operation, faults
 
 pytestmark = [pytest.mark.e2e]
@@ -60,7 +60,7 @@ async def _write(agent: AgentProcess) -> list[Operation]:
     transport = httpx.AsyncHTTPTransport(
         uds=str(agent.run_dir / "api.sock"), limits=httpx.Limits(max_connections=WRITERS)
     )
-    async with httpx.AsyncClient(transport=transport, base_url="http://spandial", timeout=30) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://spandial", timeout=PATIENCE_S) as client:
         for rivals, seconds in ((False, SECONDS * 0.8), (True, SECONDS * 0.2)):
             end = time.monotonic() + seconds
             await asyncio.gather(*(_writer(client, number, end, history, rivals) for number in range(WRITERS)))
@@ -71,7 +71,7 @@ async def _write(agent: AgentProcess) -> list[Operation]:
     return history
 
 
-@pytest.mark.timeout(SECONDS + 120)
+@pytest.mark.timeout(SECONDS + 1200)
 def test_sixty_four_writers_lose_no_change_and_reorder_none(make_agent: Callable[..., AgentProcess]) -> None:
     agent = make_agent(SPANDIAL_TABLE="memfd", SPANDIAL_WRITES_PER_SECOND="0")
     history = asyncio.run(_write(agent))

@@ -120,7 +120,7 @@ def test_any_cuts_leave_every_status_as_it_is(watched: Watched, cuts: list[int])
         return [exchange.status for exchange in found]
 
     expected = [stream % 17 for stream in range(1, 41, 2)]
-    eventually(lambda: statuses() == expected, f"the statuses {expected}", 5)
+    eventually(lambda: statuses() == expected, f"the statuses {expected}")
 
 
 def test_answers_to_dropped_calls_only_keep_the_header_table(watched: Watched, pair: RemotePair) -> None:

@@ -25,7 +25,7 @@ from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.maps import create_map
 from spandial_agent.kernel.rates import RATES, FrozenTable
 from spandial_agent.table import RateTable
-from tests.agent_process import COMPILED
+from tests.agent_process import COMPILED, PATIENCE_S
 
 pytestmark = pytest.mark.kernel
 
@@ -196,7 +196,7 @@ def test_two_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_path: P
     command = [sys.executable, "-c", code, str(folder)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert (out.splitlines()[-1], process.returncode) == ("7", 0), err
     assert CompileCache(folder).holds(RATES)
     assert len(list(folder.iterdir())) == 1

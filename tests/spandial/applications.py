@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tests.agent_process import AgentProcess, eventually, import_path
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually, import_path
 
 __all__ = ["REPORTS", "Application", "hook_counts", "run"]
 
@@ -37,7 +37,7 @@ def run(run_dir: Path, script: str, **environ: str) -> subprocess.CompletedProce
         env=_environment(run_dir, environ),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spandial import abi
+from tests.agent_process import PATIENCE_S
 
 __all__ = ["FakeAgent", "answer", "counts", "page", "sheet", "table"]
 
@@ -100,7 +101,7 @@ class FakeAgent:
             except OSError:
                 return
             self.connections.append(connection)
-            connection.settimeout(10)
+            connection.settimeout(PATIENCE_S)
             try:
                 self.hellos.append(json.loads(connection.recv(1 << 17)))
                 self._respond(connection, self.hellos[-1])

@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.agent_process import PATIENCE_S
+
 STANDARD_LIBRARY = {"array", "atexit", "json", "mmap", "random", "select", "selectors", "socket", "stat", "struct"}
 
 
 def modules_after(statement: str) -> set[str]:
     script = f"import sys\n{statement}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     return set(done.stdout.split())
 
 
@@ -30,5 +34,7 @@ def test_it_loads_nothing_of_the_floors_above_nor_of_what_they_need() -> None:
 
 def test_importing_it_starts_no_thread_and_says_nothing() -> None:
     script = "import threading, spandial; print(threading.active_count())"
-    done = subprocess.run([sys.executable, "-X", "dev", "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", script], capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spandial.abi import encode_word
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 from tests.spandial.applications import Application, hook_counts
 from tests.spandial.fake_agent import FakeAgent, answer, page, sheet, table
 
@@ -210,7 +210,7 @@ def test_a_child_forked_while_its_parent_registers_does_not_hold_the_parents_con
         parent, child = application.pids(2)
         os.kill(parent, signal.SIGKILL)
         assert agent.hellos[0]["pid"] == parent
-        agent.connections[0].settimeout(20)
+        agent.connections[0].settimeout(PATIENCE_S)
         assert agent.connections[0].recv(1) == b""
         application.report(child)
 

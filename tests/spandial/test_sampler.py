@@ -21,6 +21,7 @@ from spandial import abi
 from spandial.abi import MAX_THRESHOLD, RANDOMNESS_MASK, EntryKind, Flag, Mode, Parent, encode_word
 from spandial.decider import entry_kind
 from spandial.decision import decide, parse_randomness
+from tests.agent_process import PATIENCE_S
 from tests.spandial.deciders import Blocking, Decider, parent_context
 
 thresholds = st.one_of(st.sampled_from([0, 1, 1 << 55, RANDOMNESS_MASK]), st.integers(0, RANDOMNESS_MASK))
@@ -294,5 +295,7 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 os._exit(0)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, timeout=PATIENCE_S
+    )
     assert (done.stdout, done.stderr) == ("7\n", "")

@@ -28,6 +28,7 @@ from spandial.decider import Decider
 from spandial.decision import decide
 from spandial.labels import Labels
 from spandial.sampler import parse_default
+from tests.agent_process import PATIENCE_S
 from tests.spandial.deciders import SPANS, parent_context
 
 HTTP = {"http.request.method": "GET"}
@@ -230,7 +231,7 @@ print(json.dumps([type(sampler).__module__, sampler.get_description()]))
         env={**environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ["spandial.sampler", f"Spandial{{default={description}}}"]

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 
+from tests.agent_process import PATIENCE_S
+
 __all__ = ["run", "run_all", "start"]
 
 _NO_AGENT = {"SPANDIAL_RUN_DIR": "/nonexistent", "SPANDIAL_STATE_DIR": "/nonexistent"}
@@ -38,7 +40,7 @@ def run_all(settings: Mapping[str, str] | None, commands: Iterable[list[str]], c
     started = [(command, start(settings, *command)) for command in commands]
     printed = []
     for command, process in started:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == code, (command, process.returncode, out, err)
         assert "Traceback" not in err
         printed.append((out, err))

@@ -19,6 +19,7 @@ from spandial_agent.registrar import Registrar
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
+from tests.agent_process import PATIENCE_S
 
 __all__ = ["DEFAULT", "Peer", "RunningRegistrar", "hello"]
 
@@ -43,7 +44,7 @@ class Peer:
     def connect(self, path: Path) -> None:
         # First without a timeout, with which a full backlog would be an error.
         self.socket.connect(str(path))
-        self.socket.settimeout(10)
+        self.socket.settimeout(PATIENCE_S)
 
     def register(self, message: bytes) -> dict[str, Any]:
         """The answer, which may be a refusal; the descriptors that came with it are kept until `close`."""

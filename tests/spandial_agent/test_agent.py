@@ -17,7 +17,7 @@ import pytest
 
 from spandial import abi
 from spandial.abi import encode_word
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 from tests.spandial_agent.command import run, start
 from tests.spandial_agent.running_registrar import Peer, hello
 
@@ -112,7 +112,7 @@ def test_its_end_is_the_end_of_what_somebody_watches(memfd_agent: AgentProcess) 
         eventually(lambda: len(established(memfd_agent)) >= 2, "both watch")
         assert memfd_agent.stop() == 0
         assert list(answer.iter_lines()) == []
-    _, err = watching.communicate(timeout=15)
+    _, err = watching.communicate(timeout=PATIENCE_S)
     assert (watching.returncode, err) == (0, "")
     assert sockets_in(memfd_agent.run_dir) == []
     assert "Traceback" not in memfd_agent.log.read_text()
@@ -139,7 +139,7 @@ def test_who_watches_is_told_that_it_was_killed(memfd_agent: AgentProcess) -> No
     watching = start(memfd_agent.settings, "watch")
     eventually(lambda: established(memfd_agent), "it watches")
     memfd_agent.kill()
-    _, err = watching.communicate(timeout=15)
+    _, err = watching.communicate(timeout=PATIENCE_S)
     assert watching.returncode == 3
     assert str(memfd_agent.run_dir / "api.sock") in err
     assert "Traceback" not in err

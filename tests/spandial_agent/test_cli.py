@@ -27,7 +27,7 @@ from spandial_api.node import (
     TargetStats,
     TenantUse,
 )
-from tests.agent_process import eventually
+from tests.agent_process import PATIENCE_S, eventually
 from tests.spandial_agent.command import run, run_all, start
 from tests.spandial_agent.fake_agent import FakeAgent
 from tests.spandial_api.fake_node import entry
@@ -261,7 +261,7 @@ def test_watch_prints_entries_until_it_is_interrupted(agent: FakeAgent, as_json:
     assert watching.stdout is not None
     lines = [watching.stdout.readline() for _ in range(2)]
     watching.send_signal(signal.SIGINT)
-    rest, err = watching.communicate(timeout=15)
+    rest, err = watching.communicate(timeout=PATIENCE_S)
     assert (watching.returncode, rest) == (0, "")
     assert agent.node.watched == ("*", "gr*")
     if as_json:
@@ -279,7 +279,7 @@ def test_stats_can_be_followed_until_interrupted(agent: FakeAgent) -> None:
     while "losses" not in following.stdout.readline():
         pass
     following.send_signal(signal.SIGINT)
-    _, err = following.communicate(timeout=15)
+    _, err = following.communicate(timeout=PATIENCE_S)
     assert following.returncode == 0
     assert err == ""
 
@@ -320,7 +320,7 @@ def test_where_trace_contexts_are_lost_is_told(agent: FakeAgent) -> None:
 
 def test_doctor_needs_no_agent(tmp_path: Path) -> None:
     doctor = start({"SPANDIAL_RUN_DIR": str(tmp_path), "SPANDIAL_STATE_DIR": str(tmp_path)}, "doctor", "--json")
-    out, err = doctor.communicate(timeout=30)
+    out, err = doctor.communicate(timeout=PATIENCE_S)
     said = json.loads(out)
     assert doctor.returncode == (1 if said["missing"] else 3)
     assert str(tmp_path / "api.sock") in said["agent"]

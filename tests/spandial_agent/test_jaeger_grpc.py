@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc_tools import protoc
 
-from tests.agent_process import AgentProcess
+from tests.agent_process import PATIENCE_S, AgentProcess
 from tests.certificates import self_signed
 
 # What is public of jaeger-idl's proto/api_v2/sampling.proto: names, numbers and types.
@@ -50,7 +50,7 @@ class Client:
 
     def strategy(self, service: str, **metadata: str) -> Any:
         asked = self._messages.SamplingStrategyParameters(serviceName=service)
-        return self._ask(asked, timeout=10, metadata=[*metadata.items()])
+        return self._ask(asked, timeout=PATIENCE_S, metadata=[*metadata.items()])
 
 
 @pytest.fixture(scope="module")

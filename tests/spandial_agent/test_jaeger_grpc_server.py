@@ -14,6 +14,7 @@ from spandial_agent.jaeger_grpc import SERVICE, messages, serving, tls
 from spandial_api.auth import Refusal
 from spandial_api.jaeger import Probabilistic, Strategy
 from spandial_api.node import Connection
+from tests.agent_process import PATIENCE_S
 from tests.certificates import Certificate, self_signed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("openssl")]
@@ -37,7 +38,7 @@ def made(tmp_path: Path) -> Certificate:
 
 async def ask(channel: grpc.aio.Channel, metadata: Sequence[tuple[str, str]] = ()) -> float:
     call = channel.unary_unary(f"/{SERVICE}/GetSamplingStrategy", PARAMETERS.SerializeToString, RESPONSE.FromString)
-    answer: Any = await call(PARAMETERS(serviceName="shop"), timeout=10, metadata=metadata)
+    answer: Any = await call(PARAMETERS(serviceName="shop"), timeout=PATIENCE_S, metadata=metadata)
     return float(answer.probabilisticSampling.samplingRate)
 
 

@@ -16,6 +16,7 @@ from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.selectors import selector_text
 from spandial_api.store import Store
+from tests.agent_process import PATIENCE_S
 from tests.certificates import self_signed
 from tests.live_app import free_port, served
 from tests.spandial_api.conftest import TOKEN, access_of
@@ -79,7 +80,7 @@ def relay(stack: ExitStack) -> Relay:
 
     def start(agents: Agents, to: str = "http://agents.example", **options: Any) -> httpx.Client:
         app = build_relay(f"{to}:{agents.port}", resolve=agents.resolve, **options)
-        return stack.enter_context(httpx.Client(base_url=stack.enter_context(served(app)), timeout=30))
+        return stack.enter_context(httpx.Client(base_url=stack.enter_context(served(app)), timeout=PATIENCE_S))
 
     return start
 

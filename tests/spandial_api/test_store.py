@@ -91,15 +91,21 @@ def test_a_store_whose_writer_is_killed_a_thousand_times_has_no_half_revision_an
 ) -> None:
     path = tmp_path / "rules.sqlite"
     fork = multiprocessing.get_context("fork")
-    pauses = random.Random(1)
-    last = 0
-    for _ in range(_KILLS):  # each at some moment of the first writes
+    chance = random.Random(1)
+    last, write_s = 0, 0.004
+    for _ in range(_KILLS):  # each at some moment of one of the first writes, however long those take
         told, acknowledged = fork.Pipe(duplex=False)
         writer = fork.Process(target=_write_for_ever, args=(path, acknowledged))
         writer.start()
         acknowledged.close()
-        assert told.recv() >= last
-        time.sleep(pauses.uniform(0, 0.008))
+        loaded = told.recv()
+        assert loaded >= last
+        last = loaded
+        before = time.monotonic()
+        if written := chance.randrange(3):
+            last = max(told.recv() for _ in range(written))
+            write_s = min((time.monotonic() - before) / written, 1)
+        time.sleep(chance.uniform(0, 1.5 * write_s))
         writer.kill()
         writer.join()
         try:

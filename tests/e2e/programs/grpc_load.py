@@ -57,14 +57,14 @@ def calls(
         if status:
             metadata.append(("status", str(status)))
         if method == "ServerStream":
-            answers: Iterator[bytes] = channel.unary_stream(path)(b"%d" % messages, metadata=metadata, timeout=30)
+            answers: Iterator[bytes] = channel.unary_stream(path)(b"%d" % messages, metadata=metadata, timeout=120)
             assert sum(1 for _ in answers) == messages
         elif method == "ClientStream":
             sent = iter([b"message"] * messages)
-            assert channel.stream_unary(path)(sent, metadata=metadata, timeout=30) == b"%d" % messages
+            assert channel.stream_unary(path)(sent, metadata=metadata, timeout=120) == b"%d" % messages
         else:
             metadata.append(("echo-id", traceparent or "none"))
-            answer, ended = channel.unary_unary(path).with_call(b"message", metadata=metadata, timeout=30)
+            answer, ended = channel.unary_unary(path).with_call(b"message", metadata=metadata, timeout=120)
             assert answer == b"message"
             assert ("echo-id", traceparent or "none") in [tuple(pair) for pair in ended.initial_metadata()]
 

@@ -137,11 +137,11 @@ def subscription(log: Recorder, address: _Address, count: int, protocol: int = 2
     ):
         with log.operation("subscribe"):
             subscriber.subscribe("news")
-            assert subscriber.get_message(timeout=10)["type"] == "subscribe"
+            assert subscriber.get_message(timeout=120)["type"] == "subscribe"
         for number in range(count):
             with log.operation("publish"):
                 assert publisher.publish("news", number) == 1
-            assert subscriber.get_message(timeout=10)["data"] == str(number)
+            assert subscriber.get_message(timeout=120)["data"] == str(number)
 
 
 def blocking(log: Recorder, address: _Address, count: int, protocol: int = 2, wait_ms: int = 2) -> None:
@@ -152,7 +152,7 @@ def blocking(log: Recorder, address: _Address, count: int, protocol: int = 2, wa
         for number in range(count):
             waiting.release()
             with log.operation("blpop"):
-                answer = client.blpop(["queue"], timeout=10)
+                answer = client.blpop(["queue"], timeout=120)
             assert answer is not None
             assert answer[1] == str(number)
 
@@ -163,7 +163,7 @@ def blocking(log: Recorder, address: _Address, count: int, protocol: int = 2, wa
     ):
         popping = pool.submit(pop, popper)
         for number in range(count):
-            assert waiting.acquire(timeout=10)
+            assert waiting.acquire(timeout=120)
             time.sleep(wait_ms / 1000)
             with log.operation("rpush"):
                 pusher.rpush("queue", number)

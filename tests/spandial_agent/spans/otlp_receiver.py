@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from tests.agent_process import eventually
+from tests.agent_process import PATIENCE_S, eventually
 
 __all__ = ["OtlpReceiver", "ReceivedSpan", "free_ports", "receiver_command"]
 
@@ -38,7 +38,7 @@ def receiver_command() -> str | None:
     ]
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK):
-            options = subprocess.run([candidate, "--help"], capture_output=True, text=True, timeout=60).stdout
+            options = subprocess.run([candidate, "--help"], capture_output=True, text=True, timeout=PATIENCE_S).stdout
             if "--otlp-grpc-port" in options:
                 return candidate
     return None
@@ -94,13 +94,13 @@ class OtlpReceiver:
                 stdout=log,
                 stderr=log,
             )
-        eventually(self._serves, "the OTLP receiver serves", 60)
+        eventually(self._serves, "the OTLP receiver serves")
 
     def _serves(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, (self._folder / "receiver.log").read_text()
         socket.create_connection(("127.0.0.1", self._grpc_port), 1).close()
-        return httpx.get(f"{self.endpoint('http')}/test/session/traces", timeout=10).is_success
+        return httpx.get(f"{self.endpoint('http')}/test/session/traces", timeout=PATIENCE_S).is_success
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -112,7 +112,7 @@ class OtlpReceiver:
             self._process.wait()
 
     def spans(self) -> list[ReceivedSpan]:
-        answer = httpx.get(f"{self.endpoint('http')}/test/session/traces", timeout=60)
+        answer = httpx.get(f"{self.endpoint('http')}/test/session/traces", timeout=PATIENCE_S)
         assert answer.is_success, answer.text
         return [
             _received(span, group.get("resource", {}), scope_spans.get("scope", {}))

@@ -129,7 +129,7 @@ def exports_again(exporter: Exporter, before: ExportCounts, start: int) -> int:
         count += 10
         return exporter.counts().exported > before.exported
 
-    eventually(more, "spans are exported again", 60)
+    eventually(more, "spans are exported again")
     return count
 
 
@@ -139,7 +139,7 @@ def test_a_collector_that_appears_late_gets_what_was_not_given_up(
 ) -> None:
     exporter = make_exporter(receiver.endpoint(protocol), protocol, queue_size=3000)
     offered(exporter, 2000)
-    absent = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed", 60)
+    absent = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed")
     assert absent.exported == 0
     assert sum(absent) == 2000
     receiver.start()
@@ -162,7 +162,7 @@ def test_a_collector_that_is_killed_and_started_again(
         assert len(receiver.spans()) == 300
         receiver.kill()
         offered(exporter, 2000, 1000)
-        lost = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed", 60)
+        lost = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed")
         assert lost.exported == 300
         assert lost.dropped_queue_full + lost.export_failed >= 1000
         assert sum(lost) == 2300
@@ -186,7 +186,7 @@ def test_a_collector_that_is_stopped_in_mid_air(
     assert settled(exporter).exported == 100
     receiver.signal(signal.SIGSTOP)
     offered(exporter, 1000, 1000)
-    stopped = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed", 60)
+    stopped = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed")
     assert stopped.exported == 100
     assert stopped.dropped_queue_full + stopped.export_failed >= 400
     assert sum(stopped) == 1100

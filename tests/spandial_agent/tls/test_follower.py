@@ -84,7 +84,7 @@ def start() -> Iterator[Start]:
 
 
 def words(follower: TlsFollower, process: subprocess.Popen[str], expected: str) -> None:
-    eventually(lambda: follower.words(process.pid).startswith(expected), f"{expected!r} is said", 10)
+    eventually(lambda: follower.words(process.pid).startswith(expected), f"{expected!r} is said")
 
 
 def test_a_library_is_attached_to_once(follower: TlsFollower, programs: Programs, start: Start) -> None:
@@ -145,7 +145,7 @@ def test_a_library_that_nobody_uses_is_detached_from(
     (_, events) = programs.attached[0]
     other = start(WAIT)
     follower.follow(other.pid)  # wakes the follower
-    eventually(lambda: not os.path.exists(f"/proc/self/fd/{events[0]}"), "it is detached", 20)
+    eventually(lambda: not os.path.exists(f"/proc/self/fd/{events[0]}"), "it is detached")
     follower.follow(process.pid)
     words(follower, process, "OpenSSL")
     assert len(programs.attached) == 2
