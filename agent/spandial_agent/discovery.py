@@ -12,9 +12,18 @@ from typing import Any, Literal
 
 import structlog
 
-from spandial_agent.discovery_rules import NAMED, DiscoveryRule, Verdict, judge, wanted_traits
+from spandial_agent.discovery_rules import DiscoveryRule, Verdict, judge, wanted_traits
 from spandial_agent.listening import began_to_listen, connected, listening_ports, open_connections
-from spandial_agent.processes import Process, Traits, all_pids, ancestors, read_process, read_traits, thread_group
+from spandial_agent.processes import (
+    NAMED,
+    Process,
+    Traits,
+    all_pids,
+    ancestors,
+    read_process,
+    read_traits,
+    thread_group,
+)
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.node import Connections, RuleFinding, TargetExplanation

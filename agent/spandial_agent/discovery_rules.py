@@ -27,11 +27,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from spandial.labels import Labels
 from spandial_agent.errors import SpandialError
-from spandial_agent.processes import Process, Traits
+from spandial_agent.processes import NAMED, Process, Traits
 
-__all__ = ["NAMED", "Condition", "DiscoveryRule", "RuleError", "Verdict", "judge", "parse_rules", "wanted_traits"]
-
-NAMED = "environment names a service"
+__all__ = ["Condition", "DiscoveryRule", "RuleError", "Verdict", "judge", "parse_rules", "wanted_traits"]
 
 Action = Literal["include", "exclude"]
 Kind = Literal["exe", "port", "cgroup", "environ", "cmdline"]

@@ -1,51 +1,21 @@
-"""What holds a target's rates below those of its rules. Pure."""
+"""How much a target's entries load it, and by what a budget lowers its rates. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from spandial.abi import EntryKind, Mode, word_rate
-from spandial_agent.tallies import by_kind
+from spandial_agent.limit import Limit
+from spandial_agent.tally import by_kind
 from spandial_api.rules import Rule
 from spandial_api.sharing import Asked, shares
 from spandial_api.throughput import Load, Window, load_of
 
-__all__ = ["Limit", "Run", "budget_factors", "load_at", "runs_of", "window_of"]
+__all__ = ["Run", "budget_factors", "load_at", "runs_of", "window_of"]
 
 _DEAD_BAND = 0.03
 _KINDS = tuple(EntryKind)
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a target's rates are multiplied by, and which of them none is above then.
-
-    Attributes:
-        factor: 0-1.
-        most: percentage.
-
-    Raises ValueError.
-    """
-
-    factor: float = 1.0
-    most: float = 100.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.factor <= 1:
-            raise ValueError(f"a factor is between 0 and 1, not {self.factor!r}")
-        if not 0 <= self.most <= 100:
-            raise ValueError(f"a rate is a percentage from 0 to 100, not {self.most!r}")
-
-    def rate(self, percent: float, floor: float = 0.0) -> float:
-        """The rate in force in place of this one, which is never multiplied to below its floor."""
-        return min(max(percent * self.factor, min(floor, percent)), self.most)
-
-    @property
-    def why(self) -> str:
-        """Whose limit it is."""
-        return " and ".join(["budget"] * (self.factor < 1) + ["tenant quota"] * (self.most < 100))
 
 
 class Run(NamedTuple):

@@ -17,7 +17,8 @@ from spandial_agent.asker import asker
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
-from spandial_agent.kernel.capture import Capture, Counts
+from spandial_agent.kernel.capture import Capture
+from spandial_agent.kernel.counts import Counts
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer

@@ -9,8 +9,19 @@ from typing import NamedTuple
 
 from spandial.labels import Labels, labels_from_environ
 
-__all__ = ["Process", "Traits", "all_pids", "ancestors", "read_process", "read_traits", "socket_inodes", "thread_group"]
+__all__ = [
+    "NAMED",
+    "Process",
+    "Traits",
+    "all_pids",
+    "ancestors",
+    "read_process",
+    "read_traits",
+    "socket_inodes",
+    "thread_group",
+]
 
+NAMED = "environment names a service"  # why most processes are targets
 _PROC = Path("/proc")
 _PF_KTHREAD = 0x00200000  # include/linux/sched.h
 

@@ -1,48 +1,18 @@
-"""What each target's entries counted since the last look: the kernel's counts, and the hook's of what it alone knows.
-
-A tally is sixteen counts side by side in one integer, 64 bits each: seen, kept, seen with a remote parent and kept of
-those, each by kind of entry. Sums and differences of tallies are those of all counts at once, for none of them ever
-reaches 2^64 or falls below what it was: thousands of targets are added up each second.
-"""
+"""What the entries of each target counted since the last look: the kernel knows of some, the hook of others."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind
+from spandial_agent.counters import CounterPage
+from spandial_agent.kernel.capture import Capture
+from spandial_agent.table import Row
+from spandial_agent.tally import KindCounts, tally_of
+from spandial_agent.target import Target
 
-if TYPE_CHECKING:
-    from spandial_agent.counters import CounterPage
-    from spandial_agent.kernel.capture import Capture
-    from spandial_agent.table import Row
-    from spandial_agent.target import Target
-
-__all__ = ["TALLY_SIZE", "KindCounts", "Tallies", "by_kind", "tally_of"]
-
-_COUNTS = struct.Struct("<16Q")
-TALLY_SIZE = _COUNTS.size
-_KINDS = len(EntryKind)
-
-
-class KindCounts(NamedTuple):
-    """A tally's counts, by kind of entry."""
-
-    seen: tuple[int, ...]
-    kept: tuple[int, ...]
-    seen_traced: tuple[int, ...]
-    kept_traced: tuple[int, ...]
-
-
-def by_kind(tally: int) -> KindCounts:
-    counts = _COUNTS.unpack(tally.to_bytes(TALLY_SIZE, "little"))
-    return KindCounts(*(counts[at : at + _KINDS] for at in range(0, len(counts), _KINDS)))
-
-
-def tally_of(counts: KindCounts) -> int:
-    return int.from_bytes(_COUNTS.pack(*(count for of_kinds in counts for count in of_kinds)), "little")
+__all__ = ["Tallies"]
 
 
 def _mask(*kinds: EntryKind) -> int:
@@ -59,7 +29,7 @@ def _page_tally(page: CounterPage) -> int:
     """A hook's decisions for spans that entered the process: without a parent, or with a remote one."""
     counts = page.read()
     seen, kept, traced, traced_kept = [], [], [], []
-    for first in range(0, _KINDS * abi.PAGE_KIND_STRIDE, abi.PAGE_KIND_STRIDE):
+    for first in range(0, len(EntryKind) * abi.PAGE_KIND_STRIDE, abi.PAGE_KIND_STRIDE):
         root_dropped, root_kept, remote_dropped, remote_kept = counts[first : first + 4]
         seen.append(root_dropped + root_kept + remote_dropped + remote_kept)
         kept.append(root_kept + remote_kept)

@@ -9,7 +9,7 @@ from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.group import Group, RowWords
 from spandial_agent.groups import Groups
-from spandial_agent.limiting import Limit
+from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSet, OperationSets
 from spandial_agent.table import RateTable, Row
 from spandial_agent.target import COMPARED, Target

@@ -7,9 +7,9 @@ from typing import Any
 
 from spandial import abi
 from spandial.abi import EntryKind, Mode, word_rate
-from spandial_agent.kernel.capture import Counts
+from spandial_agent.kernel.counts import Counts
 from spandial_agent.kernel.operations import applies
-from spandial_agent.limiting import Limit
+from spandial_agent.limit import Limit
 from spandial_agent.target import Target
 from spandial_api.node import HookCounts, KernelCounts, KindName, KindStats, RateState, TargetState, TargetStats
 from spandial_api.rules import Rule

@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial.labels import Labels
-from spandial_agent.discovery_rules import (
-    NAMED,
-    Condition,
-    DiscoveryRule,
-    RuleError,
-    judge,
-    parse_rules,
-    wanted_traits,
-)
-from spandial_agent.processes import Process, Traits
+from spandial_agent.discovery_rules import Condition, DiscoveryRule, RuleError, judge, parse_rules, wanted_traits
+from spandial_agent.processes import NAMED, Process, Traits
 
 NGINX = Traits(
     exe="/usr/sbin/nginx",

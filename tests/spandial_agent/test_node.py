@@ -11,7 +11,7 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind, Mode, Parent, encode_word
 from spandial.labels import Labels
-from spandial_agent.limiting import Limit
+from spandial_agent.limit import Limit
 from spandial_agent.node import LocalNode
 from spandial_agent.table import RateTable
 from spandial_agent.targets import Targets

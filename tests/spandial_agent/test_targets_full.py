@@ -16,7 +16,7 @@ from spandial.labels import Labels
 from spandial.operations import parse_operation
 from spandial.sheet import OperationRates
 from spandial_agent.counters import CounterPage
-from spandial_agent.limiting import Limit
+from spandial_agent.limit import Limit
 from spandial_agent.processes import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.target import Target

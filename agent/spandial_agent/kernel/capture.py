@@ -14,15 +14,16 @@ from spandial_agent.errors import KernelUnavailable, OperationsFull
 from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
+from spandial_agent.kernel.counts import Counts
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.operations import OperationRule, applies, entries, find
 from spandial_agent.kernel.rates import RATES
 from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
-from spandial_agent.tallies import TALLY_SIZE
+from spandial_agent.tally import TALLY_SIZE
 
-__all__ = ["SCANS", "Capture", "Counts", "is_compiled"]
+__all__ = ["SCANS", "Capture", "is_compiled"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
@@ -76,24 +77,6 @@ def _build(path: CapturePath) -> Build:
 def is_compiled(cache: CompileCache, path: CapturePath | None) -> bool:
     """Whether the table and the capture by this path, or by the one that is tried first, need no compiler."""
     return cache.holds(RATES) and cache.holds(_build(path or "socket"))
-
-
-class Counts(NamedTuple):
-    """What the kernel counted for a row; each tuple is indexed by `EntryKind`."""
-
-    seen: tuple[int, ...]
-    kept: tuple[int, ...]
-    seen_traced: tuple[int, ...]
-    kept_traced: tuple[int, ...]
-    reverse: tuple[int, ...]
-    reverse_kept: tuple[int, ...]
-    reverse_traced: tuple[int, ...]
-
-    @classmethod
-    def summed(cls, per_cpu: list[bytes]) -> Counts:
-        sums = [sum(column) for column in zip(*(abi.COUNTS.unpack(value) for value in per_cpu))]
-        kinds = len(EntryKind)
-        return cls(*(tuple(sums[at : at + kinds]) for at in range(0, len(sums), kinds)))
 
 
 def _tally(values: bytes, first: int, last: int, stride: int) -> int:
@@ -226,7 +209,7 @@ class Capture:
         return Counts.summed(self._counts[row])
 
     def tallies(self, rows: Sequence[int]) -> list[int]:
-        """What was counted of the entries of each of these rows (`spandial_agent.tallies`), all read together."""
+        """What was counted of the entries of each of these rows (`spandial_agent.tally`), all read together."""
         stride, size = self._counts.stride, self._counts.size
         if len(rows) < _FEW:
             return [_tally(b"".join(self._counts[row]), 0, size, stride) for row in rows]
