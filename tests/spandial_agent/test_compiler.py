@@ -13,7 +13,7 @@ import pytest
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel import compiler
 from spandial_agent.kernel.compiler import Build, compile_build, missing_to_compile, toolchain
-from spandial_agent.kernel.source import bpf_directory
+from spandial_agent.kernel.source import bpf_directory, join_source
 
 NO_MODULE = "bcc cannot be imported (there is no such module): install python3-bpfcc."
 
@@ -29,16 +29,37 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("changed", ["capture.c", "stream.h", "rates.c"])
 def test_another_source_or_header_is_another_build(sources: Path, changed: str) -> None:
-    before = Build("capture.c").key()
-    assert Build("capture.c").key() == before
+    build = Build("capture.c", shared=("rates",))
+    before = build.key()
+    assert build.key() == before
     (sources / changed).write_text((sources / changed).read_text() + "\n")
-    assert Build("capture.c").key() != before
+    assert build.key() != before
 
 
-def test_a_header_that_was_added_is_another_build(sources: Path) -> None:
+def test_a_file_that_it_does_not_include_is_not_its_business(sources: Path) -> None:
     before = Build("capture.c").key()
     (sources / "kafka.h").touch()
-    assert Build("capture.c").key() != before
+    assert Build("capture.c").key() == before
+
+
+def test_a_source_becomes_one_text_with_all_that_it_includes(tmp_path: Path) -> None:
+    (tmp_path / "protocols").mkdir()
+    (tmp_path / "protocols" / "redis.h").write_text('#include "core.h"\nint redis;')
+    (tmp_path / "core.h").write_text("int core;\n")
+    source = tmp_path / "main.c"
+    source.write_text('#include <linux/types.h>\n# include "protocols/redis.h"\n#include "core.h"\n#include "no.h"\n')
+    assert join_source(source, tmp_path).splitlines() == [
+        '#line 1 "main.c"',
+        "#include <linux/types.h>",
+        '#line 1 "protocols/redis.h"',
+        '#line 1 "core.h"',
+        "int core;",
+        '#line 2 "protocols/redis.h"',
+        "int redis;",
+        '#line 3 "main.c"',
+        "",
+        '#include "no.h"',
+    ]
 
 
 def test_a_source_from_elsewhere_is_looked_at_too(sources: Path, tmp_path: Path) -> None:

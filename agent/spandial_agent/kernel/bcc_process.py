@@ -4,7 +4,7 @@ Run by compiler.py as a script in isolated mode, so this file imports nothing bu
 input is a JSON object:
 
     bcc       the folder that has the package bcc
-    sources   paths; tables that one of them exports are there for those behind it
+    sources   texts; tables that one of them exports are there for those behind it
     flags     for clang
 
 Standard output is a JSON object of what the last source became, or of why it did not become anything:
@@ -28,7 +28,7 @@ _FIELDS = ("fd", "type", "key_size", "leaf_size", "max_entries", "flags")
 
 
 def _compile(bcc: Any, sources: list[str], flags: list[str]) -> dict[str, Any]:
-    modules = [bcc.BPF(src_file=os.fsencode(source), cflags=flags) for source in sources]
+    modules = [bcc.BPF(text=source.encode(), cflags=flags) for source in sources]
     lib, last = ctypes.CDLL("libbcc.so.0"), modules[-1]
     module = ctypes.c_void_p(last.module)
 

@@ -7,13 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.compiled import FORMAT, Compiled, MapDefinition, resolve
-from spandial_agent.kernel.source import bpf_directory
+from spandial_agent.kernel.source import bpf_directory, join_source
 
 __all__ = ["Build", "compile_build", "last_lines", "missing_to_compile", "toolchain"]
 
@@ -55,15 +54,14 @@ class Build:
         """
         kernel = os.uname()
         digest = hashlib.sha256()
-        for part in (str(FORMAT), kernel.release, kernel.version, kernel.machine, self.name, *self._sources()):
+        for part in (str(FORMAT), kernel.release, kernel.version, kernel.machine, self.name, *self.texts()):
             digest.update(f"{len(part)}:{part}".encode())
         return digest.hexdigest()
 
-    def _sources(self) -> Iterator[str]:
-        yield self.path.read_text()
-        for source in sorted(bpf_directory().glob("*.[ch]")):
-            yield source.name
-            yield source.read_text()
+    def texts(self) -> list[str]:
+        """What the compiler is handed: the sources that export the shared tables, then its own. Raises OSError."""
+        folder = bpf_directory()
+        return [join_source(path, folder) for path in (*(folder / f"{name}.c" for name in self.shared), self.path)]
 
 
 def missing_to_compile(modules: Path = _MODULES) -> list[str]:
@@ -104,12 +102,11 @@ def compile_build(build: Build) -> Compiled:
     something is missing."""
     if missing := missing_to_compile():
         raise KernelUnavailable(missing)
-    folder = bpf_directory()
     request = {
         "bcc": str(_bcc_folder()),
-        "sources": [*(str(folder / f"{name}.c") for name in build.shared), str(build.path)],
-        # Without the second, bcc warns of macros that its own headers define twice on newer kernels.
-        "flags": [f"-I{folder}", "-Wno-macro-redefined", *(f"-D{n}={value}" for n, value in build.defines.items())],
+        "sources": build.texts(),
+        # Without the first, bcc warns of macros that its own headers define twice on newer kernels.
+        "flags": ["-Wno-macro-redefined", *(f"-D{n}={value}" for n, value in build.defines.items())],
     }
     # Isolated (-I): neither the working directory nor the environment say what a process of root's imports.
     command = [sys.executable, "-I", str(Path(__file__).with_name("bcc_process.py"))]
