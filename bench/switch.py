@@ -26,7 +26,7 @@ import structlog
 
 from bench.checkout import ROOT
 from spandial.abi import EntryKind, Flag, Mode, encode_word
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.capture import Capture
 from spandial_agent.kernel.compiler import Build

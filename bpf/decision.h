@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* The sampling decision in C; agent/spandial/decision.py is the same function in Python. */
+/* The sampling decision in C; hook/spandial/decision.py is the same function in Python. */
 #ifndef SPANDIAL_DECISION_H
 #define SPANDIAL_DECISION_H
 

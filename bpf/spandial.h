@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* The ABI of spandial: what the agent, the BPF programs and every application process share.
  *
- * Plain C that BPF, C and C++ compile alike. agent/spandial/abi.py says the same in Python, and
+ * Plain C that BPF, C and C++ compile alike. hook/spandial/abi.py says the same in Python, and
  * tests/test_abi.py compiles this file and fails when the two differ.
  */
 #ifndef SPANDIAL_H

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import structlog
 
 from spandial.abi import EntryKind, Flag
-from spandial.operations import OperationPattern
+from spandial.patterns import OperationPattern
 from spandial.sheet import encode_block
 from spandial_agent.errors import OperationsFull
 from spandial_agent.kernel.capture import Capture

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fnmatch import translate
 
 from spandial.labels import LABEL_MAX
-from spandial.operations import OperationPattern, parse_operation
+from spandial.patterns import OperationPattern, parse_operation
 from spandial_api.selectors import FIELDS, PROTOCOLS, Selector
 
 __all__ = ["EVERYTHING", "binding_fields", "covers", "parse_binding"]

@@ -18,7 +18,7 @@ from pydantic import (
 from spandial.abi import Mode
 from spandial.decision import parse_rate
 from spandial.labels import LABEL_MAX
-from spandial.operations import PATTERN_MAX, parse_operation
+from spandial.patterns import PATTERN_MAX, parse_operation
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import PRINTABLE_PATTERN, RATE_PATTERN, TTL_PATTERN
 from spandial_api.rules import DEFAULT_FLOOR, Rule

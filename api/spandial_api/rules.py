@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from spandial.abi import EntryKind, Mode, encode_word
 from spandial.labels import Labels
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial_api.selectors import PROTOCOLS, KindName, Selector, selector_text
 
 __all__ = ["DEFAULT_FLOOR", "Finding", "Rule", "RuleBook"]

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial.operations import OperationPattern, glob_matcher, parse_operation
+from spandial.patterns import OperationPattern, glob_matcher, parse_operation
 
 __all__ = ["FIELDS", "PROTOCOLS", "KindName", "Mismatch", "Selector", "selector_text"]
 
@@ -43,7 +43,7 @@ class Selector:
     values of labels are globs.
 
     Attributes:
-        operation: as `spandial.operations` has it.
+        operation: as `spandial.patterns` has it.
         labels: globs for further resource attributes, by name, in the order of their names.
     """
 

@@ -6,7 +6,7 @@ import json
 from typing import Any, get_args
 
 from spandial.abi import Mode
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial_api.audit import Action, Changed, Entry, LimitChange
 from spandial_api.rules import DEFAULT_FLOOR, Rule
 from spandial_api.selectors import FIELDS, PROTOCOLS, Selector

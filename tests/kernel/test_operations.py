@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from spandial import abi
 from spandial.abi import EntryKind, Flag, Mode, RecordFlag
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.errors import OperationsFull
 from spandial_agent.kernel.libbpf import Map

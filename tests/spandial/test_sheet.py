@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spandial import abi
 from spandial.abi import EntryKind, Mode, encode_word
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates, encode_block, operations_of
 
 ROW, FIRST = 2, 3  # the process's, the first of the rules'

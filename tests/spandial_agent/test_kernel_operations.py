@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spandial.abi import EntryKind
-from spandial.operations import PATTERN_MAX, parse_operation
+from spandial.patterns import PATTERN_MAX, parse_operation
 from spandial_agent.kernel.operations import KEY_SIZE, OperationRule, applies, entries, find
 
 HTTP, GRPC, DB = EntryKind.HTTP, EntryKind.GRPC, EntryKind.DB

@@ -13,7 +13,7 @@ from rich.console import Console
 from spandial import abi
 from spandial.abi import DEFAULT_ROW, HEADER_ROW, EntryKind, Flag, Mode, encode_word
 from spandial.labels import Labels
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
 from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.limit import Limit

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from spandial import abi
 from spandial.abi import EntryKind, Flag, Mode, encode_word, word_rate
 from spandial.labels import Labels
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
 from spandial_agent.counters import CounterPage
 from spandial_agent.limit import Limit

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
 from spandial.abi import EntryKind
-from spandial.operations import OperationPattern
+from spandial.patterns import OperationPattern
 
 __all__ = ["KEY_SIZE", "OperationRule", "applies", "entries", "find"]
 

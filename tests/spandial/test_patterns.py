@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial.operations import parse_operation
+from spandial.patterns import parse_operation
 
 texts = st.text(st.sampled_from("/abA \n"), max_size=12)
 globs = st.text(st.sampled_from("/abA*?[]!-"), max_size=8).map("/".__add__)

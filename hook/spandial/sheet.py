@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind, Flag
-from spandial.operations import parse_operation, split_operation
+from spandial.patterns import parse_operation, split_operation
 
 if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
