@@ -27,12 +27,12 @@ import structlog
 from bench.checkout import ROOT
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.patterns import parse_operation
+from spandial_agent.capture.capture import Capture
+from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.errors import KernelUnavailable
-from spandial_agent.kernel.capture import Capture
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.kernel.loader import Module
-from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.table import RateTable, Row
 

@@ -16,12 +16,13 @@ from importlib.metadata import version
 import structlog
 
 from spandial.abi import encode_word
+from spandial_agent.capture.capture import Capture, is_compiled
+from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.certificate import ServerCertificate
 from spandial_agent.discovery import Discovery
 from spandial_agent.discovery_rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
-from spandial_agent.kernel.capture import Capture, is_compiled
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
@@ -35,7 +36,6 @@ from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.table import MemfdTable, RateTable, TableBackend
 from spandial_agent.targets import Targets
-from spandial_agent.tls.follower import TlsFollower
 from spandial_api.app import build_app
 from spandial_api.auth import Access
 from spandial_api.budgets import Limits

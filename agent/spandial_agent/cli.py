@@ -138,8 +138,8 @@ def doctor(as_json: AsJson = False) -> None:
             health = agent_client.request("GET", "/healthz")
             context_lost = agent_client.request("GET", "/stats")["context_lost"]
         except AgentUnreachable as error:
+            from spandial_agent.capture.capture import is_compiled
             from spandial_agent.kernel.cache import CompileCache
-            from spandial_agent.kernel.capture import is_compiled
             from spandial_agent.kernel.probe import missing_for_kernel
 
             compiled = is_compiled(CompileCache(settings.compiled_dir), settings.forced_path)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from spandial.abi import EntryKind, Mode, word_rate
+from spandial_agent.capture.tally import by_kind
 from spandial_agent.limit import Limit
-from spandial_agent.tally import by_kind
 from spandial_api.rules import Rule
 from spandial_api.sharing import Asked, shares
 from spandial_api.throughput import Load, Window, load_of

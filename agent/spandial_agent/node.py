@@ -14,11 +14,12 @@ from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol, word_rate
 from spandial.labels import Labels
 from spandial_agent.asker import asker
+from spandial_agent.capture.capture import Capture
+from spandial_agent.capture.counts import Counts
+from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery import Discovery
 from spandial_agent.entries import Watchers, decode_entry
-from spandial_agent.kernel.capture import Capture
-from spandial_agent.kernel.counts import Counts
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
@@ -28,7 +29,6 @@ from spandial_agent.table import RateTable
 from spandial_agent.target import REGISTERED, Target
 from spandial_agent.target_states import KIND_NAMES, target_state, target_stats
 from spandial_agent.targets import Targets
-from spandial_agent.tls.follower import TlsFollower
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
 from spandial_api.node import (

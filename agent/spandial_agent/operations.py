@@ -12,9 +12,9 @@ import structlog
 from spandial.abi import EntryKind, Flag
 from spandial.patterns import OperationPattern
 from spandial.sheet import encode_block
+from spandial_agent.capture.capture import Capture
+from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.errors import OperationsFull
-from spandial_agent.kernel.capture import Capture
-from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.table import RateTable
 
 __all__ = ["OperationSet", "OperationSets", "OperationWords"]

@@ -12,8 +12,8 @@ import structlog
 
 from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
+from spandial_agent.capture.capture import Capture
 from spandial_agent.group import Group
-from spandial_agent.kernel.capture import Capture
 from spandial_agent.limit import Limit
 from spandial_agent.limiting import Run, budget_factors, load_at, runs_of, window_of
 from spandial_agent.tallies import Tallies

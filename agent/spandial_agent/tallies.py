@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from spandial import abi
 from spandial.abi import EntryKind
+from spandial_agent.capture.capture import Capture
+from spandial_agent.capture.tally import KindCounts, tally_of
 from spandial_agent.counters import CounterPage
-from spandial_agent.kernel.capture import Capture
 from spandial_agent.table import Row
-from spandial_agent.tally import KindCounts, tally_of
 from spandial_agent.target import Target
 
 __all__ = ["Tallies"]

@@ -7,8 +7,8 @@ from typing import Any
 
 from spandial import abi
 from spandial.abi import EntryKind, Mode, word_rate
-from spandial_agent.kernel.counts import Counts
-from spandial_agent.kernel.operations import applies
+from spandial_agent.capture.counts import Counts
+from spandial_agent.capture.operation_map import applies
 from spandial_agent.limit import Limit
 from spandial_agent.target import Target
 from spandial_api.node import HookCounts, KernelCounts, KindName, KindStats, RateState, TargetState, TargetStats

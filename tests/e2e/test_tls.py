@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from spandial_agent.tls.mappings import Library, look_at
+from spandial_agent.capture.mappings import Library, look_at
 from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 from tests.e2e import databases
 from tests.e2e.counting import PARENT

@@ -14,10 +14,10 @@ import pytest
 
 from spandial import abi
 from spandial.abi import EntryKind
+from spandial_agent.capture.capture import Capture, CapturePath, is_compiled
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel import cache as cache_module
 from spandial_agent.kernel.cache import CompileCache
-from spandial_agent.kernel.capture import Capture, CapturePath, is_compiled
 from spandial_agent.kernel.compiled import MapDefinition
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, RawTracepointRun

@@ -17,8 +17,8 @@ from opentelemetry.trace import get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from spandial.decision import parse_randomness
+from spandial_agent.capture.capture import SCANS
 from spandial_agent.kernel.cache import CompileCache
-from spandial_agent.kernel.capture import SCANS
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, RawTracepointRun
 from spandial_agent.kernel.loader import Module

@@ -13,7 +13,7 @@ import pytest
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol
-from spandial_agent.tls.mappings import look_at
+from spandial_agent.capture.mappings import look_at
 from tests.agent_process import eventually
 from tests.certificates import Certificate, self_signed
 from tests.kernel.conftest import Attached, Watched

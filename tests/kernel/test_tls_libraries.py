@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from spandial.abi import EntryKind
-from spandial_agent.kernel.tls import TlsCapture
-from spandial_agent.tls.mappings import Library, look_at
+from spandial_agent.capture.mappings import Library, look_at
+from spandial_agent.capture.openssl import TlsCapture
 from tests.certificates import Certificate, self_signed
 from tests.kernel.conftest import Attached, Watched
 from tests.kernel.test_capture import REQUEST
@@ -177,7 +177,9 @@ def test_tls_through_tls_is_seen_once(watched: Watched, tls: TlsCapture, certifi
 
 def test_without_the_capability_libraries_are_found_by_name() -> None:
     drop = ["setpriv", "--bounding-set", "-sys_admin,-checkpoint_restore"]
-    program = "import os, ssl; from spandial_agent.tls.mappings import look_at; print(look_at(os.getpid()).libraries)"
+    program = (
+        "import os, ssl; from spandial_agent.capture.mappings import look_at; print(look_at(os.getpid()).libraries)"
+    )
     said = subprocess.run([*drop, sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "/root/" in said
     assert "libssl.so" in said

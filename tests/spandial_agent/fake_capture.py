@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from spandial_agent.capture.counts import Counts
+from spandial_agent.capture.operation_map import OperationRule
+from spandial_agent.capture.tally import KindCounts, tally_of
 from spandial_agent.errors import OperationsFull
-from spandial_agent.kernel.counts import Counts
-from spandial_agent.kernel.operations import OperationRule
 from spandial_agent.table import Row
-from spandial_agent.tally import KindCounts, tally_of
 
 __all__ = ["FakeCapture", "counts_of"]
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial.abi import EntryKind, Mode, encode_word
+from spandial_agent.capture.tally import KindCounts, tally_of
 from spandial_agent.limit import Limit
 from spandial_agent.limiting import Run, budget_factors, load_at, runs_of, window_of
-from spandial_agent.tally import KindCounts, tally_of
 from spandial_api.rules import Rule
 from spandial_api.selectors import Selector
 from spandial_api.sharing import Asked

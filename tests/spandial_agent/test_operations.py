@@ -15,7 +15,7 @@ from spandial.abi import DEFAULT_ROW, HEADER_ROW, EntryKind, Flag, Mode, encode_
 from spandial.labels import Labels
 from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
-from spandial_agent.kernel.operations import OperationRule
+from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes import Process

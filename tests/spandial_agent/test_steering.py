@@ -8,7 +8,7 @@ import pytest
 
 from spandial.abi import EntryKind, Mode, word_rate
 from spandial.labels import Labels
-from spandial_agent.kernel.counts import Counts
+from spandial_agent.capture.counts import Counts
 from spandial_agent.processes import Process
 from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable

@@ -10,18 +10,18 @@ from typing import Literal, NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind, Loss
+from spandial_agent.capture.counts import Counts
+from spandial_agent.capture.openssl import TlsCapture
+from spandial_agent.capture.operation_map import OperationRule, applies, entries, find
+from spandial_agent.capture.tally import TALLY_SIZE
 from spandial_agent.errors import KernelUnavailable, OperationsFull
 from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
-from spandial_agent.kernel.counts import Counts
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
-from spandial_agent.kernel.operations import OperationRule, applies, entries, find
 from spandial_agent.kernel.rates import RATES
-from spandial_agent.kernel.tls import TlsCapture
 from spandial_agent.table import Row
-from spandial_agent.tally import TALLY_SIZE
 
 __all__ = ["SCANS", "Capture", "is_compiled"]
 
@@ -209,7 +209,7 @@ class Capture:
         return Counts.summed(self._counts[row])
 
     def tallies(self, rows: Sequence[int]) -> list[int]:
-        """What was counted of the entries of each of these rows (`spandial_agent.tally`), all read together."""
+        """What was counted of the entries of each of these rows (`spandial_agent.capture.tally`), all read together."""
         stride, size = self._counts.stride, self._counts.size
         if len(rows) < _FEW:
             return [_tally(b"".join(self._counts[row]), 0, size, stride) for row in rows]

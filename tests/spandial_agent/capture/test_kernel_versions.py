@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from spandial_agent.capture.openssl import TlsCapture, ends_confined_processes
 from spandial_agent.errors import KernelUnavailable
-from spandial_agent.kernel.tls import TlsCapture, ends_confined_processes
 
 
 @pytest.mark.parametrize(

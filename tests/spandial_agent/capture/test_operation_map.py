@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spandial.abi import EntryKind
 from spandial.patterns import PATTERN_MAX, parse_operation
-from spandial_agent.kernel.operations import KEY_SIZE, OperationRule, applies, entries, find
+from spandial_agent.capture.operation_map import KEY_SIZE, OperationRule, applies, entries, find
 
 HTTP, GRPC, DB = EntryKind.HTTP, EntryKind.GRPC, EntryKind.DB
 SET = 7

@@ -13,9 +13,9 @@ from itertools import count
 
 import structlog
 
+from spandial_agent.capture.mappings import Identity, Library, Seen, look_at
+from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.errors import KernelUnavailable
-from spandial_agent.kernel.tls import TlsCapture
-from spandial_agent.tls.mappings import Identity, Library, Seen, look_at
 
 __all__ = ["TlsFollower"]
 

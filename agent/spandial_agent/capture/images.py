@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 from elftools.elf.elffile import ELFFile
 
-from spandial_agent.kernel.tls import FUNCTIONS, REQUIRED
+from spandial_agent.capture.openssl import FUNCTIONS, REQUIRED
 
 __all__ = ["Image", "read_image"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from spandial_agent.capture import follower as follower_module
+from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.errors import KernelUnavailable
-from spandial_agent.tls import follower as follower_module
-from spandial_agent.tls.follower import TlsFollower
 from tests.agent_process import eventually
 
 WAIT = "import sys; print('ready', flush=True); sys.stdin.readline()"

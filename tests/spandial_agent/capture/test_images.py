@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spandial_agent.tls.images import Image, read_image
+from spandial_agent.capture.images import Image, read_image
 
 pytestmark = pytest.mark.needs("gcc")
 

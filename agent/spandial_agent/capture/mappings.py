@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from spandial_agent.tls.images import Image, read_image
+from spandial_agent.capture.images import Image, read_image
 
 __all__ = ["Identity", "Library", "Seen", "look_at"]
 
