@@ -1,6 +1,6 @@
 """`spandial`, and `python -m spandial_agent`."""
 
-from spandial_agent.cli import app
+from spandial_agent.cli.app import app
 
 __all__ = ["main"]
 

@@ -16,12 +16,12 @@ from spandial.labels import Labels
 from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
 from spandial_agent.capture.operation_map import OperationRule
+from spandial_agent.cli.tables import targets_table
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes import Process
 from spandial_agent.table import RateTable, Row
 from spandial_agent.targets import Targets
-from spandial_agent.views import targets_table
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.fake_capture import FakeCapture

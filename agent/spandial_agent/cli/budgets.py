@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from spandial_agent.console import AsJson, client, out, print_json, reported
-from spandial_agent.views import budget_line, quotas_table
+from spandial_agent.cli.console import AsJson, client, out, print_json, reported
+from spandial_agent.cli.tables import budget_line, quotas_table
 
 __all__ = ["budgets"]
 

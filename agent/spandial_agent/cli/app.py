@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from spandial_agent.budget_commands import budgets
-from spandial_agent.client import AgentUnreachable, Client
-from spandial_agent.console import AsJson, client, err, out, print_json, read_settings, reported
-from spandial_agent.rule_commands import rules
-from spandial_agent.token_commands import tokens
-from spandial_agent.views import explanation_table, lost_context, printable, stats_table, targets_table
+from spandial_agent.cli.budgets import budgets
+from spandial_agent.cli.client import AgentUnreachable, Client
+from spandial_agent.cli.console import AsJson, client, err, out, print_json, read_settings, reported
+from spandial_agent.cli.rules import rules
+from spandial_agent.cli.tables import explanation_table, lost_context, printable, stats_table, targets_table
+from spandial_agent.cli.tokens import tokens
 
 __all__ = ["app"]
 

@@ -11,10 +11,10 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from spandial_agent.client import AgentUnreachable, Client
+from spandial_agent.cli.client import AgentUnreachable, Client
+from spandial_agent.cli.tables import printable
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
-from spandial_agent.views import printable
 
 __all__ = ["AsJson", "client", "err", "out", "print_json", "read_settings", "reported"]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from spandial_agent.console import AsJson, err, out, print_json, read_settings, reported
+from spandial_agent.cli.console import AsJson, err, out, print_json, read_settings, reported
+from spandial_agent.cli.tables import tokens_table
 from spandial_agent.errors import SpandialError
-from spandial_agent.views import tokens_table
 from spandial_api.bindings import EVERYTHING, binding_fields, parse_binding
 from spandial_api.durations import parse_duration
 from spandial_api.selectors import selector_text

@@ -1,0 +1,1 @@
+"""The command line: what `spandial` understands, asks the agent, and prints."""
