@@ -19,15 +19,15 @@ from spandial.abi import encode_word
 from spandial_agent.capture.capture import Capture, is_compiled
 from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.certificate import ServerCertificate
-from spandial_agent.discovery import Discovery
-from spandial_agent.discovery_rules import parse_rules
+from spandial_agent.discovery.discovery import Discovery
+from spandial_agent.discovery.registrar import Registrar
+from spandial_agent.discovery.rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
-from spandial_agent.registrar import Registrar
 from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter

@@ -18,10 +18,10 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.conversations import Call, Conversations
-from spandial_agent.discovery import Discovery
+from spandial_agent.discovery.discovery import Discovery
+from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.propagation.watch import PropagationWatch
-from spandial_agent.registrar import Registrar
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.steering import Steering

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from spandial.decision import parse_rate
-from spandial_agent.discovery_rules import parse_rules
+from spandial_agent.discovery.rules import parse_rules
 from spandial_api.breaker import Thresholds
 
 __all__ = ["Settings"]

@@ -13,9 +13,9 @@ from typing import Any
 import pyroute2
 import pytest
 
-from spandial_agent import discovery as discovery_module
-from spandial_agent.discovery import Discovery
-from spandial_agent.discovery_rules import parse_rules
+from spandial_agent.discovery import discovery as discovery_module
+from spandial_agent.discovery.discovery import Discovery
+from spandial_agent.discovery.rules import parse_rules
 from spandial_agent.processes import read_process
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets

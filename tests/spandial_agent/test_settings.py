@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from spandial_agent.discovery_rules import parse_rules
+from spandial_agent.discovery.rules import parse_rules
 from spandial_agent.settings import Settings
 from spandial_api.breaker import Thresholds
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import structlog
 
-from spandial_agent.discovery_rules import DiscoveryRule, Verdict, judge, wanted_traits
+from spandial_agent.discovery.rules import DiscoveryRule, Verdict, judge, wanted_traits
 from spandial_agent.listening import began_to_listen, connected, listening_ports, open_connections
 from spandial_agent.processes import (
     NAMED,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from spandial import abi
-from spandial_agent import registrar as registrar_module
+from spandial_agent.discovery import registrar as registrar_module
 from tests.agent_process import eventually
 from tests.spandial_agent.running_registrar import Peer, RunningRegistrar, hello
 

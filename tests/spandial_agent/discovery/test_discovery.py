@@ -14,10 +14,10 @@ import pyroute2
 import pytest
 
 from spandial.labels import Labels
-from spandial_agent import discovery as discovery_module
 from spandial_agent import processes
 from spandial_agent.counters import CounterPage
-from spandial_agent.discovery import _new_processes
+from spandial_agent.discovery import discovery as discovery_module
+from spandial_agent.discovery.discovery import _new_processes
 from spandial_agent.processes import read_process
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spandial.labels import Labels
-from spandial_agent import discovery as discovery_module
+from spandial_agent.discovery import discovery as discovery_module
 from spandial_agent.targets import Targets
 from tests.spandial_agent.running_discovery import (
     LISTENER,

@@ -1,0 +1,1 @@
+"""Who is to be a target: processes that rules or their environments name, and those that register."""
