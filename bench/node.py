@@ -14,7 +14,7 @@ from spandial.labels import Labels
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.node import LocalNode
-from spandial_agent.processes import Process
+from spandial_agent.processes.proc import Process
 from spandial_agent.table import RateTable, TableBackend
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets

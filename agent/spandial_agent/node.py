@@ -13,7 +13,6 @@ from typing import Any
 from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol, word_rate
 from spandial.labels import Labels
-from spandial_agent.asker import asker
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.follower import TlsFollower
@@ -21,6 +20,7 @@ from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.entries import Watchers, decode_entry
+from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline

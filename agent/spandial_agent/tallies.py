@@ -8,7 +8,7 @@ from spandial import abi
 from spandial.abi import EntryKind
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.tally import KindCounts, tally_of
-from spandial_agent.counters import CounterPage
+from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.table import Row
 from spandial_agent.target import Target
 

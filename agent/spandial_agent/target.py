@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.capture.counts import Counts
-from spandial_agent.counters import CounterPage
 from spandial_agent.group import Group, RowWords
 from spandial_agent.operations import OperationSet
-from spandial_agent.processes import NAMED, Process
+from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.proc import NAMED, Process
 from spandial_agent.table import Row
 from spandial_agent.turns import InFlight
 from spandial_api.rules import Rule

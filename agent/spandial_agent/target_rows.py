@@ -11,9 +11,9 @@ from spandial_agent.group import Group, RowWords
 from spandial_agent.groups import Groups
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSet, OperationSets
+from spandial_agent.processes.counter_page import PageCount
 from spandial_agent.table import RateTable, Row
 from spandial_agent.target import COMPARED, Target
-from spandial_agent.turns import PageCount
 from spandial_api.rules import Rule
 
 __all__ = ["TargetRows", "Turned", "turning"]

@@ -13,12 +13,12 @@ from spandial.abi import DEFAULT_ROW
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.tally import by_kind
-from spandial_agent.counters import CounterPage
 from spandial_agent.group import Group
 from spandial_agent.groups import Groups
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSets
-from spandial_agent.processes import NAMED, Process
+from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.proc import NAMED, Process
 from spandial_agent.table import RateTable
 from spandial_agent.target import COMPARED, REGISTERED, Target
 from spandial_agent.target_rows import TargetRows, Turned

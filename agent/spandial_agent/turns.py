@@ -6,21 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["InFlight", "PageCount"]
+from spandial_agent.processes.counter_page import PageCount
 
-
-class PageCount(NamedTuple):
-    """What a counter page says of one kind of entry.
-
-    Attributes:
-        decided: requests with a trace context that its hook has decided.
-        met: how often the hook has met another rate word than before; 0 from a hook that does not tell.
-        before: how many of `decided` came before it met the last one.
-    """
-
-    decided: int
-    met: int
-    before: int
+__all__ = ["InFlight"]
 
 
 class _Turn(NamedTuple):

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from typing import Any
 
-from spandial_agent.processes import ancestors
+from spandial_agent.processes.proc import ancestors
 from tests.agent_process import AgentProcess, eventually
 from tests.e2e.programs.process import Done
 

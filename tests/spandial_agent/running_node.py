@@ -11,9 +11,9 @@ from typing import Any
 from spandial import abi
 from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial_agent.counters import CounterPage
 from spandial_agent.node import LocalNode
-from spandial_agent.processes import Process
+from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.proc import Process
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets

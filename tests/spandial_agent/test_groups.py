@@ -13,7 +13,7 @@ from spandial.abi import EntryKind, encode_word
 from spandial.labels import Labels
 from spandial_agent.groups import Groups
 from spandial_agent.limit import Limit
-from spandial_agent.processes import Process
+from spandial_agent.processes.proc import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Targets
 from spandial_api.rules import DEFAULT_FLOOR, Rule, RuleBook

@@ -19,7 +19,7 @@ from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.cli.tables import targets_table
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSets, OperationWords
-from spandial_agent.processes import Process
+from spandial_agent.processes.proc import Process
 from spandial_agent.table import RateTable, Row
 from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook

@@ -9,7 +9,7 @@ import pytest
 from spandial.abi import EntryKind, Mode, word_rate
 from spandial.labels import Labels
 from spandial_agent.capture.counts import Counts
-from spandial_agent.processes import Process
+from spandial_agent.processes.proc import Process
 from spandial_agent.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from spandial import abi
-from spandial_agent.counters import CounterPage
+from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.table import MemfdTable, RateTable, Row
 from tests.spandial_agent.unprivileged_reader import run_as_nobody
 

@@ -15,9 +15,9 @@ from spandial.abi import EntryKind, Flag, Mode, encode_word, word_rate
 from spandial.labels import Labels
 from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
-from spandial_agent.counters import CounterPage
 from spandial_agent.limit import Limit
-from spandial_agent.processes import Process
+from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.proc import Process
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets

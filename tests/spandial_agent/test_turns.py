@@ -7,7 +7,8 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_agent.turns import InFlight, PageCount
+from spandial_agent.processes.counter_page import PageCount
+from spandial_agent.turns import InFlight
 
 SILENT = PageCount(0, 0, 0)
 

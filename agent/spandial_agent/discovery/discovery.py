@@ -13,8 +13,7 @@ from typing import Any, Literal
 import structlog
 
 from spandial_agent.discovery.rules import DiscoveryRule, Verdict, judge, wanted_traits
-from spandial_agent.listening import began_to_listen, connected, listening_ports, open_connections
-from spandial_agent.processes import (
+from spandial_agent.processes.proc import (
     NAMED,
     Process,
     Traits,
@@ -24,6 +23,7 @@ from spandial_agent.processes import (
     read_traits,
     thread_group,
 )
+from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.node import Connections, RuleFinding, TargetExplanation

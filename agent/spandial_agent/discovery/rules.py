@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from spandial.labels import Labels
 from spandial_agent.errors import SpandialError
-from spandial_agent.processes import NAMED, Process, Traits
+from spandial_agent.processes.proc import NAMED, Process, Traits
 
 __all__ = ["Condition", "DiscoveryRule", "RuleError", "Verdict", "judge", "parse_rules", "wanted_traits"]
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from spandial.labels import Labels
-from spandial_agent import processes
-from spandial_agent.counters import CounterPage
-from spandial_agent.processes import read_process, read_traits
+from spandial_agent.processes import proc as processes
+from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.proc import read_process, read_traits
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from tests.spandial_agent.conftest import DEFAULT

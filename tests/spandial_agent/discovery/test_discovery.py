@@ -14,11 +14,11 @@ import pyroute2
 import pytest
 
 from spandial.labels import Labels
-from spandial_agent import processes
-from spandial_agent.counters import CounterPage
 from spandial_agent.discovery import discovery as discovery_module
 from spandial_agent.discovery.discovery import _new_processes
-from spandial_agent.processes import read_process
+from spandial_agent.processes import proc as processes
+from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.proc import read_process
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets

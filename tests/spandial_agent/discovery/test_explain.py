@@ -14,12 +14,12 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from spandial_agent import processes
 from spandial_agent.discovery import discovery as discovery_module
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.rules import parse_rules
-from spandial_agent.listening import listening_ports
-from spandial_agent.processes import read_process
+from spandial_agent.processes import proc as processes
+from spandial_agent.processes.proc import read_process
+from spandial_agent.processes.sockets import listening_ports
 from spandial_agent.table import MemfdTable, RateTable
 from spandial_agent.targets import Targets
 from tests.agent_process import AgentProcess, eventually

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from spandial import abi
 from spandial.abi import Flag, Mode, encode_word
 from spandial.labels import Labels
-from spandial_agent import processes
+from spandial_agent.processes import proc as processes
 from tests.agent_process import eventually
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.running_registrar import Peer, RunningRegistrar, hello

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spandial.labels import Labels
 from spandial_agent.discovery.rules import Condition, DiscoveryRule, RuleError, judge, parse_rules, wanted_traits
-from spandial_agent.processes import NAMED, Process, Traits
+from spandial_agent.processes.proc import NAMED, Process, Traits
 
 NGINX = Traits(
     exe="/usr/sbin/nginx",

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spandial.labels import Labels
-from spandial_agent import processes
-from spandial_agent.processes import (
+from spandial_agent.processes import proc as processes
+from spandial_agent.processes.proc import (
     Process,
     Traits,
     all_pids,

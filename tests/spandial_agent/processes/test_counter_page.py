@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spandial import abi
-from spandial_agent.counters import CounterPage
+from spandial_agent.processes.counter_page import CounterPage
 
 MOST = 1 << 52
 

@@ -24,7 +24,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from spandial_agent.processes import socket_inodes
+from spandial_agent.processes.proc import socket_inodes
 
 __all__ = [
     "Connected",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from spandial_agent.listening import Endpoint, canonical_address, whose_connection
+from spandial_agent.processes.sockets import Endpoint, canonical_address, whose_connection
 
 __all__ = ["asker"]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_agent import listening as listening_module
-from spandial_agent.listening import Connected, Endpoint, TcpSocket, connected
+from spandial_agent.processes import sockets as listening_module
+from spandial_agent.processes.sockets import Connected, Endpoint, TcpSocket, connected
 
 ESTABLISHED = 1
 

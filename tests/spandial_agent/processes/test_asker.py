@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from spandial_agent.asker import asker
+from spandial_agent.processes.asker import asker
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])

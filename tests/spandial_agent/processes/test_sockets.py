@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_agent import listening as listening_module
-from spandial_agent.listening import (
+from spandial_agent.processes import sockets as listening_module
+from spandial_agent.processes.proc import socket_inodes
+from spandial_agent.processes.sockets import (
     Endpoint,
     Listening,
     TcpSocket,
@@ -27,7 +28,6 @@ from spandial_agent.listening import (
     open_connections,
     parse_proc_net_tcp,
 )
-from spandial_agent.processes import socket_inodes
 from tests.agent_process import eventually
 
 ESTABLISHED, CLOSE_WAIT, LISTEN = 1, 8, 10

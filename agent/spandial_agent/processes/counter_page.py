@@ -5,15 +5,29 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from typing import NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind
-from spandial_agent.turns import PageCount
 
-__all__ = ["CounterPage"]
+__all__ = ["CounterPage", "PageCount"]
 
 # Counts that grow past this are no counts: a century of a million decisions a second.
 _PLAUSIBLE = 1 << 52
+
+
+class PageCount(NamedTuple):
+    """What a counter page says of one kind of entry.
+
+    Attributes:
+        decided: requests with a trace context that its hook has decided.
+        met: how often the hook has met another rate word than before; 0 from a hook that does not tell.
+        before: how many of `decided` came before it met the last one.
+    """
+
+    decided: int
+    met: int
+    before: int
 
 
 class CounterPage:
