@@ -16,12 +16,13 @@ from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.follower import TlsFollower
-from spandial_agent.conversations import Call, Conversations
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
-from spandial_agent.entries import Watchers, decode_entry
 from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
+from spandial_agent.records.conversations import Call, Conversations
+from spandial_agent.records.record import decode_entry
+from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.steering import Steering

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["spandial_agent.protocols", "hpack"]):
+with atheris.instrument_imports(include=["spandial_agent.records.protocols", "hpack"]):
     from tests.fuzz.targets import TARGETS
 
 _LENGTH_MAX = 4096  # bytes of an input

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from spandial_agent.protocols import mysql, postgres, redis
-from spandial_agent.protocols.http1 import parse_request_line, parse_status
-from spandial_agent.protocols.http2 import HeaderBlocks, read_request, read_response
-from spandial_agent.protocols.operation import RAW_MAX, TEXT_MAX, Operation, Outcome
-from spandial_agent.protocols.statement import Dialect, read_statement, strip_literals
+from spandial_agent.records.protocols import mysql, postgres, redis
+from spandial_agent.records.protocols.database import RAW_MAX, TEXT_MAX, Operation, Outcome
+from spandial_agent.records.protocols.http1 import parse_request_line, parse_status
+from spandial_agent.records.protocols.http2 import HeaderBlocks, read_request, read_response
+from spandial_agent.records.protocols.statement import Dialect, read_statement, strip_literals
 
 __all__ = ["TARGETS", "Target"]
 

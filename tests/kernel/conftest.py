@@ -14,10 +14,10 @@ from spandial import abi
 from spandial.abi import EntryKind
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.counts import Counts
-from spandial_agent.entries import Entry, decode_entry
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
+from spandial_agent.records.record import Entry, decode_entry
 from spandial_agent.table import RateTable, Row
 from tests.agent_process import COMPILED, eventually
 

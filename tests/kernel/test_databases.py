@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol, RecordFlag
-from spandial_agent.entries import Entry
+from spandial_agent.records.record import Entry
 from tests.kernel.conftest import Watched
 
 pytestmark = pytest.mark.kernel

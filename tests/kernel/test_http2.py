@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spandial import abi
 from spandial.abi import RANDOMNESS_MASK, EntryKind, Event, Mode, Parent, Protocol, RecordFlag
 from spandial.decision import decide
-from spandial_agent.entries import Entry
+from spandial_agent.records.record import Entry
 from tests.agent_process import eventually
 from tests.kernel.conftest import Watched
 from tests.kernel.test_databases import Pair, chunks

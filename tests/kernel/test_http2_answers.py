@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, RecordFlag
 from spandial.labels import Labels
-from spandial_agent.conversations import Conversations
+from spandial_agent.records.conversations import Conversations
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.record import Exchange
 from tests.agent_process import eventually

@@ -20,9 +20,9 @@ from spandial import abi
 from spandial.abi import EntryKind, Flag, Mode, RecordFlag
 from spandial.patterns import parse_operation
 from spandial_agent.capture.operation_map import OperationRule, find
-from spandial_agent.conversations import Call, Conversations
 from spandial_agent.errors import OperationsFull
 from spandial_agent.kernel.libbpf import Map
+from spandial_agent.records.conversations import Call, Conversations
 from spandial_agent.table import Row
 from tests.agent_process import eventually
 from tests.kernel.conftest import Watched

@@ -10,7 +10,7 @@ import pytest
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Parent
-from spandial_agent.entries import Entry
+from spandial_agent.records.record import Entry
 from tests.agent_process import eventually
 from tests.kernel.conftest import Watched
 from tests.kernel.remote import RemotePair

@@ -119,5 +119,5 @@ def test_the_process_that_compiles_needs_nothing_of_the_agents() -> None:
 
 
 def test_decoders_of_protocols_are_pure() -> None:
-    for module in (AGENT / "protocols").glob("*.py"):
+    for module in (AGENT / "records" / "protocols").glob("*.py"):
         assert not imports_of(module) & {"os", "socket", "asyncio", "time", "ctypes"}, module

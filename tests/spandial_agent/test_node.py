@@ -19,7 +19,7 @@ from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.agent_process import eventually
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of
-from tests.spandial_agent.records import record
+from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_node import (
     CHECKOUT,
     LOCAL_KEPT,

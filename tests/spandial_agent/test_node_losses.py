@@ -14,7 +14,7 @@ from spandial_agent.table import RateTable
 from spandial_agent.targets import Targets
 from spandial_api.node import NodeStats
 from tests.spandial_agent.fake_capture import FakeCapture
-from tests.spandial_agent.records import record
+from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_node import (
     REMOTE_KEPT,
     ROOT_KEPT,

@@ -19,9 +19,9 @@ import structlog
 from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol, RecordFlag
 from spandial_agent.capture.capture import Capture
-from spandial_agent.entries import Entry
 from spandial_agent.propagation.examples import Evidence, Example, weigh
-from spandial_agent.protocols.http1 import parse_request_line
+from spandial_agent.records.protocols.http1 import parse_request_line
+from spandial_agent.records.record import Entry
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 from spandial.abi import ADDRESSES, BODY_UNKNOWN, RANDOMNESS_MASK, EntryKind, Event, Protocol, RecordFlag
 from spandial.labels import Labels
-from spandial_agent.conversations import Call
-from spandial_agent.entries import Entry
-from spandial_agent.protocols import mysql, postgres, redis
-from spandial_agent.protocols.http1 import parse_status
-from spandial_agent.protocols.http2 import RESET_CODES, Response, grpc_status_of_reset
-from spandial_agent.protocols.operation import Outcome
+from spandial_agent.records.conversations import Call
+from spandial_agent.records.protocols import mysql, postgres, redis
+from spandial_agent.records.protocols.database import Outcome
+from spandial_agent.records.protocols.http1 import parse_status
+from spandial_agent.records.protocols.http2 import RESET_CODES, Response, grpc_status_of_reset
+from spandial_agent.records.record import Entry
 from spandial_agent.spans.record import End, Exchange
 from spandial_agent.spans.record import Protocol as ProtocolName
 

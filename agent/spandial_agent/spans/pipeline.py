@@ -6,9 +6,9 @@ import threading
 import time
 from collections import deque
 
-from spandial_agent.conversations import Call
-from spandial_agent.entries import Entry
-from spandial_agent.protocols.http2 import Response
+from spandial_agent.records.conversations import Call
+from spandial_agent.records.protocols.http2 import Response
+from spandial_agent.records.record import Entry
 from spandial_agent.spans.clock import Clock, read_clocks
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.export import Exporter

@@ -9,15 +9,15 @@ import pytest
 
 from spandial.abi import DEFAULT_ROW, WORD_EXAMPLES, Event, RecordFlag
 from spandial.labels import Labels
-from spandial_agent.entries import decode_entry
 from spandial_agent.propagation import watch as watch_module
 from spandial_agent.propagation.examples import Evidence
 from spandial_agent.propagation.watch import PropagationWatch
+from spandial_agent.records.record import decode_entry
 from spandial_agent.table import RateTable, Row
 from spandial_agent.targets import Targets
 from spandial_api.node import LostContext
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of
-from tests.spandial_agent.records import record
+from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_discovery import within
 from tests.spandial_agent.running_node import discovered
 

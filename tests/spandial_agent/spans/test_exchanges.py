@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from spandial.abi import ADDRESSES, BODY_UNKNOWN, EntryKind, Event, Parent, Protocol, RecordFlag
 from spandial.labels import Labels
-from spandial_agent.conversations import Conversations
-from spandial_agent.entries import decode_entry
+from spandial_agent.records.conversations import Conversations
+from spandial_agent.records.record import decode_entry
 from spandial_agent.spans import exchanges as exchanges_module
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.record import Exchange
-from tests.spandial_agent.records import record
+from tests.spandial_agent.records.making import record
 
 SECOND = 1_000_000_000
 SHOP = Peer(4711, 1, Labels("shop"))

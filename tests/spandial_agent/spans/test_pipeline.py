@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
-from spandial_agent.conversations import Conversations
-from spandial_agent.entries import decode_entry
+from spandial_agent.records.conversations import Conversations
+from spandial_agent.records.record import decode_entry
 from spandial_agent.spans import exchanges as exchanges_module
 from spandial_agent.spans import pipeline as pipeline_module
 from spandial_agent.spans.exchanges import Peer
@@ -22,7 +22,7 @@ from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources
 from tests.agent_process import eventually
-from tests.spandial_agent.records import record
+from tests.spandial_agent.records.making import record
 
 SHOP = Peer(1 << 30, 1, Labels("shop"))
 

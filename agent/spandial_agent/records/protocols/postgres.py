@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spandial_agent.protocols.operation import NAMESPACE_MAX, Operation, Outcome
-from spandial_agent.protocols.statement import COMMANDS, read_statement
+from spandial_agent.records.protocols.database import NAMESPACE_MAX, Operation, Outcome
+from spandial_agent.records.protocols.statement import COMMANDS, read_statement
 
 __all__ = ["Statements", "parse_reply"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from spandial_agent.protocols.operation import Operation, Outcome, raw_text
+from spandial_agent.records.protocols.database import Operation, Outcome, raw_text
 
 __all__ = ["parse_command", "parse_reply"]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial_agent.protocols.mysql import Statements, parse_reply
-from spandial_agent.protocols.operation import NAMESPACE_MAX, RAW_MAX, TEXT_MAX, Operation, Outcome
+from spandial_agent.records.protocols.database import NAMESPACE_MAX, RAW_MAX, TEXT_MAX, Operation, Outcome
+from spandial_agent.records.protocols.mysql import Statements, parse_reply
 
 INSERT = b"\x03INSERT INTO users VALUES (1,'secret\\'one\\\\',X'6200ff736563'),(2,'sec\\\"ret',X'78')"
 SELECT = b'\x03SELECT `name` FROM users WHERE name <> "secret" AND id IN (1,2) # secret'

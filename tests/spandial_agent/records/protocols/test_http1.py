@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial_agent.protocols.http1 import parse_request_line, parse_status
+from spandial_agent.records.protocols.http1 import parse_request_line, parse_status
 
 _tokens = st.from_regex(r"[A-Z]{1,8}", fullmatch=True)
 _paths = st.from_regex(r"/[a-zA-Z0-9._~/%-]{0,40}", fullmatch=True)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial_agent.protocols.operation import RAW_MAX, TEXT_MAX, Operation, Outcome
-from spandial_agent.protocols.redis import parse_command, parse_reply
+from spandial_agent.records.protocols.database import RAW_MAX, TEXT_MAX, Operation, Outcome
+from spandial_agent.records.protocols.redis import parse_command, parse_reply
 
 SET = b"*5\r\n$3\r\nSET\r\n$10\r\nsecret:key\r\n$12\r\nsecret value\r\n$2\r\nEX\r\n$2\r\n60\r\n"
 SETINFO = b"*4\r\n$6\r\nCLIENT\r\n$7\r\nSETINFO\r\n$8\r\nLIB-NAME\r\n$8\r\nredis-py\r\n"

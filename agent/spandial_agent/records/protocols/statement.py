@@ -16,7 +16,7 @@ from sqlglot.dialects.mysql import MySQL
 from sqlglot.dialects.postgres import Postgres
 from sqlglot.errors import SqlglotError
 
-from spandial_agent.protocols.operation import TEXT_MAX, Operation, raw_text
+from spandial_agent.records.protocols.database import TEXT_MAX, Operation, raw_text
 
 __all__ = ["COMMANDS", "Dialect", "read_statement", "strip_literals"]
 

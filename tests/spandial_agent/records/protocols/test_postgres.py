@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial_agent.protocols.operation import RAW_MAX, TEXT_MAX, Operation, Outcome
-from spandial_agent.protocols.postgres import Statements, parse_reply
+from spandial_agent.records.protocols.database import RAW_MAX, TEXT_MAX, Operation, Outcome
+from spandial_agent.records.protocols.postgres import Statements, parse_reply
 
 READY = b"Z\0\0\0\x05I"
 

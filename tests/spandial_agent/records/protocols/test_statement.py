@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spandial_agent.protocols.operation import RAW_MAX, TEXT_MAX
-from spandial_agent.protocols.statement import Dialect, read_statement, strip_literals
+from spandial_agent.records.protocols.database import RAW_MAX, TEXT_MAX
+from spandial_agent.records.protocols.statement import Dialect, read_statement, strip_literals
 
 DIALECTS: tuple[Dialect, Dialect] = ("postgres", "mysql")
 

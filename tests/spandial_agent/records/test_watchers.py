@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 
 from spandial.labels import Labels
-from spandial_agent import entries
-from spandial_agent.entries import Watchers
+from spandial_agent.records import record as entries
+from spandial_agent.records.watchers import Watchers
 from spandial_api.node import EntryEvent
 
 pytestmark = pytest.mark.anyio

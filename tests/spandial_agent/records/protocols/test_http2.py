@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from spandial_agent.protocols.http2 import HeaderBlocks, Headers, Request, Response, read_request, read_response
+from spandial_agent.records.protocols.http2 import HeaderBlocks, Headers, Request, Response, read_request, read_response
 
 Field = tuple[str, str, bool]  # name, value, sensitive
 

@@ -22,9 +22,9 @@ from spandial.abi import (
     RecordFlag,
     encode_word,
 )
-from spandial_agent.conversations import Call, Conversations
-from spandial_agent.entries import decode_entry
-from tests.spandial_agent.records import record
+from spandial_agent.records.conversations import Call, Conversations
+from spandial_agent.records.record import decode_entry
+from tests.spandial_agent.records.making import record
 
 HIT, MISS = RANDOMNESS_MASK, 1
 Read = Callable[[bytes], "Call | None"]

@@ -13,11 +13,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from spandial import abi
 from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, RecordFlag
 from spandial.decision import decide, parse_randomness
-from spandial_agent.entries import Entry
-from spandial_agent.protocols import mysql, postgres, redis
-from spandial_agent.protocols.http1 import parse_request_line
-from spandial_agent.protocols.http2 import HeaderBlocks, Request, Response, read_request, read_response
-from spandial_agent.protocols.operation import Operation
+from spandial_agent.records.protocols import mysql, postgres, redis
+from spandial_agent.records.protocols.database import Operation
+from spandial_agent.records.protocols.http1 import parse_request_line
+from spandial_agent.records.protocols.http2 import HeaderBlocks, Request, Response, read_request, read_response
+from spandial_agent.records.record import Entry
 
 __all__ = ["Call", "Conversations", "kept_by"]
 

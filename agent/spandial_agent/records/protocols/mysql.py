@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from spandial_agent.protocols.operation import NAMESPACE_MAX, Operation, Outcome
-from spandial_agent.protocols.statement import read_statement
+from spandial_agent.records.protocols.database import NAMESPACE_MAX, Operation, Outcome
+from spandial_agent.records.protocols.statement import read_statement
 
 __all__ = ["Statements", "parse_reply"]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol
-from spandial_agent.entries import decode_entry
-from tests.spandial_agent.records import record
+from spandial_agent.records.record import decode_entry
+from tests.spandial_agent.records.making import record
 
 _u64 = st.integers(0, (1 << 64) - 1)
 _u32 = st.integers(0, (1 << 32) - 1)

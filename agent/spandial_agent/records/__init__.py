@@ -1,0 +1,1 @@
+"""Records of the ring buffer: what they say, and who watches them."""
