@@ -18,7 +18,6 @@ import structlog
 from spandial.abi import encode_word
 from spandial_agent.capture.capture import Capture, is_compiled
 from spandial_agent.capture.follower import TlsFollower
-from spandial_agent.certificate import ServerCertificate
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.discovery.rules import parse_rules
@@ -28,7 +27,8 @@ from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
-from spandial_agent.server import bind_tcp, bind_unix, is_loopback, serve
+from spandial_agent.serving.certificate import ServerCertificate
+from spandial_agent.serving.listeners import bind_tcp, bind_unix, is_loopback, serve
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
@@ -181,7 +181,7 @@ def _jaeger_grpc(
     """Jaeger's remote sampling over gRPC, where a port for it is set. Raises SpandialError."""
     if settings.jaeger_grpc_port is None:
         return contextlib.nullcontext()
-    from spandial_agent import jaeger_grpc  # grpc takes memory
+    from spandial_agent.serving import jaeger_grpc  # grpc takes memory
 
     async def strategy(service: str, connection: Connection | None) -> Strategy:
         return await remote.strategy(service, connection=connection)

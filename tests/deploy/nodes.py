@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial_agent.relay import build_relay
+from spandial_agent.serving.relay import build_relay
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial_agent.jaeger_grpc import messages
+from spandial_agent.serving.jaeger_grpc import messages
 from spandial_api.jaeger import strategy_for
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector

@@ -57,7 +57,7 @@ def relay(
     timeout: Annotated[float, typer.Option(help="Seconds for all agents together.", min=0.1, max=600)] = 8.0,
 ) -> None:
     """Pass changes of rules on to every agent behind a name, as a release tool calls one URL alone."""
-    from spandial_agent.relay import build_relay, run_relay
+    from spandial_agent.serving.relay import build_relay, run_relay
 
     with reported():
         run_relay(build_relay(to, token_file=token_file, ca=ca, timeout_s=timeout), host, port, certificate, key)

@@ -19,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from spandial_agent.certificate import ServerCertificate
 from spandial_agent.errors import SpandialError
+from spandial_agent.serving.certificate import ServerCertificate
 
 __all__ = ["Resolve", "build_relay", "run_relay"]
 

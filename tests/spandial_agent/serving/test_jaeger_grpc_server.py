@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from spandial_agent.errors import SpandialError
-from spandial_agent.jaeger_grpc import SERVICE, messages, serving, tls
+from spandial_agent.serving.jaeger_grpc import SERVICE, messages, serving, tls
 from spandial_api.auth import Refusal
 from spandial_api.jaeger import Probabilistic, Strategy
 from spandial_api.node import Connection

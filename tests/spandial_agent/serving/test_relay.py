@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from spandial_agent.errors import SpandialError
-from spandial_agent.relay import build_relay, run_relay
+from spandial_agent.serving.relay import build_relay, run_relay
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.selectors import selector_text

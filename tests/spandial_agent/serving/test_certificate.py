@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from spandial_agent.certificate import ServerCertificate
 from spandial_agent.errors import SpandialError
+from spandial_agent.serving.certificate import ServerCertificate
 from tests.certificates import Certificate, self_signed
 
 

@@ -1,0 +1,1 @@
+"""The listeners, and what is served on them beside the control plane's HTTP."""
