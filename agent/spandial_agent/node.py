@@ -25,7 +25,7 @@ from spandial_agent.records.record import decode_entry
 from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
-from spandial_agent.steering import Steering
+from spandial_agent.steering.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.target import REGISTERED, Target
 from spandial_agent.target_states import KIND_NAMES, target_state, target_stats

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_api.arrivals import Arrivals
+from spandial_agent.steering.arrivals import Arrivals
 
 
 def fed(*windows: float, seconds: float = 1.0) -> Arrivals:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from spandial.abi import Mode
-from spandial_api.arrivals import Arrivals, deviation
+from spandial_agent.steering.arrivals import Arrivals, deviation
 from spandial_api.rules import Rule
 
 __all__ = ["FIRST_RATE", "Load", "Throughput", "Window", "load_of"]

@@ -15,18 +15,18 @@ from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.group import Group
 from spandial_agent.limit import Limit
-from spandial_agent.limiting import Run, budget_factors, load_at, runs_of, window_of
-from spandial_agent.tallies import Tallies
+from spandial_agent.steering.arrivals import Arrivals
+from spandial_agent.steering.loads import Run, budget_factors, load_at, runs_of, window_of
+from spandial_agent.steering.sharing import Asked
+from spandial_agent.steering.tallies import Tallies
+from spandial_agent.steering.throughput import Load, Throughput, Window
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
-from spandial_api.arrivals import Arrivals
 from spandial_api.breaker import CLOSED, Circuit, Thresholds, step
 from spandial_api.budgets import Limits
 from spandial_api.node import BudgetUse, TenantUse
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
-from spandial_api.sharing import Asked
-from spandial_api.throughput import Load, Throughput, Window
 
 __all__ = ["Steering"]
 

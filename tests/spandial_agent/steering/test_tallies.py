@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spandial.abi import EntryKind
 from spandial_agent.capture.tally import KindCounts, by_kind, tally_of
-from spandial_agent.tallies import Tallies
+from spandial_agent.steering.tallies import Tallies
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_api.sharing import Asked, shares
+from spandial_agent.steering.sharing import Asked, shares
 
 RATES = st.floats(0, 1e6).map(lambda rate: round(rate, 3))
 ASKED = st.lists(st.tuples(RATES, st.floats(0, 1)).map(lambda pair: Asked(pair[0], pair[0] * pair[1])), max_size=30)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spandial.abi import Mode
+from spandial_agent.steering.throughput import FIRST_RATE, Load, Throughput, Window, load_of
 from spandial_api.rules import Rule
 from spandial_api.selectors import KindName, Selector
-from spandial_api.throughput import FIRST_RATE, Load, Throughput, Window, load_of
-from tests.spandial_api.traffic import Mix, Second, Simulation
+from tests.spandial_agent.steering.traffic import Mix, Second, Simulation
 
 
 def rule(target: float, mode: Mode = Mode.FOLLOW, protocol: KindName | None = None, floor: float = 0.001) -> Rule:

@@ -10,7 +10,7 @@ from spandial.abi import EntryKind, Mode, word_rate
 from spandial.labels import Labels
 from spandial_agent.capture.counts import Counts
 from spandial_agent.processes.proc import Process
-from spandial_agent.steering import Steering
+from spandial_agent.steering.steering import Steering
 from spandial_agent.table import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
@@ -279,7 +279,7 @@ async def test_counts_that_cannot_be_read_leave_the_rates_as_they_are(
     traffic.apply(targeting(100))
     traffic.run(5)
     rate = traffic.rate(1)
-    monkeypatch.setattr("spandial_agent.steering.asyncio.sleep", lambda seconds: _stop())
+    monkeypatch.setattr("spandial_agent.steering.steering.asyncio.sleep", lambda seconds: _stop())
     with monkeypatch.context() as failing:
         failing.setattr(capture, "tallies", fails)
         with pytest.raises(StopAsyncIteration):
@@ -304,7 +304,7 @@ async def test_where_nothing_is_steered_nothing_is_read(
     traffic: Traffic, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    monkeypatch.setattr("spandial_agent.steering.asyncio.sleep", lambda seconds: _stop())
+    monkeypatch.setattr("spandial_agent.steering.steering.asyncio.sleep", lambda seconds: _stop())
     monkeypatch.setattr(traffic.steering, "look", lambda: looked.append("look"))
     traffic.add(1, 1000)
     with pytest.raises(StopAsyncIteration):

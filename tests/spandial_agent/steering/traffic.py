@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from spandial.abi import Mode
+from spandial_agent.steering.throughput import Throughput, Window
 from spandial_api.rules import Rule
-from spandial_api.throughput import Throughput, Window
 
 __all__ = ["Mix", "Second", "Simulation"]
 

@@ -1,0 +1,1 @@
+"""Rates that follow what is counted: throughputs, budgets, quotas."""
