@@ -15,7 +15,7 @@ from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.node import LocalNode
 from spandial_agent.processes.proc import Process
-from spandial_agent.table import RateTable, TableBackend
+from spandial_agent.table.rates import RateTable, TableBackend
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.control import Author, Control

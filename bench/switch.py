@@ -33,8 +33,8 @@ from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.kernel.loader import Module
-from spandial_agent.kernel.rates import FrozenTable
-from spandial_agent.table import RateTable, Row
+from spandial_agent.table.frozen import FrozenTable
+from spandial_agent.table.rates import RateTable, Row
 
 __all__ = ["Dial", "Seen", "Switch"]
 

@@ -24,7 +24,6 @@ from spandial_agent.discovery.rules import parse_rules
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
-from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.certificate import ServerCertificate
@@ -34,7 +33,9 @@ from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
-from spandial_agent.table import MemfdTable, RateTable, TableBackend
+from spandial_agent.table.frozen import FrozenTable
+from spandial_agent.table.memfd import MemfdTable
+from spandial_agent.table.rates import RateTable, TableBackend
 from spandial_agent.targets import Targets
 from spandial_api.app import build_app
 from spandial_api.auth import Access

@@ -26,7 +26,7 @@ from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.steering.steering import Steering
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import REGISTERED, Target
 from spandial_agent.target_states import KIND_NAMES, target_state, target_stats
 from spandial_agent.targets import Targets

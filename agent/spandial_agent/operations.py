@@ -15,7 +15,7 @@ from spandial.sheet import encode_block
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.errors import OperationsFull
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 
 __all__ = ["OperationSet", "OperationSets", "OperationWords"]
 

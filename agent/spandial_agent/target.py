@@ -11,7 +11,7 @@ from spandial_agent.group import Group, RowWords
 from spandial_agent.operations import OperationSet
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import NAMED, Process
-from spandial_agent.table import Row
+from spandial_agent.table.rates import Row
 from spandial_agent.turns import InFlight
 from spandial_api.rules import Rule
 

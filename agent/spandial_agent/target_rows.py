@@ -12,7 +12,7 @@ from spandial_agent.groups import Groups
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSet, OperationSets
 from spandial_agent.processes.counter_page import PageCount
-from spandial_agent.table import RateTable, Row
+from spandial_agent.table.rates import RateTable, Row
 from spandial_agent.target import COMPARED, Target
 from spandial_api.rules import Rule
 

@@ -19,7 +19,7 @@ from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSets
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import NAMED, Process
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import COMPARED, REGISTERED, Target
 from spandial_agent.target_rows import TargetRows, Turned
 from spandial_api.rules import Rule, RuleBook

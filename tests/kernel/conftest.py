@@ -16,9 +16,9 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.counts import Counts
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
-from spandial_agent.kernel.rates import FrozenTable
 from spandial_agent.records.record import Entry, decode_entry
-from spandial_agent.table import RateTable, Row
+from spandial_agent.table.frozen import FrozenTable
+from spandial_agent.table.rates import RateTable, Row
 from tests.agent_process import COMPILED, eventually
 
 

@@ -11,10 +11,10 @@ import pytest
 from spandial import abi
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.libbpf import Map
-from spandial_agent.kernel.rates import FrozenTable
-from spandial_agent.table import RateTable
+from spandial_agent.table.frozen import FrozenTable
+from spandial_agent.table.rates import RateTable
 from tests.agent_process import COMPILED
-from tests.spandial_agent.unprivileged_reader import run_as_nobody
+from tests.spandial_agent.table.unprivileged_reader import run_as_nobody
 
 pytestmark = pytest.mark.kernel
 

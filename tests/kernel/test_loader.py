@@ -23,8 +23,8 @@ from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, RawTracepointRun
 from spandial_agent.kernel.loader import Module
 from spandial_agent.kernel.maps import create_map
-from spandial_agent.kernel.rates import RATES, FrozenTable
-from spandial_agent.table import RateTable
+from spandial_agent.table.frozen import RATES, FrozenTable
+from spandial_agent.table.rates import RateTable
 from tests.agent_process import COMPILED, PATIENCE_S
 
 pytestmark = pytest.mark.kernel
@@ -189,7 +189,7 @@ def test_what_the_verifier_says_is_passed_on(tmp_path: Path) -> None:
 def test_two_that_compile_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from spandial_agent.kernel.cache import CompileCache;"
-        "from spandial_agent.kernel.rates import FrozenTable;"
+        "from spandial_agent.table.frozen import FrozenTable;"
         "table = FrozenTable(CompileCache(Path(sys.argv[1]))); table.write(3, [7] * 8, 255); print(table.read(3)[0])"
     )
     folder = tmp_path / "compiled"

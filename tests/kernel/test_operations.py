@@ -23,7 +23,7 @@ from spandial_agent.capture.operation_map import OperationRule, find
 from spandial_agent.errors import OperationsFull
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.records.conversations import Call, Conversations
-from spandial_agent.table import Row
+from spandial_agent.table.rates import Row
 from tests.agent_process import eventually
 from tests.kernel.conftest import Watched
 from tests.kernel.remote import RemotePair

@@ -8,7 +8,7 @@ from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.capture.tally import KindCounts, tally_of
 from spandial_agent.errors import OperationsFull
-from spandial_agent.table import Row
+from spandial_agent.table.rates import Row
 
 __all__ = ["FakeCapture", "counts_of"]
 

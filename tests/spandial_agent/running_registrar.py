@@ -16,7 +16,7 @@ from spandial import abi
 from spandial.abi import encode_word
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.processes.counter_page import CounterPage
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from tests.agent_process import PATIENCE_S

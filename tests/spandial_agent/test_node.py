@@ -13,7 +13,7 @@ from spandial.abi import EntryKind, Mode, Parent, encode_word
 from spandial.labels import Labels
 from spandial_agent.limit import Limit
 from spandial_agent.node import LocalNode
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector

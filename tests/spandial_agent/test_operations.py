@@ -20,7 +20,7 @@ from spandial_agent.cli.tables import targets_table
 from spandial_agent.limit import Limit
 from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes.proc import Process
-from spandial_agent.table import RateTable, Row
+from spandial_agent.table.rates import RateTable, Row
 from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector

@@ -11,7 +11,7 @@ from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.labels import Labels
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import Process
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook

@@ -18,7 +18,8 @@ from spandial.sheet import OperationRates
 from spandial_agent.limit import Limit
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import Process
-from spandial_agent.table import MemfdTable, RateTable
+from spandial_agent.table.memfd import MemfdTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.rules import Rule, RuleBook

@@ -20,8 +20,8 @@ from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
-from spandial_agent.kernel.rates import RATES
-from spandial_agent.table import Row
+from spandial_agent.table.frozen import RATES
+from spandial_agent.table.rates import Row
 
 __all__ = ["SCANS", "Capture", "is_compiled"]
 

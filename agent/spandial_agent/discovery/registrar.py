@@ -17,7 +17,7 @@ from spandial import abi
 from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import read_process
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 

@@ -22,7 +22,7 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.propagation.examples import Evidence, Example, weigh
 from spandial_agent.records.protocols.http1 import parse_request_line
 from spandial_agent.records.record import Entry
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.node import LostContext, LostExample, TargetName

@@ -1,4 +1,4 @@
-"""Records of the ring buffer as entries, and whoever watches them."""
+"""Records of the ring buffer as entries. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol, RecordFlag
 
 __all__ = ["Entry", "decode_entry"]
-
 
 # A member's value is its index.
 _KINDS, _PARENTS, _PROTOCOLS, _EVENTS = tuple(EntryKind), tuple(Parent), tuple(Protocol), tuple(Event)

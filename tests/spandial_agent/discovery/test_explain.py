@@ -20,7 +20,8 @@ from spandial_agent.discovery.rules import parse_rules
 from spandial_agent.processes import proc as processes
 from spandial_agent.processes.proc import read_process
 from spandial_agent.processes.sockets import listening_ports
-from spandial_agent.table import MemfdTable, RateTable
+from spandial_agent.table.memfd import MemfdTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.targets import Targets
 from tests.agent_process import AgentProcess, eventually
 from tests.spandial_agent.command import run_all

@@ -11,7 +11,7 @@ from spandial.labels import Labels
 from spandial_agent.capture.counts import Counts
 from spandial_agent.processes.proc import Process
 from spandial_agent.steering.steering import Steering
-from spandial_agent.table import RateTable
+from spandial_agent.table.rates import RateTable
 from spandial_agent.target import Target
 from spandial_agent.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from spandial import abi
-from spandial_agent.sheet import Sheet
-from tests.spandial_agent.unprivileged_reader import run_as_nobody
+from spandial_agent.table.sheet import Sheet
+from tests.spandial_agent.table.unprivileged_reader import run_as_nobody
 
 
 @pytest.fixture

@@ -7,17 +7,15 @@ anything still reads its own row; only the end of the process frees it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from spandial import abi
-from spandial_agent.sealed import seal_memory
-from spandial_agent.sheet import Sheet
+from spandial_agent.table.sheet import Sheet
 
-__all__ = ["MemfdTable", "RateTable", "Row", "TableBackend"]
+__all__ = ["RateTable", "Row", "TableBackend"]
 
 
 class TableBackend(Protocol):
@@ -37,34 +35,6 @@ class TableBackend(Protocol):
         """The eight words of a row."""
 
     def close(self) -> None: ...
-
-
-class MemfdTable:
-    """The table in a memfd. Only mappings made before the seal can write: this object's own."""
-
-    name = "memfd"
-
-    def __init__(self) -> None:
-        self.descriptor, self._map = seal_memory("spandial-rates", abi.TABLE_SIZE)
-        self._words = memoryview(self._map).cast("Q")
-
-    def write(self, row: int, words: Sequence[int], mask: int) -> None:
-        base = row * abi.ROW_WORDS
-        for index in reversed(range(abi.ROW_WORDS)):
-            if mask >> index & 1:
-                self._words[base + index] = words[index]
-
-    def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
-        for row in rows:
-            self.write(row, words, mask)
-
-    def read(self, row: int) -> tuple[int, ...]:
-        return tuple(self._words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS])
-
-    def close(self) -> None:
-        self._words.release()
-        self._map.close()
-        os.close(self.descriptor)
 
 
 class Row(NamedTuple):

@@ -10,8 +10,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from spandial import abi
 from spandial_agent.processes.counter_page import CounterPage
-from spandial_agent.table import MemfdTable, RateTable, Row
-from tests.spandial_agent.unprivileged_reader import run_as_nobody
+from spandial_agent.table.memfd import MemfdTable
+from spandial_agent.table.rates import RateTable, Row
+from tests.spandial_agent.table.unprivileged_reader import run_as_nobody
 
 TARGETS = abi.ROWS - 2
 

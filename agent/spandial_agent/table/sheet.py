@@ -6,7 +6,7 @@ import os
 from bisect import insort
 
 from spandial import abi
-from spandial_agent.sealed import seal_memory
+from spandial_agent.table.sealed import seal_memory
 
 __all__ = ["Sheet"]
 
