@@ -16,8 +16,8 @@ from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.node import LocalNode
 from spandial_agent.processes.proc import Process
 from spandial_agent.table.rates import RateTable, TableBackend
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.control import Author, Control
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector

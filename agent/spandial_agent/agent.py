@@ -36,7 +36,7 @@ from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.table.frozen import FrozenTable
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable, TableBackend
-from spandial_agent.targets import Targets
+from spandial_agent.targets.targets import Targets
 from spandial_api.app import build_app
 from spandial_api.auth import Access
 from spandial_api.budgets import Limits

@@ -27,9 +27,9 @@ from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.steering.steering import Steering
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import REGISTERED, Target
-from spandial_agent.target_states import KIND_NAMES, target_state, target_stats
-from spandial_agent.targets import Targets
+from spandial_agent.targets.states import KIND_NAMES, target_state, target_stats
+from spandial_agent.targets.target import REGISTERED, Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
 from spandial_api.node import (

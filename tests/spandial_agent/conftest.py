@@ -13,7 +13,7 @@ import structlog
 from spandial_agent.node import LocalNode
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable
-from spandial_agent.targets import Targets
+from spandial_agent.targets.targets import Targets
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.running_discovery import Start, scan_only, starting
 from tests.spandial_agent.running_node import Registrar, make_node

@@ -17,8 +17,8 @@ from spandial_agent.discovery import discovery as discovery_module
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.rules import parse_rules
 from spandial_agent.processes.proc import read_process
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from tests.agent_process import eventually
 
 __all__ = [

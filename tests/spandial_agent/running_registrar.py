@@ -17,8 +17,8 @@ from spandial.abi import encode_word
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from tests.agent_process import PATIENCE_S
 
 __all__ = ["DEFAULT", "Peer", "RunningRegistrar", "hello"]

@@ -11,10 +11,10 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind, Mode, Parent, encode_word
 from spandial.labels import Labels
-from spandial_agent.limit import Limit
 from spandial_agent.node import LocalNode
 from spandial_agent.table.rates import RateTable
-from spandial_agent.targets import Targets
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.agent_process import eventually

@@ -11,7 +11,7 @@ from spandial_agent import node as node_module
 from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.table.rates import RateTable
-from spandial_agent.targets import Targets
+from spandial_agent.targets.targets import Targets
 from spandial_api.node import NodeStats
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.records.making import record

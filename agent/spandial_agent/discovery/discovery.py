@@ -24,8 +24,8 @@ from spandial_agent.processes.proc import (
     thread_group,
 )
 from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.node import Connections, RuleFinding, TargetExplanation
 
 __all__ = ["Discovery"]

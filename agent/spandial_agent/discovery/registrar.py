@@ -18,8 +18,8 @@ from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import read_process
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 
 __all__ = ["Registrar"]
 

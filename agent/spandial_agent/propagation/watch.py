@@ -23,8 +23,8 @@ from spandial_agent.propagation.examples import Evidence, Example, weigh
 from spandial_agent.records.protocols.http1 import parse_request_line
 from spandial_agent.records.record import Entry
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.node import LostContext, LostExample, TargetName
 
 __all__ = ["PropagationWatch"]

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from spandial.abi import EntryKind, Mode, word_rate
 from spandial_agent.capture.tally import by_kind
-from spandial_agent.limit import Limit
 from spandial_agent.steering.sharing import Asked, shares
 from spandial_agent.steering.throughput import Load, Window, load_of
+from spandial_agent.targets.limit import Limit
 from spandial_api.rules import Rule
 
 __all__ = ["Run", "budget_factors", "load_at", "runs_of", "window_of"]

@@ -13,15 +13,15 @@ import structlog
 from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
-from spandial_agent.group import Group
-from spandial_agent.limit import Limit
 from spandial_agent.steering.arrivals import Arrivals
 from spandial_agent.steering.loads import Run, budget_factors, load_at, runs_of, window_of
 from spandial_agent.steering.sharing import Asked
 from spandial_agent.steering.tallies import Tallies
 from spandial_agent.steering.throughput import Load, Throughput, Window
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.group import Group
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import CLOSED, Circuit, Thresholds, step
 from spandial_api.budgets import Limits
 from spandial_api.node import BudgetUse, TenantUse

@@ -10,7 +10,7 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.tally import KindCounts, tally_of
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.table.rates import Row
-from spandial_agent.target import Target
+from spandial_agent.targets.target import Target
 
 __all__ = ["Tallies"]
 

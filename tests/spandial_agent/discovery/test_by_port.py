@@ -12,7 +12,7 @@ import pytest
 
 from spandial.labels import Labels
 from spandial_agent.discovery import discovery as discovery_module
-from spandial_agent.targets import Targets
+from spandial_agent.targets.targets import Targets
 from tests.spandial_agent.running_discovery import (
     LISTENER,
     Start,

@@ -11,8 +11,8 @@ from spandial.labels import Labels
 from spandial_agent.processes import proc as processes
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import read_process, read_traits
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from tests.spandial_agent.conftest import DEFAULT
 from tests.spandial_agent.running_discovery import (
     Start,

@@ -22,7 +22,7 @@ from spandial_agent.processes.proc import read_process
 from spandial_agent.processes.sockets import listening_ports
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable
-from spandial_agent.targets import Targets
+from spandial_agent.targets.targets import Targets
 from tests.agent_process import AgentProcess, eventually
 from tests.spandial_agent.command import run_all
 from tests.spandial_agent.conftest import DEFAULT

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from spandial.abi import EntryKind, Mode, encode_word
 from spandial_agent.capture.tally import KindCounts, tally_of
-from spandial_agent.limit import Limit
 from spandial_agent.steering.loads import Run, budget_factors, load_at, runs_of, window_of
 from spandial_agent.steering.sharing import Asked
 from spandial_agent.steering.throughput import Load, Window
+from spandial_agent.targets.limit import Limit
 from spandial_api.rules import Rule
 from spandial_api.selectors import Selector
 

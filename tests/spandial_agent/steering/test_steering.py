@@ -12,8 +12,8 @@ from spandial_agent.capture.counts import Counts
 from spandial_agent.processes.proc import Process
 from spandial_agent.steering.steering import Steering
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
 from spandial_api.rules import Rule

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from spandial.abi import EntryKind
 from spandial_agent.capture.tally import KindCounts, by_kind, tally_of
 from spandial_agent.steering.tallies import Tallies
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of
 from tests.spandial_agent.running_node import LOCAL_KEPT, REMOTE_DROPPED, ROOT_KEPT, count, discovered, hooked
 

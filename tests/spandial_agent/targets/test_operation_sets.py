@@ -17,11 +17,11 @@ from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
 from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.cli.tables import targets_table
-from spandial_agent.limit import Limit
-from spandial_agent.operations import OperationSets, OperationWords
 from spandial_agent.processes.proc import Process
 from spandial_agent.table.rates import RateTable, Row
-from spandial_agent.targets import Targets
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.operation_sets import OperationSets, OperationWords
+from spandial_agent.targets.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.fake_capture import FakeCapture

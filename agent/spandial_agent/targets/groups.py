@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 
 from spandial.labels import Labels
-from spandial_agent.group import Group, OperationLists
+from spandial_agent.targets.group import Group, OperationLists
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial_agent.processes.counter_page import PageCount
-from spandial_agent.turns import InFlight
+from spandial_agent.targets.in_flight import InFlight
 
 SILENT = PageCount(0, 0, 0)
 

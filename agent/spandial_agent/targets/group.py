@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from spandial.abi import EntryKind, Flag, encode_word, word_rate
 from spandial.labels import Labels
-from spandial_agent.limit import Limit
-from spandial_agent.operations import OperationSet, OperationWords
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.operation_sets import OperationSet, OperationWords
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
 

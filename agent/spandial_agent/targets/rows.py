@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
-from spandial_agent.group import Group, RowWords
-from spandial_agent.groups import Groups
-from spandial_agent.limit import Limit
-from spandial_agent.operations import OperationSet, OperationSets
 from spandial_agent.processes.counter_page import PageCount
 from spandial_agent.table.rates import RateTable, Row
-from spandial_agent.target import COMPARED, Target
+from spandial_agent.targets.group import Group, RowWords
+from spandial_agent.targets.groups import Groups
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.operation_sets import OperationSet, OperationSets
+from spandial_agent.targets.target import COMPARED, Target
 from spandial_api.rules import Rule
 
 __all__ = ["TargetRows", "Turned", "turning"]

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from spandial import abi
 from spandial.abi import EntryKind, encode_word
 from spandial.labels import Labels
-from spandial_agent.groups import Groups
-from spandial_agent.limit import Limit
 from spandial_agent.processes.proc import Process
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable
-from spandial_agent.targets import Targets
+from spandial_agent.targets.groups import Groups
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.targets import Targets
 from spandial_api.rules import DEFAULT_FLOOR, Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.conftest import DEFAULT

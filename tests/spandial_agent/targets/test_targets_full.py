@@ -15,13 +15,13 @@ from spandial.abi import EntryKind, Flag, Mode, encode_word, word_rate
 from spandial.labels import Labels
 from spandial.patterns import parse_operation
 from spandial.sheet import OperationRates
-from spandial_agent.limit import Limit
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import Process
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector, selector_text
 from tests.spandial_agent.conftest import DEFAULT

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.capture.counts import Counts
-from spandial_agent.group import Group, RowWords
-from spandial_agent.operations import OperationSet
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import NAMED, Process
 from spandial_agent.table.rates import Row
-from spandial_agent.turns import InFlight
+from spandial_agent.targets.group import Group, RowWords
+from spandial_agent.targets.in_flight import InFlight
+from spandial_agent.targets.operation_sets import OperationSet
 from spandial_api.rules import Rule
 
 __all__ = ["COMPARED", "REGISTERED", "Target"]

@@ -9,8 +9,8 @@ from spandial import abi
 from spandial.abi import EntryKind, Mode, word_rate
 from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.operation_map import applies
-from spandial_agent.limit import Limit
-from spandial_agent.target import Target
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.target import Target
 from spandial_api.node import HookCounts, KernelCounts, KindName, KindStats, RateState, TargetState, TargetStats
 from spandial_api.rules import Rule
 from spandial_api.selectors import PROTOCOLS, selector_text

@@ -12,8 +12,8 @@ from spandial.labels import Labels
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import Process
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import Target
-from spandial_agent.targets import Targets
+from spandial_agent.targets.target import Target
+from spandial_agent.targets.targets import Targets
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from tests.spandial_agent.conftest import DEFAULT

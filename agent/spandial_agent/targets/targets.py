@@ -13,15 +13,15 @@ from spandial.abi import DEFAULT_ROW
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.tally import by_kind
-from spandial_agent.group import Group
-from spandial_agent.groups import Groups
-from spandial_agent.limit import Limit
-from spandial_agent.operations import OperationSets
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import NAMED, Process
 from spandial_agent.table.rates import RateTable
-from spandial_agent.target import COMPARED, REGISTERED, Target
-from spandial_agent.target_rows import TargetRows, Turned
+from spandial_agent.targets.group import Group
+from spandial_agent.targets.groups import Groups
+from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.operation_sets import OperationSets
+from spandial_agent.targets.rows import TargetRows, Turned
+from spandial_agent.targets.target import COMPARED, REGISTERED, Target
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 

@@ -1,0 +1,1 @@
+"""Who obeys, in which row, by which rules."""
