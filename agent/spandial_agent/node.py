@@ -32,9 +32,9 @@ from spandial_agent.targets.target import REGISTERED, Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
-from spandial_api.node import (
+from spandial_api.node import Connection
+from spandial_api.node_states import (
     BudgetUse,
-    Connection,
     EntryEvent,
     Health,
     NodeStats,

@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spandial_api import tokens
 from spandial_api.bindings import EVERYTHING, covers
-from spandial_api.limits import RateLimit
 from spandial_api.selectors import Selector, selector_text
 from spandial_api.token_file import TokenFile
 from spandial_api.tokens import SCOPES
+from spandial_api.write_limit import RateLimit
 
 __all__ = ["REFUSALS", "Access", "Principal", "Refusal", "TrustedListener", "may_admin", "may_read", "may_write"]
 

@@ -17,7 +17,7 @@ from spandial_agent.processes.proc import Process
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.node import EntryEvent
+from spandial_api.node_states import EntryEvent
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.running_registrar import DEFAULT
 

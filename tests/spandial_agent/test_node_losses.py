@@ -12,7 +12,7 @@ from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
-from spandial_api.node import NodeStats
+from spandial_api.node_states import NodeStats
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_node import (

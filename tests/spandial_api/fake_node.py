@@ -11,9 +11,9 @@ from spandial.abi import EntryKind, Mode
 from spandial.labels import Labels
 from spandial_api.breaker import Circuit
 from spandial_api.budgets import Limits
-from spandial_api.node import (
+from spandial_api.node import Connection
+from spandial_api.node_states import (
     BudgetUse,
-    Connection,
     EntryEvent,
     Health,
     NodeStats,

@@ -13,7 +13,7 @@ from spandial_api.breaker import Circuit
 from spandial_api.budgets import Limits
 from spandial_api.control import Author, Control
 from spandial_api.guard import QUOTAS_MAX, Guard, TooManyQuotas
-from spandial_api.node import BudgetUse, TenantUse
+from spandial_api.node_states import BudgetUse, TenantUse
 from spandial_api.store import Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
 

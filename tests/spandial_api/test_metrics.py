@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from spandial.labels import Labels
-from spandial_api.node import (
+from spandial_api.node_states import (
     HookCounts,
     KernelCounts,
     KindStats,

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from spandial.labels import Labels
-from spandial_api.node import HookCounts, KernelCounts, KindStats, NodeStats, TargetStats
+from spandial_api.node_states import HookCounts, KernelCounts, KindStats, NodeStats, TargetStats
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from spandial.labels import Labels
-from spandial_api.node import Connections, RuleFinding, TargetExplanation
+from spandial_api.node_states import Connections, RuleFinding, TargetExplanation
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio

@@ -26,7 +26,7 @@ from spandial_agent.processes.proc import (
 from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.node import Connections, RuleFinding, TargetExplanation
+from spandial_api.node_states import Connections, RuleFinding, TargetExplanation
 
 __all__ = ["Discovery"]
 

@@ -25,7 +25,7 @@ from spandial_agent.records.record import Entry
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.node import LostContext, LostExample, TargetName
+from spandial_api.node_states import LostContext, LostExample, TargetName
 
 __all__ = ["PropagationWatch"]
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 
 from spandial.labels import Labels
-from spandial_api.node import EntryEvent
+from spandial_api.node_states import EntryEvent
 
 __all__ = ["Watchers"]
 

@@ -24,7 +24,7 @@ from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import CLOSED, Circuit, Thresholds, step
 from spandial_api.budgets import Limits
-from spandial_api.node import BudgetUse, TenantUse
+from spandial_api.node_states import BudgetUse, TenantUse
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 

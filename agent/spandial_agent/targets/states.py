@@ -11,7 +11,8 @@ from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.operation_map import applies
 from spandial_agent.targets.limit import Limit
 from spandial_agent.targets.target import Target
-from spandial_api.node import HookCounts, KernelCounts, KindName, KindStats, RateState, TargetState, TargetStats
+from spandial_api.node import KindName
+from spandial_api.node_states import HookCounts, KernelCounts, KindStats, RateState, TargetState, TargetStats
 from spandial_api.rules import Rule
 from spandial_api.selectors import PROTOCOLS, selector_text
 

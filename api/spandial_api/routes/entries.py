@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.sse import EventSourceResponse
 
-from spandial_api.node import EntryEvent, Node
+from spandial_api.node import Node
+from spandial_api.node_states import EntryEvent
 from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])

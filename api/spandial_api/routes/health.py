@@ -6,7 +6,8 @@ from fastapi import APIRouter, Depends, Request
 
 from spandial_api.auth import Access
 from spandial_api.control import Control
-from spandial_api.node import Health, Node
+from spandial_api.node import Node
+from spandial_api.node_states import Health
 from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])

@@ -10,7 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from spandial_api.auth import Access
 from spandial_api.guard import Guard
-from spandial_api.node import BudgetUse, Health, Node, NodeStats, TargetState, TenantUse
+from spandial_api.node import Node
+from spandial_api.node_states import BudgetUse, Health, NodeStats, TargetState, TenantUse
 from spandial_api.remote import RemoteSampling
 
 router = APIRouter(tags=["node"])

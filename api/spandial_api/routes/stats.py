@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends, Request
 
-from spandial_api.node import Node, NodeStats
+from spandial_api.node import Node
+from spandial_api.node_states import NodeStats
 from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])

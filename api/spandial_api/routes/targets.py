@@ -6,7 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from spandial_api.node import Node, TargetExplanation, TargetState
+from spandial_api.node import Node
+from spandial_api.node_states import TargetExplanation, TargetState
 from spandial_api.parameters import only
 
 router = APIRouter(tags=["node"])

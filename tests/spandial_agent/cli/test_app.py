@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spandial.labels import Labels
-from spandial_api.node import (
+from spandial_api.node_states import (
     BudgetUse,
     Connections,
     HookCounts,

@@ -15,7 +15,7 @@ from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.record import decode_entry
 from spandial_agent.table.rates import RateTable, Row
 from spandial_agent.targets.targets import Targets
-from spandial_api.node import LostContext
+from spandial_api.node_states import LostContext
 from tests.spandial_agent.fake_capture import FakeCapture, counts_of
 from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_discovery import within

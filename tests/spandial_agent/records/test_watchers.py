@@ -10,7 +10,7 @@ import pytest
 from spandial.labels import Labels
 from spandial_agent.records import record as entries
 from spandial_agent.records.watchers import Watchers
-from spandial_api.node import EntryEvent
+from spandial_api.node_states import EntryEvent
 
 pytestmark = pytest.mark.anyio
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_api.limits import RateLimit
+from spandial_api.write_limit import RateLimit
 
 _steps = st.lists(st.floats(0, 3), max_size=80)
 _rates = st.floats(0.01, 1000)
