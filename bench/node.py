@@ -13,6 +13,7 @@ from spandial.abi import encode_word
 from spandial.labels import Labels
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
+from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.node import LocalNode
 from spandial_agent.processes.proc import Process
 from spandial_agent.table.rates import RateTable, TableBackend
@@ -63,7 +64,9 @@ class BenchNode:
         self.table.renew_lease(_LEASE_S)
         self.targets = Targets(self.table, encode_word(100))
         self._registrar = Registrar(run_dir / "app.sock", self.table, self.targets, _LEASE_S)
-        self._node = _TimedNode(self.table, self.targets, self._registrar, Discovery(self.targets), None, [], _LEASE_S)
+        dispatch = RecordDispatch(self.table, self.targets, None)
+        discovery = Discovery(self.targets)
+        self._node = _TimedNode(self.table, self.targets, self._registrar, discovery, None, dispatch, [], _LEASE_S)
         self._store = Store(store)
         self._control = Control(self._store, self._node)
         self._crowd: list[int] = []

@@ -21,6 +21,7 @@ from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.discovery.rules import parse_rules
+from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
@@ -106,9 +107,9 @@ async def run_agent(settings: Settings) -> None:
             registrar,
             discovery,
             capture,
+            RecordDispatch(table, targets, capture, spans, propagation),
             missing,
             lease_s,
-            spans,
             tls,
             propagation,
             settings.thresholds,

@@ -11,6 +11,7 @@ from typing import Any
 from spandial import abi
 from spandial.abi import EntryKind
 from spandial.labels import Labels
+from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.node import LocalNode
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import Process
@@ -49,9 +50,10 @@ class Registrar:
 
 
 def make_node(
-    table: RateTable, targets: Targets, capture: Any, registrar: Any, discovery: Any, **more: Any
+    table: RateTable, targets: Targets, capture: Any, registrar: Any, discovery: Any, spans: Any = None, **more: Any
 ) -> LocalNode:
-    return LocalNode(table, targets, registrar, discovery, capture, [], lease_s=0.2, **more)
+    dispatch = RecordDispatch(table, targets, capture, spans, more.get("propagation"))
+    return LocalNode(table, targets, registrar, discovery, capture, dispatch, [], lease_s=0.2, **more)
 
 
 def discovered(targets: Targets, pid: int = 4711, labels: Labels = CHECKOUT) -> Target:

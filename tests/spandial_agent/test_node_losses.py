@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from spandial_agent import node as node_module
+from spandial_agent import dispatch as dispatch_module
 from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.table.rates import RateTable
@@ -86,7 +86,7 @@ async def test_records_of_a_process_that_ended_too_long_ago_are_counted(
     discovery: SimpleNamespace,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(node_module, "_ENDED", 2)
+    monkeypatch.setattr(dispatch_module, "_ENDED", 2)
     spans = Spans()
     node = make_node(table, targets, capture, registrar, discovery, spans=spans)
     for pid in (1, 2, 3):
@@ -113,7 +113,7 @@ async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture:
 async def test_what_the_event_loop_is_too_slow_for_is_counted(
     node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_module, "_BACKLOG", 2)
+    monkeypatch.setattr(dispatch_module, "_BACKLOG", 2)
     async with running(node):
         for _ in range(5):
             capture.hand_over([record(), record()])

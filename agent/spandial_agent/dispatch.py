@@ -1,0 +1,173 @@
+"""Records of the ring buffer on their way: to spans, to whoever watches, and to who looks for lost trace contexts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import Any
+
+from spandial import abi
+from spandial.abi import EntryKind, Event, Protocol
+from spandial.labels import Labels
+from spandial_agent.capture.capture import Capture
+from spandial_agent.propagation.watch import PropagationWatch
+from spandial_agent.records.conversations import Call, Conversations
+from spandial_agent.records.record import Entry, decode_entry
+from spandial_agent.records.watchers import Watchers
+from spandial_agent.spans.exchanges import Peer
+from spandial_agent.spans.pipeline import SpanPipeline
+from spandial_agent.table.rates import RateTable
+from spandial_agent.targets.states import KIND_NAMES
+from spandial_agent.targets.target import REGISTERED, Target
+from spandial_agent.targets.targets import Targets
+from spandial_api.node_states import EntryEvent, ProtocolName
+
+__all__ = ["RecordDispatch"]
+
+_PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
+    Protocol.HTTP1: "http/1",
+    Protocol.HTTP2: "http/2",
+    Protocol.POSTGRES: "postgresql",
+    Protocol.MYSQL: "mysql",
+    Protocol.REDIS: "redis",
+}
+_ENDED = 1024  # processes
+_BACKLOG = 65_536  # records that the event loop may be behind
+
+
+class RecordDispatch:
+    """All methods but `hand_over` run on the event loop's thread.
+
+    Attributes:
+        watchers: who watches kept entries.
+
+    Args:
+        spans: what makes spans of the entries of processes without a hook, if they are exported.
+        propagation: what looks for lost trace contexts, where that is wanted.
+    """
+
+    def __init__(
+        self,
+        table: RateTable,
+        targets: Targets,
+        capture: Capture | None,
+        spans: SpanPipeline | None = None,
+        propagation: PropagationWatch | None = None,
+    ) -> None:
+        self.watchers = Watchers(targets.rewrite)
+        self._table = table
+        self._targets = targets
+        self._capture = capture
+        self._spans = spans
+        self._propagation = propagation
+        # Processes whose last records may still come; None for those with a hook.
+        self._ended: dict[int, Peer | None] = {}
+        self._nobodys = 0  # records of processes that ended longer ago
+        targets.emit = self._wants_entries
+        targets.answers = spans is not None
+        # Each is written by one thread only: by the ring buffer's, by the loop's.
+        self._handed_over = 0
+        self._taken = 0
+        self._lost_records = 0
+        self._bad_records = 0
+        self._conversations = Conversations(self._operation_word)
+        self._forgotten = 0  # records whose loss the conversations have taken into account
+        # CLOCK_BOOTTIME to Unix time.
+        self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
+        """From the ring buffer's thread to the event loop."""
+        if self._handed_over - self._taken >= _BACKLOG:
+            self._lost_records += len(records)
+            return
+        self._handed_over += len(records)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._take, records)
+
+    def ended(self, target: Target) -> None:
+        """A target's process ended; its last records may still come."""
+        if self._spans is None:
+            return
+        process = _peer(target)
+        if process is not None:
+            self._spans.exited(target.pid)
+        self._ended[target.pid] = process
+        if len(self._ended) > _ENDED:
+            del self._ended[next(iter(self._ended))]
+
+    def losses(self) -> dict[str, int]:
+        """What was lost on the way, by reason."""
+        found = {
+            "watcher_slow": self.watchers.lost,
+            "agent_slow": self._lost_records,
+            "bad_record": self._bad_records,
+        }
+        if self._spans is not None:
+            found |= {"span_process_unknown": self._nobodys, **self._spans.losses()}
+        return found
+
+    def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
+        return self.watchers.wants(labels) or (self._spans is not None and not hooked)
+
+    def _operation_word(self, row: int, kind: EntryKind, method: str, path: str) -> int | None:
+        """What a rule by operation says to a process with this row."""
+        if self._capture is None:
+            return None
+        operation_set = self._table.backend.read(row)[abi.WORD_OPERATIONS] >> 32
+        rule = self._capture.find_operation(operation_set, kind, method, path)
+        return self._table.backend.read(rule)[kind] if rule is not None else None
+
+    def _take(self, records: list[bytes]) -> None:
+        self._taken += len(records)
+        if self._lost_records != self._forgotten:
+            self._forgotten = self._lost_records
+            self._conversations.forget()
+        for record in records:
+            try:
+                entry = decode_entry(record)
+            except ValueError:
+                self._bad_records += 1
+                continue
+            if self._propagation is not None:
+                self._propagation.take(entry)
+            if entry.event != Event.EXAMPLE:
+                self._pass_on(entry)
+
+    def _pass_on(self, entry: Entry) -> None:
+        target = self._targets.get(entry.tgid)
+        said = self._conversations.read(entry)
+        if self._spans is not None:
+            process = _peer(target) if target is not None else self._ended.get(entry.tgid)
+            if process is not None:
+                self._spans.take(entry, said, process)
+            elif target is None and entry.tgid not in self._ended:
+                self._nobodys += 1
+        if isinstance(said, Call) and entry.entered and self.watchers:
+            self.watchers.offer(self._shown(entry, said, target.labels if target else Labels()))
+
+    def _shown(self, entry: Entry, said: Call, labels: Labels) -> EntryEvent:
+        """An entry as its watchers see it."""
+        main: dict[str, Any] = {**labels.main}
+        return EntryEvent.model_construct(
+            time=self._epoch_s + entry.time_ns / 1e9,
+            pid=entry.tgid,
+            **main,
+            kind=KIND_NAMES[entry.kind],
+            protocol=_PROTOCOL_NAMES[said.protocol],
+            method=said.method,
+            path=said.path,
+            operation=said.operation.name,
+            statement=said.operation.text,
+            trace_id=f"{said.trace_id:032x}" if said.trace_id else "",
+            parent_span_id=f"{said.span_id:016x}" if said.span_id else "",
+            kept_by=said.kept_by,
+            lost=0,
+        )
+
+
+def _peer(target: Target) -> Peer | None:
+    """The process whose spans the agent makes; None for one with a hook, which makes its own."""
+    if target.why == REGISTERED:
+        return None
+    return Peer(target.pid, target.process.start_time, target.labels)
