@@ -17,8 +17,8 @@ from spandial.abi import RANDOMNESS_MASK, EntryKind, Event, Mode, Parent, Protoc
 from spandial.decision import decide
 from spandial_agent.records.record import Entry
 from tests.agent_process import eventually
-from tests.kernel.conftest import Watched
-from tests.kernel.test_databases import Pair, chunks
+from tests.in_kernel.conftest import Watched
+from tests.in_kernel.test_databases import Pair, chunks
 
 pytestmark = pytest.mark.kernel
 

@@ -18,7 +18,7 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Parent, RecordFlag
 from spandial_agent.capture.tally import by_kind
-from tests.kernel.conftest import Watched
+from tests.in_kernel.conftest import Watched
 
 pytestmark = pytest.mark.kernel
 

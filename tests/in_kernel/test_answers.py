@@ -10,10 +10,10 @@ import pytest
 
 from spandial import abi
 from spandial.abi import ADDRESSES, EntryKind, Event, Parent, Protocol, RecordFlag
-from tests.kernel.conftest import Watched
-from tests.kernel.remote import RemotePair
-from tests.kernel.test_capture import REQUEST, RESPONSE, traced
-from tests.kernel.test_databases import pg_query, resp
+from tests.in_kernel.conftest import Watched
+from tests.in_kernel.remote import RemotePair
+from tests.in_kernel.test_capture import REQUEST, RESPONSE, traced
+from tests.in_kernel.test_databases import pg_query, resp
 
 pytestmark = pytest.mark.kernel
 

@@ -25,11 +25,11 @@ from spandial_agent.kernel.libbpf import Map
 from spandial_agent.records.conversations import Call, Conversations
 from spandial_agent.table.rates import Row
 from tests.agent_process import eventually
-from tests.kernel.conftest import Watched
-from tests.kernel.remote import RemotePair
-from tests.kernel.test_capture import traced
-from tests.kernel.test_databases import Pair
-from tests.kernel.test_http2 import END_HEADERS, END_STREAM, HEADERS, PREFACE, Client, frame, traceparent
+from tests.in_kernel.conftest import Watched
+from tests.in_kernel.remote import RemotePair
+from tests.in_kernel.test_capture import traced
+from tests.in_kernel.test_databases import Pair
+from tests.in_kernel.test_http2 import END_HEADERS, END_STREAM, HEADERS, PREFACE, Client, frame, traceparent
 
 pytestmark = pytest.mark.kernel
 

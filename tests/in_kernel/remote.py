@@ -7,7 +7,7 @@ import socket
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
-from tests.kernel.test_databases import Pair
+from tests.in_kernel.test_databases import Pair
 
 __all__ = ["RemotePair"]
 

@@ -12,10 +12,10 @@ from spandial import abi
 from spandial.abi import EntryKind, Event, Mode, Parent
 from spandial_agent.records.record import Entry
 from tests.agent_process import eventually
-from tests.kernel.conftest import Watched
-from tests.kernel.remote import RemotePair
-from tests.kernel.test_capture import REQUEST, RESPONSE, traced
-from tests.kernel.test_databases import resp
+from tests.in_kernel.conftest import Watched
+from tests.in_kernel.remote import RemotePair
+from tests.in_kernel.test_capture import REQUEST, RESPONSE, traced
+from tests.in_kernel.test_databases import resp
 
 # sys_exit sees no sockets, and so does not know which of them block: there it is nobody's.
 pytestmark = [pytest.mark.kernel, pytest.mark.parametrize("attached", ["socket"], indirect=True)]

@@ -19,8 +19,8 @@ from spandial.abi import EntryKind
 from spandial_agent.capture.mappings import Library, look_at
 from spandial_agent.capture.openssl import TlsCapture
 from tests.certificates import Certificate, self_signed
-from tests.kernel.conftest import Attached, Watched
-from tests.kernel.test_capture import REQUEST
+from tests.in_kernel.conftest import Attached, Watched
+from tests.in_kernel.test_capture import REQUEST
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("openssl")]
 

@@ -18,10 +18,10 @@ from spandial_agent.records.conversations import Conversations
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.record import Exchange
 from tests.agent_process import eventually
-from tests.kernel.conftest import Watched
-from tests.kernel.remote import RemotePair
-from tests.kernel.test_databases import chunks
-from tests.kernel.test_http2 import (
+from tests.in_kernel.conftest import Watched
+from tests.in_kernel.remote import RemotePair
+from tests.in_kernel.test_databases import chunks
+from tests.in_kernel.test_http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,

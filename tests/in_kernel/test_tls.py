@@ -16,12 +16,12 @@ from spandial.abi import EntryKind, Event, Parent, Protocol
 from spandial_agent.capture.mappings import look_at
 from tests.agent_process import eventually
 from tests.certificates import Certificate, self_signed
-from tests.kernel.conftest import Attached, Watched
-from tests.kernel.remote import RemotePair
-from tests.kernel.test_capture import REQUEST, RESPONSE, traced
-from tests.kernel.test_databases import pg_query, resp
-from tests.kernel.test_http2 import PREFACE, Client
-from tests.kernel.test_operations import Rules
+from tests.in_kernel.conftest import Attached, Watched
+from tests.in_kernel.remote import RemotePair
+from tests.in_kernel.test_capture import REQUEST, RESPONSE, traced
+from tests.in_kernel.test_databases import pg_query, resp
+from tests.in_kernel.test_http2 import PREFACE, Client
+from tests.in_kernel.test_operations import Rules
 
 pytestmark = [pytest.mark.kernel, pytest.mark.needs("openssl")]
 

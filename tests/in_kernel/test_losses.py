@@ -16,9 +16,9 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind
 from spandial_agent.kernel.libbpf import RawTracepointRun, attach_tracepoint, load_program
-from tests.kernel.conftest import Watched
-from tests.kernel.test_databases import Pair
-from tests.kernel.test_http2 import PREFACE, Client, traceparent
+from tests.in_kernel.conftest import Watched
+from tests.in_kernel.test_databases import Pair
+from tests.in_kernel.test_http2 import PREFACE, Client, traceparent
 
 pytestmark = pytest.mark.kernel
 
