@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* The parser of heads as a program of its own, run by test_parse.py. */
 #include <uapi/linux/bpf.h>
-#include "tracecontext.h"
+#include "core/state.h"
 
 struct input {
 	u8 bytes[HEAD_MAX];
@@ -21,21 +21,14 @@ BPF_ARRAY(input, struct input, 1);
 BPF_ARRAY(output, struct output, 1);
 BPF_PERCPU_ARRAY(heads, struct head, 1);
 
-int scan_head_callback(void *index)
+static __always_inline struct head *this_head(void)
 {
 	u32 zero = 0;
-	struct head *head = heads.lookup(&zero);
 
-	return head ? scan_http1(head) : 1;
+	return heads.lookup(&zero);
 }
 
-int scan_tracestate_callback(void *index)
-{
-	u32 zero = 0;
-	struct head *head = heads.lookup(&zero);
-
-	return head ? scan_tracestate(head) : 1;
-}
+#include "protocols/tracecontext.h"
 
 /* args: length */
 int parse(struct bpf_raw_tracepoint_args *ctx)

@@ -38,7 +38,7 @@ _DEFINES = {
     "SPANDIAL_OPERATION_KEYS": 2 * _OPERATIONS,
     "SPANDIAL_FIELDS": _FIELDS,
 }
-# enum callback of bpf/loop.h
+# enum callback of bpf/core/loop.h
 SCANS = ("scan_head_callback", "scan_tracestate_callback")
 _CALLBACKS = (
     *SCANS,
@@ -52,7 +52,7 @@ _CALLBACKS = (
     "obey_operation_callback",
 )
 
-# What says whether a socket blocks (bpf/sock.h): from the socket to its file's flags.
+# What says whether a socket blocks (bpf/core/sock.h): from the socket to its file's flags.
 _OFFSETS = {
     "SPANDIAL_SK_SOCKET": ("sock", "sk_socket"),
     "SPANDIAL_SOCKET_FILE": ("socket", "file"),

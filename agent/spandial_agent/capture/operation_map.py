@@ -1,4 +1,4 @@
-"""Rules by operation as the kernel looks them up: a longest-prefix map, keyed as bpf/operation_key.h says. Pure.
+"""Rules by operation as the kernel looks them up: a longest-prefix map, keyed as bpf/core/operation_key.h says. Pure.
 
 Of the patterns that match an operation the longest need not be the one that wins: an order of precedence says which
 does. So the map gets, for each pattern's method and path, the row of the first rule in that order which selects all

@@ -97,7 +97,7 @@ def ancestors(pid: int) -> Iterator[int]:
 
 
 def read_traits(pid: int, wanted: Collection[str] = Traits._fields) -> Traits:
-    """Those traits of a process that are wanted, but its ports: `listening.py` reads these. Never raises."""
+    """Those traits of a process that are wanted, but its ports: `sockets.py` reads these. Never raises."""
     traits = Traits()
     if "exe" in wanted:
         traits = traits._replace(exe=_read_exe(pid))

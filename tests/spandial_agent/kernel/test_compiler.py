@@ -27,7 +27,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("changed", ["capture.c", "stream.h", "rates.c"])
+@pytest.mark.parametrize("changed", ["capture.c", "protocols/stream.h", "rates.c"])
 def test_another_source_or_header_is_another_build(sources: Path, changed: str) -> None:
     build = Build("capture.c", shared=("rates",))
     before = build.key()

@@ -5,8 +5,7 @@
  * bcc compiles every function alone: a callback is named by its number here, and the loader
  * (spandial_agent/kernel/linker.py) puts the function in its place. It has no argument that C could
  * name, because bcc takes second arguments for those of a traced function: what it works on is in a
- * map. For the same reason, and because bcc rewrites accesses to maps in the main file only, callbacks
- * stand there, and what they do in the header of their protocol.
+ * map.
  */
 #ifndef SPANDIAL_LOOP_H
 #define SPANDIAL_LOOP_H

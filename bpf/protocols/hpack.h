@@ -4,8 +4,9 @@
 #ifndef SPANDIAL_HPACK_H
 #define SPANDIAL_HPACK_H
 
-#include "operations.h"
-#include "tracecontext.h"
+#include "core/loop.h"
+#include "core/maps.h"
+#include "protocols/tracecontext.h"
 
 #define FIELDS_MAX 120	  /* of a block that are looked at */
 #define FIELDS_BURST 12	  /* that one callback looks at: a call costs as much as some of them */
@@ -272,6 +273,21 @@ static __always_inline int parse_block_context(struct walk *walk, struct head *h
 	REMEMBER(head->length, TRACESTATE_AT + length);
 	parse_randomness(head, context);
 	return 1;
+}
+
+int scan_fields_callback(void *index)
+{
+	struct walk *walk = this_walk();
+
+	return walk ? scan_fields(walk) : 1;
+}
+
+int scan_huffman_callback(void *index)
+{
+	struct walk *walk = this_walk();
+	struct head *head = this_head();
+
+	return walk && head ? scan_huffman(walk, head) : 1;
 }
 
 #endif

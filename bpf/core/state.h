@@ -1,17 +1,60 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* A connection's bytes as the stream that they are: messages of a protocol begin and end anywhere in
- * what a system call reads or writes, and in the buffers that it names.
- *
- * A walk takes one step after the other, each a call of the protocol's step function: a header, or a
- * part of a message that is passed over, or the next buffer.
- */
-#ifndef SPANDIAL_STREAM_H
-#define SPANDIAL_STREAM_H
+/* What is remembered: of a head, of a connection and the directions of it, of a walk through one system call's bytes,
+ * and of a thread. */
+#ifndef SPANDIAL_STATE_H
+#define SPANDIAL_STATE_H
 
-#include "decision.h"
-#include "tracecontext.h"
+#include "core/bytes.h"
+#include "core/operation_key.h"
+#include "spandial.h"
 
-#define WALK_STEPS (1 << 16) /* more than one system call's messages, but for an attack */
+#define HEAD_MAX 1024 /* bytes of the head that are looked at; a power of two */
+#define HEAD_PAD 128  /* reads at a bounded offset never leave the buffer */
+
+/* A head under examination. */
+struct head {
+	__u8 bytes[HEAD_MAX + HEAD_PAD];
+	__u32 length;
+	__u32 request_line; /* length without the line end; 0: its end is not within reach */
+	__u32 traceparent;  /* offset of the value; 0: none */
+	__u32 tracestate;
+	__u32 at;	      /* where the scan is */
+	__u32 within;	      /* a part of it */
+	__u32 refused;	      /* no request after all */
+	__u32 found;	      /* offset; 0: nothing */
+	__u32 window;	      /* the last four bytes of a search */
+	__u32 received;	      /* by the process, as opposed to sent */
+	__u32 parent_settles; /* nothing behind a traceparent matters */
+	struct operation_key operation;
+	__u64 operation_end; /* a bounded length behind the key's beginning stays within */
+};
+
+/* An offset within HEAD_MAX, in an instruction that clang cannot prove away: the verifier does not
+ * know what clang knows. */
+static __always_inline __u32 bounded(__u32 offset)
+{
+	asm volatile("%0 &= 0x3ff" : "+r"(offset));
+	return offset;
+}
+
+static __always_inline __u8 byte_at(const struct head *head, __u32 offset)
+{
+	return head->bytes[bounded(offset)];
+}
+
+/* Eight bytes at an offset; the first byte is the least significant (little-endian hosts only). */
+static __always_inline __u64 load8(const struct head *head, __u32 offset)
+{
+	return *(const __u64 *)(head->bytes + bounded(offset));
+}
+
+struct trace_context {
+	__u64 trace_id[2]; /* most significant half first */
+	__u64 span_id;
+	__u64 randomness; /* 56 bits: tracestate's rv, else the end of the trace id */
+	__u32 sampled;
+};
+
 #define HEADER_MAX 16
 #define KEPT_STREAMS 64			       /* a power of two */
 #define WINDOW_MAX 256			       /* bytes read at once by who looks at many small pieces */
@@ -50,6 +93,7 @@ struct requests {
 };
 
 enum grpc { GRPC_UNKNOWN = 0, GRPC = 1, NOT_GRPC = 2 };
+
 enum decided { UNDECIDED = 0, KEPT = 1, DROPPED = 2 };
 
 /* The streams (HTTP/2) whose answers are wanted, each in its place. Requests and responses may be walked through at the
@@ -59,6 +103,7 @@ struct kept { /* by the requests */
 	__u32 body[KEPT_STREAMS]; /* bytes of DATA, or SPANDIAL_BODY_UNKNOWN */
 	__u64 crowded;		  /* two had the same place: every answer is handed over from now on */
 };
+
 struct ended { /* by the responses */
 	__u32 streams[KEPT_STREAMS];
 	__u32 body[KEPT_STREAMS]; /* of answers that have not ended */
@@ -149,118 +194,35 @@ struct walk {
 	__u8 window[2 * WINDOW_MAX];
 };
 
-/* With maps, and so in capture.c: bcc rewrites no access to a map in an included file. */
-static __always_inline struct walk *this_walk(void);
-static __always_inline int emit_record(struct walk *walk, __u32 event);
-static __always_inline void count_entry(struct walk *walk, __u32 kind, int kept, int traced);
-static __always_inline void decide_block(struct walk *walk);
+/* A socket's connection whose bytes are ciphertext: what it says, the library's calls tell. Also with
+ * kernel TLS, where the socket is handed clear text. In the connection's memory only, never in a record. */
+#define ENCRYPTED 0x100
 
-static __always_inline void advance(struct walk *walk, __u32 bytes)
-{
-	walk->buffer += bytes;
-	walk->left -= bytes;
-}
+/* A connection of OpenSSL: its SSL object. */
+struct tls_connection {
+	__u64 tgid;
+	__u64 ssl;
+};
 
-/* Go on to the next buffer of the system call. Returns 0 where there is none. */
-static __always_inline int next_chunk(struct walk *walk)
-{
-	struct {
-		__u64 base;
-		__u64 length;
-	} iov;
+enum tls_function { TLS_READ = 0, TLS_READ_EX = 1, TLS_WRITE = 2, TLS_WRITE_EX = 3 };
 
-	if (!walk->iovecs || !walk->total)
-		return 0;
-	if (bpf_probe_read_user(&iov, sizeof(iov), (void *)walk->iovec)) {
-		walk->broken = 1;
-		return 0;
-	}
-	walk->iovecs--;
-	walk->iovec += sizeof(iov);
-	walk->buffer = iov.base;
-	walk->left = iov.length < walk->total ? iov.length : walk->total;
-	walk->total -= walk->left;
-	return 1;
-}
+/* A call of one of the functions, from its begin to its return. */
+struct tls_call {
+	__u64 ssl; /* 0: there is none */
+	__u64 buffer;
+	__u64 bytes; /* where SSL_read_ex and SSL_write_ex put their number */
+	__u64 stack; /* pointer, at the begin: the return is known by it */
+	__u32 function;
+};
 
-/* Append bytes of the current chunk to what is captured, as far as there is room. */
-static __always_inline void capture(struct walk *walk, __u32 bytes)
-{
-	__u32 captured = walk->at.captured;
-	__u32 room = captured < walk->at.capturing ? walk->at.capturing - captured : 0;
-
-	if (bytes > room) {
-		bytes = room;
-		walk->at.cut = 1;
-	}
-	if (!bytes)
-		return;
-	asm volatile("%0 &= 0x3ff" : "+r"(captured));
-	asm volatile("%0 &= 0x3ff" : "+r"(bytes));
-	if (bpf_probe_read_user(walk->record.request + captured, bytes, (void *)walk->buffer)) {
-		walk->broken = 1;
-		return;
-	}
-	walk->at.captured = captured + bytes;
-}
-
-/* Capture the message whose header has just been taken: so many bytes of it, from `first` on. */
-static __always_inline void begin_capture(struct walk *walk, __u32 first, __u32 bytes, __u32 most)
-{
-	walk->at.capturing = most;
-	walk->at.cut = 0;
-	walk->at.captured = bytes;
-	__builtin_memcpy(walk->record.request, walk->at.header + first, HEADER_MAX);
-}
-
-/* What a step does before it looks at a header. */
-enum progress { AT_HEADER, ON_THE_WAY, AT_END };
-
-static __always_inline void pass(struct walk *walk)
-{
-	__u64 skip = walk->at.skip;
-
-	if (skip > walk->left)
-		skip = walk->left;
-	if (walk->at.capturing)
-		capture(walk, skip);
-	advance(walk, skip);
-	walk->at.skip -= skip;
-}
-
-static __always_inline enum progress proceed(struct walk *walk)
-{
-	if (walk->broken)
-		return AT_END;
-	if (!walk->left)
-		return next_chunk(walk) ? ON_THE_WAY : AT_END;
-	if (!walk->at.skip)
-		return AT_HEADER;
-	pass(walk);
-	return ON_THE_WAY;
-}
-
-/* Whether the header has this many bytes now; takes what the current chunk has of them. */
-static __always_inline int take_header(struct walk *walk, __u32 wanted)
-{
-	__u32 have = walk->at.have, bytes = wanted - have;
-
-	if (bytes > walk->left)
-		bytes = walk->left;
-	asm volatile("%0 &= 0xf" : "+r"(have));
-	asm volatile("%0 &= 0xf" : "+r"(bytes));
-	if (bytes && bpf_probe_read_user(walk->at.header + have, bytes, (void *)walk->buffer)) {
-		walk->broken = 1;
-		return 0;
-	}
-	advance(walk, bytes);
-	walk->at.have = have + bytes;
-	return have + bytes == wanted;
-}
-
-static __always_inline __u32 big_endian(const __u8 *bytes)
-{
-	return (__u32)bytes[0] << 24 | bytes[1] << 16 | bytes[2] << 8 | bytes[3];
-}
+/* What a thread needs while it reads or writes. A program that a uprobe runs can be preempted by another
+ * thread that runs it on the same CPU: bpf_prog_run_array_uprobe keeps off migration and nothing else
+ * (Linux 6.0, commit 8c7dcb84e3b7). So this belongs to the thread and not to the CPU. */
+struct thread {
+	struct tls_call call;
+	struct tls_call inner; /* within it: TLS through TLS, to a proxy */
+	struct head head;
+	struct walk walk;
+};
 
 #endif

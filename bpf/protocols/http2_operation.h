@@ -4,7 +4,8 @@
 #ifndef SPANDIAL_HTTP2_OPERATION_H
 #define SPANDIAL_HTTP2_OPERATION_H
 
-#include "hpack.h"
+#include "core/outcome.h"
+#include "protocols/hpack.h"
 
 #define OPERATION_FIELDS 16 /* that are looked at: the pseudo-header fields come first (RFC 9113, section 8.3) */
 
@@ -12,11 +13,6 @@
 enum static_entry { STATIC_GET = 2, STATIC_POST = 3, STATIC_ROOT = 4, STATIC_INDEX_HTML = 5 };
 
 enum operation_field { OTHER_FIELD, METHOD_FIELD, PATH_FIELD };
-
-/* What an entry of the dynamic table is: a method, if there is one in kind_method, or else a path. With maps, and so in
- * capture.c. */
-static __always_inline const struct operation *known_field(const struct walk *walk, u32 entry);
-static __always_inline void remember_field(const struct walk *walk, u32 entry, struct operation *field);
 
 /* The number of an entry of the dynamic table, by an index that the current field has. */
 static __always_inline u32 table_entry(const struct walk *walk, u32 index)
@@ -167,6 +163,32 @@ static __always_inline int lay_out_block_operation(struct walk *walk, struct ope
 	key->set = set;
 	operation->kind_method |= block->method << 8 | kind;
 	return block->method != 0;
+}
+
+int scan_operation_callback(void *index)
+{
+	struct walk *walk = this_walk();
+
+	return walk ? scan_operation(walk) : 1;
+}
+
+/* The walk's word becomes that of the operation that its block asks for, or stays where that cannot be known here. In a
+ * loop of one, so that the verifier does not follow what is behind it once for each way through. */
+int obey_operation_callback(void *index)
+{
+	struct walk *walk = this_walk();
+	struct head *head = this_head();
+	struct spandial_row *row;
+	u32 row_index, kind;
+
+	if (!walk || !head)
+		return 1;
+	row_index = walk->record.row;
+	kind = walk->record.kind;
+	row = rates.lookup(&row_index);
+	if (row && lay_out_block_operation(walk, &head->operation, row->words[SPANDIAL_WORD_OPERATIONS] >> 32, kind))
+		walk->word = word_of_operation(walk->word, kind, &head->operation);
+	return 1;
 }
 
 #endif

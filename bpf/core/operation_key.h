@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* The operation of a request as a key of the map of rules by operation: a longest-prefix map, whose entries
- * agent/spandial_agent/kernel/operations.py lays out. */
+ * agent/spandial_agent/capture/operation_map.py lays out. */
 #ifndef SPANDIAL_OPERATION_KEY_H
 #define SPANDIAL_OPERATION_KEY_H
 

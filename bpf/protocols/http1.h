@@ -3,81 +3,12 @@
 #ifndef SPANDIAL_HTTP1_H
 #define SPANDIAL_HTTP1_H
 
-#include "loop.h"
-#include "operation_key.h"
-#include "spandial.h"
-
-#define HEAD_MAX 1024 /* bytes of the head that are looked at; a power of two */
-#define HEAD_PAD 128  /* reads at a bounded offset never leave the buffer */
+#include "core/bytes.h"
+#include "core/loop.h"
+#include "core/state.h"
 
 #define SCAN_STEPS 256 /* 8 bytes each, plus one for every line: enough for 128 lines */
 #define SCAN_BURST 64  /* steps that one callback takes: a call costs as much as some of them */
-
-/* A head under examination. */
-struct head {
-	__u8 bytes[HEAD_MAX + HEAD_PAD];
-	__u32 length;
-	__u32 request_line; /* length without the line end; 0: its end is not within reach */
-	__u32 traceparent;  /* offset of the value; 0: none */
-	__u32 tracestate;
-	__u32 at;	      /* where the scan is */
-	__u32 within;	      /* a part of it */
-	__u32 refused;	      /* no request after all */
-	__u32 found;	      /* offset; 0: nothing */
-	__u32 window;	      /* the last four bytes of a search */
-	__u32 received;	      /* by the process, as opposed to sent */
-	__u32 parent_settles; /* nothing behind a traceparent matters */
-	struct operation_key operation;
-	__u64 operation_end; /* a bounded length behind the key's beginning stays within */
-};
-
-/* Loop state is kept in the map and not in registers: what comes back from there is an unknown number
- * to the verifier, which otherwise would follow each of its values through all iterations. */
-#define REMEMBER(field, value) (*(volatile __u32 *)&(field) = (value))
-#define RECALL(field) (*(volatile __u32 *)&(field))
-
-/* An offset within HEAD_MAX, in an instruction that clang cannot prove away: the verifier does not
- * know what clang knows. */
-static __always_inline __u32 bounded(__u32 offset)
-{
-	asm volatile("%0 &= 0x3ff" : "+r"(offset));
-	return offset;
-}
-
-static __always_inline __u8 byte_at(const struct head *head, __u32 offset)
-{
-	return head->bytes[bounded(offset)];
-}
-
-/* Eight bytes at an offset; the first byte is the least significant (little-endian hosts only). */
-static __always_inline __u64 load8(const struct head *head, __u32 offset)
-{
-	return *(const __u64 *)(head->bytes + bounded(offset));
-}
-
-#define BYTES(c) (0x0101010101010101ULL * (c))
-#define LOWER(word) ((word) | BYTES(0x20))
-#define CHARS8(a, b, c, d, e, f, g, h)                                                                                 \
-	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 | (__u64)(f) << 40 |    \
-	 (__u64)(g) << 48 | (__u64)(h) << 56)
-#define CHARS4(a, b, c, d) CHARS8(a, b, c, d, 0, 0, 0, 0)
-
-/* 0x80 in every byte that equals c, exactly (no borrow between bytes). */
-static __always_inline __u64 bytes_equal(__u64 word, __u8 c)
-{
-	__u64 x = word ^ BYTES(c);
-
-	return ~(((x & BYTES(0x7f)) + BYTES(0x7f)) | x | BYTES(0x7f));
-}
-
-/* Index of the lowest byte that has its high bit set; the mask must not be zero. Without a branch,
- * because the verifier would follow each of the eight outcomes to the end of the loop. */
-static __always_inline __u32 first_byte(__u64 mask)
-{
-	__u64 below = (mask & -mask) - 1; /* ones in every byte up to the one looked for */
-
-	return (((below & BYTES(0x01)) * BYTES(0x01) >> 56) - 1) & 7;
-}
 
 /* Whether eight bytes begin with a method and its space (RFC 9110, section 9.3, and PATCH). */
 static __always_inline int starts_with_method(__u64 first)
@@ -233,6 +164,14 @@ static __always_inline void lay_out_operation(struct head *head, __u32 set, __u3
 		if (ends)
 			break;
 	}
+}
+
+/* What bpf_loop calls. this_head() is that of core/maps.h; a test brings its own. */
+int scan_head_callback(void *index)
+{
+	struct head *head = this_head();
+
+	return head ? scan_http1(head) : 1;
 }
 
 #endif

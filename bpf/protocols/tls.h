@@ -3,11 +3,7 @@
 #ifndef SPANDIAL_TLS_H
 #define SPANDIAL_TLS_H
 
-#include "stream.h"
-
-/* A socket's connection whose bytes are ciphertext: what it says, the library's calls tell. Also with
- * kernel TLS, where the socket is handed clear text. In the connection's memory only, never in a record. */
-#define ENCRYPTED 0x100
+#include "core/state.h"
 
 /* content type, version, length; a handshake's message has its type and its length */
 #define TLS_RECORD_HEADER 5
@@ -27,33 +23,6 @@ static __always_inline int is_tls(__u64 first, __u64 total)
 		return (message == 1 || message == 2) && !(first >> 48 & 0xff);
 	return type == TLS_APPLICATION_DATA && total == TLS_RECORD_HEADER + length;
 }
-
-/* A connection of OpenSSL: its SSL object. */
-struct tls_connection {
-	__u64 tgid;
-	__u64 ssl;
-};
-
-enum tls_function { TLS_READ = 0, TLS_READ_EX = 1, TLS_WRITE = 2, TLS_WRITE_EX = 3 };
-
-/* A call of one of the functions, from its begin to its return. */
-struct tls_call {
-	__u64 ssl; /* 0: there is none */
-	__u64 buffer;
-	__u64 bytes; /* where SSL_read_ex and SSL_write_ex put their number */
-	__u64 stack; /* pointer, at the begin: the return is known by it */
-	__u32 function;
-};
-
-/* What a thread needs while it reads or writes. A program that a uprobe runs can be preempted by another
- * thread that runs it on the same CPU: bpf_prog_run_array_uprobe keeps off migration and nothing else
- * (Linux 6.0, commit 8c7dcb84e3b7). So this belongs to the thread and not to the CPU. */
-struct thread {
-	struct tls_call call;
-	struct tls_call inner; /* within it: TLS through TLS, to a proxy */
-	struct head head;
-	struct walk walk;
-};
 
 /* Where to remember a call that begins. One that never returned is not waited for: no other is within it unless it
  * is deeper on the stack, and then that has a place, too. */

@@ -4,7 +4,7 @@
 #ifndef SPANDIAL_MYSQL_H
 #define SPANDIAL_MYSQL_H
 
-#include "operations.h"
+#include "protocols/statements.h"
 
 #define COM_INIT_DB 0x02
 #define COM_QUERY 0x03
@@ -172,6 +172,11 @@ static __always_inline int mysql_step(void)
 	if (!walk->at.skip && walk->at.inside)
 		end_mysql_packet(walk);
 	return 0;
+}
+
+int step_mysql(void *index)
+{
+	return mysql_step();
 }
 
 #endif

@@ -4,7 +4,7 @@
 #ifndef SPANDIAL_POSTGRES_H
 #define SPANDIAL_POSTGRES_H
 
-#include "operations.h"
+#include "protocols/statements.h"
 
 #define POSTGRES_3_0 0x00030000
 #define POSTGRES_SSL_REQUEST 80877103
@@ -142,6 +142,11 @@ static __always_inline int postgres_step(void)
 broken:
 	walk->broken = 1;
 	return 1;
+}
+
+int step_postgres(void *index)
+{
+	return postgres_step();
 }
 
 #endif

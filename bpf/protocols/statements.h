@@ -1,21 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /* Operations of a walk: decided when they begin, counted once, handed over when they end. */
-#ifndef SPANDIAL_OPERATIONS_H
-#define SPANDIAL_OPERATIONS_H
+#ifndef SPANDIAL_STATEMENTS_H
+#define SPANDIAL_STATEMENTS_H
 
-#include "stream.h"
-
-/* 56 random bits, for an entry without trace context. */
-static __always_inline u64 draw_randomness(void)
-{
-	return ((u64)bpf_get_prandom_u32() << 24 ^ bpf_get_prandom_u32()) & 0x00ffffffffffffffULL;
-}
-
-/* Whether user space is to hear of what this walk finds. */
-static __always_inline int emitting(const struct walk *walk)
-{
-	return (walk->entries || walk->answers) && (walk->word & SPANDIAL_EMIT);
-}
+#include "core/outcome.h"
+#include "protocols/stream.h"
 
 /* The current operation begins, unless an earlier message began it. */
 static __always_inline void decide_operation(struct walk *walk)

@@ -4,7 +4,7 @@
 #ifndef SPANDIAL_REDIS_H
 #define SPANDIAL_REDIS_H
 
-#include "operations.h"
+#include "protocols/statements.h"
 
 #define REDIS_LINE_MAX 15 /* bytes looked at to find the end of a line: "*1048576" is shorter */
 
@@ -191,6 +191,11 @@ static __always_inline int redis_step(void)
 			return 1;
 	}
 	return 0;
+}
+
+int step_redis(void *index)
+{
+	return redis_step();
 }
 
 #endif

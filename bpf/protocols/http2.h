@@ -3,7 +3,8 @@
 #ifndef SPANDIAL_HTTP2_H
 #define SPANDIAL_HTTP2_H
 
-#include "hpack.h"
+#include "protocols/http2_request.h"
+#include "protocols/stream.h"
 
 #define FRAME_HEADER 9
 #define PREFACE_LENGTH 24
@@ -15,7 +16,6 @@ enum frame_type {
 	FRAME_CONTINUATION = 9,
 	FRAME_TYPE_MAX = 0x20,
 };
-enum frame_flag { END_STREAM = 0x1, END_HEADERS = 0x4, PADDED = 0x8, PRIORITY = 0x20 };
 /* What the current frame is, if its end matters: a part of a header block, with its flags, or one of these. */
 enum inside { INSIDE_BLOCK = 0x100, INSIDE_LAST = 0x200, INSIDE_RESET = 0x400 };
 
@@ -39,100 +39,6 @@ static __always_inline int begins_frame(const struct connection *connection, con
 	u32 stream = big_endian(header + 5);
 
 	return header[3] <= FRAME_CONTINUATION && stream <= connection->requests.last_stream;
-}
-
-static __always_inline u32 place_of(u32 stream)
-{
-	stream = stream >> 1 & (KEPT_STREAMS - 1);
-	asm volatile("%0 &= 0x3f" : "+r"(stream));
-	return stream;
-}
-
-static __always_inline void want_answer(struct walk *walk)
-{
-	u32 stream = walk->at.stream, place = place_of(stream), other = walk->kept.streams[place];
-
-	if (other && other != stream && walk->ended.streams[place] != other)
-		walk->kept.crowded = 1;
-	walk->kept.streams[place] = stream;
-	walk->kept.body[place] = 0;
-	walk->pending = 1;
-}
-
-static __always_inline int answer_wanted(const struct walk *walk)
-{
-	return walk->kept.crowded || walk->kept.streams[place_of(walk->at.stream)] == walk->at.stream;
-}
-
-/* A frame of DATA begins, of the request or of the answer. */
-static __always_inline void count_body(struct walk *walk, u32 stream, u32 length, u32 flags)
-{
-	u32 place = place_of(stream), *body = walk->responses ? walk->ended.body : walk->kept.body;
-
-	if (walk->kept.streams[place] != stream)
-		return;
-	if (flags & PADDED || body[place] > SPANDIAL_BODY_UNKNOWN - length)
-		body[place] = SPANDIAL_BODY_UNKNOWN;
-	else
-		body[place] += length;
-}
-
-/* Hand over what is captured of a stream's answer. */
-static __always_inline void emit_answer(struct walk *walk, u32 flags)
-{
-	struct spandial_entry *record = &walk->record;
-	u32 place = place_of(walk->at.stream);
-	int lost, known = walk->kept.streams[place] == walk->at.stream;
-
-	record->trace_id[0] = record->trace_id[1] = record->span_id = record->randomness = 0;
-	record->serving = 0;
-	record->kind = SPANDIAL_HTTP;
-	record->parent = SPANDIAL_NO_PARENT;
-	record->stream = walk->at.stream;
-	record->flags = flags;
-	record->bytes = known ? walk->ended.body[place] : SPANDIAL_BODY_UNKNOWN;
-	record->body = known ? walk->kept.body[place] : SPANDIAL_BODY_UNKNOWN;
-	lost = emit_record(walk, SPANDIAL_EVENT_ANSWER) != 0;
-	if (walk->at.captured && !(flags & SPANDIAL_RECORD_RESET))
-		walk->at.gap = lost;
-	if (walk->responses &&
-	    known) /* behind an answer's first header block comes its body, behind its end another answer */
-		walk->ended.body[place] = 0;
-	if (!(flags & SPANDIAL_RECORD_END))
-		return;
-	if (walk->responses)
-		walk->ended.streams[place] = walk->at.stream;
-	else if (walk->kept.streams[place] == walk->at.stream)
-		walk->kept.streams[place] = 0;
-}
-
-/* A response's header block, or its trailers, is complete. */
-static __always_inline void on_response_block(struct walk *walk)
-{
-	struct block *block = &walk->block;
-	u32 flags = walk->at.ends ? SPANDIAL_RECORD_END : 0;
-
-	if (walk->at.block_length > walk->at.captured)
-		block->cut = 1;
-	if (block->changed || block->cut || answer_wanted(walk)) {
-		if (block->cut)
-			flags |= SPANDIAL_RECORD_CUT;
-		if (walk->at.fresh)
-			flags |= SPANDIAL_RECORD_FRESH;
-		if (walk->at.gap)
-			flags |= SPANDIAL_RECORD_GAP;
-		emit_answer(walk, flags);
-	}
-	walk->at.fresh = 0;
-}
-
-/* A stream ends without a header block. */
-static __always_inline void on_stream_end(struct walk *walk, int reset)
-{
-	if (!answer_wanted(walk))
-		return;
-	walk->at.start_ns = bpf_ktime_get_boot_ns();
-	emit_answer(walk, SPANDIAL_RECORD_END | (reset ? SPANDIAL_RECORD_RESET : 0));
 }
 
 /* A header block is complete. */
@@ -244,6 +150,13 @@ static __always_inline int http2_step(struct walk *walk)
 broken:
 	walk->broken = 1;
 	return 1;
+}
+
+int step_http2(void *index)
+{
+	struct walk *walk = this_walk();
+
+	return walk ? http2_step(walk) : 1;
 }
 
 #endif

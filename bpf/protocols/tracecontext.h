@@ -3,19 +3,12 @@
 #ifndef SPANDIAL_TRACECONTEXT_H
 #define SPANDIAL_TRACECONTEXT_H
 
-#include "http1.h"
+#include "protocols/http1.h"
 
 #define TRACESTATE_MAX 512 /* bytes that a vendor must propagate: W3C Trace Context, 3.3.1.5 */
 #define TRACESTATE_BURST 16
 #define TRACEPARENT_LENGTH 55
 #define RANDOMNESS_LENGTH 14 /* digits of rv */
-
-struct trace_context {
-	__u64 trace_id[2]; /* most significant half first */
-	__u64 span_id;
-	__u64 randomness; /* 56 bits: tracestate's rv, else the end of the trace id */
-	__u32 sampled;
-};
 
 /* Eight lower-case hexadecimal digits to a number; *bad becomes non-zero where one is not. */
 static __always_inline __u64 hex8(__u64 text, __u64 *bad)
@@ -133,6 +126,13 @@ static __always_inline void parse_randomness(struct head *head, struct trace_con
 		return;
 	if (!bad)
 		context->randomness = high << 24 | (low & 0xffffff);
+}
+
+int scan_tracestate_callback(void *index)
+{
+	struct head *head = this_head();
+
+	return head ? scan_tracestate(head) : 1;
 }
 
 #endif

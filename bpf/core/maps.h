@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/* The maps, and how they are looked up. */
+#ifndef SPANDIAL_MAPS_H
+#define SPANDIAL_MAPS_H
+
+#include "core/state.h"
+
+BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
+BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
+BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
+BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
+BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
+BPF_F_TABLE("lpm_trie", struct operation_key, u32, operations, SPANDIAL_OPERATION_KEYS, BPF_F_NO_PREALLOC); /* rows */
+
+/* Methods and paths in the dynamic tables of connections (HTTP/2) whose words say that rules by operation may be about
+ * them. */
+struct table_field {
+	u64 connection;
+	u64 entry;
+};
+BPF_TABLE("lru_hash", struct table_field, struct operation, fields, SPANDIAL_FIELDS);
+
+#ifdef SPANDIAL_TLS
+BPF_TASK_STORAGE(threads, struct thread);
+#else
+/* One a CPU: nothing preempts a program that a tracepoint runs (include/linux/tracepoint.h). */
+BPF_PERCPU_ARRAY(heads, struct head, 1);
+BPF_PERCPU_ARRAY(walks, struct walk, 1);
+#endif
+
+/* What is known of a connection. The kernel forgets it with the socket; without sockets, with the descriptor
+ * or the SSL object. */
+#if defined(SPANDIAL_SYS_EXIT) || defined(SPANDIAL_TLS)
+#ifdef SPANDIAL_TLS
+typedef struct tls_connection connection_key;
+#else
+typedef u64 connection_key; /* tgid << 32 | descriptor */
+#endif
+BPF_TABLE("lru_hash", connection_key, struct connection, connections, SPANDIAL_CONNECTIONS);
+BPF_PERCPU_ARRAY(new_connections, struct connection, 1); /* zeros */
+#else
+#define SPANDIAL_SOCKETS
+typedef struct sock *connection_key;
+BPF_SK_STORAGE(connections, struct connection);
+#endif
+
+/* The requests that threads are serving, by pid_tgid: of processes whose answers are wanted, on sockets that block. A
+ * thread that waits on a socket for one request does nothing else meanwhile; of an event loop's thread nobody knows. */
+BPF_TABLE("lru_hash", u64, struct serving, serving, SPANDIAL_CONNECTIONS);
+
+static __always_inline struct walk *this_walk(void)
+{
+#ifdef SPANDIAL_TLS
+	struct thread *thread = threads.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+
+	return thread ? &thread->walk : 0;
+#else
+	u32 zero = 0;
+
+	return walks.lookup(&zero);
+#endif
+}
+
+static __always_inline struct head *this_head(void)
+{
+#ifdef SPANDIAL_TLS
+	struct thread *thread = threads.task_storage_get(bpf_get_current_task_btf(), 0, 0);
+
+	return thread ? &thread->head : 0;
+#else
+	u32 zero = 0;
+
+	return heads.lookup(&zero);
+#endif
+}
+
+static __always_inline struct connection *find_connection(connection_key key)
+{
+#ifdef SPANDIAL_SOCKETS
+	return connections.sk_storage_get(key, 0, 0);
+#else
+	return connections.lookup(&key);
+#endif
+}
+
+static __always_inline struct connection *make_connection(connection_key key)
+{
+#ifdef SPANDIAL_SOCKETS
+	return connections.sk_storage_get(key, 0, BPF_SK_STORAGE_GET_F_CREATE);
+#else
+	u32 zero = 0;
+	struct connection *new = new_connections.lookup(&zero);
+
+	if (!new)
+		return 0;
+	connections.update(&key, new);
+	return connections.lookup(&key);
+#endif
+}
+
+/* What an entry of the dynamic table is: a method, if there is one in kind_method, or else a path. */
+static __always_inline const struct operation *known_field(const struct walk *walk, u32 entry)
+{
+	struct table_field name = {.connection = walk->record.connection, .entry = entry};
+
+	return fields.lookup(&name);
+}
+
+static __always_inline void remember_field(const struct walk *walk, u32 entry, struct operation *field)
+{
+	struct table_field name = {.connection = walk->record.connection, .entry = entry};
+
+	fields.update(&name, field);
+}
+
+#endif
