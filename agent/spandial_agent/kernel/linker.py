@@ -1,9 +1,9 @@
 """Join a BPF program with the step functions that it hands to bpf_loop: bcc compiles each function alone.
 
 In C, a callback is a pointer whose upper half is `CALLBACK_MARK` and whose lower half is its number
-(`CALLBACK` of bpf/core/loop.h). Here the callback's instructions are put behind the program's, and the pointer becomes a
-reference to them (BPF_PSEUDO_FUNC, Linux 5.13, commit 69c087ba6225). The kernel wants to know by BTF that a callback is
-a static function; types it does not ask for.
+(`CALLBACK` of bpf/core/loop.h). Here the callback's instructions are put behind the program's, and the pointer becomes
+a reference to them (BPF_PSEUDO_FUNC, Linux 5.13, commit 69c087ba6225). The kernel wants to know by BTF that a callback
+is a static function; types it does not ask for.
 """
 
 from __future__ import annotations
