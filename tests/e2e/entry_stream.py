@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.agent_process import AgentProcess, eventually
+from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 
 __all__ = ["EntryStream"]
 
@@ -18,18 +18,19 @@ class EntryStream:
 
     def __init__(self, agent: AgentProcess, service: str) -> None:
         self.entries: list[dict[str, Any]] = []
+        self._ids: set[int] = set()
         self._agent = agent
         self._service = service
         self._open = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._open.wait(10)
+        assert self._open.wait(PATIENCE_S)
 
-    def trace_ids(self, count: int = 0) -> set[int]:
-        """The trace ids, once there are at least so many entries. Raises AssertionError if any was lost."""
-        eventually(lambda: len(self.entries) >= count, f"{count} entries, there are {len(self.entries)}")
+    def trace_ids(self, expected: set[int]) -> set[int]:
+        """All trace ids, once these are among them. Raises AssertionError if any entry was lost."""
+        eventually(lambda: expected <= self._ids, f"{len(expected)} entries")
         assert not any(entry["lost"] for entry in self.entries)
-        return {int(entry["trace_id"], 16) for entry in self.entries if entry["trace_id"]}
+        return self._ids.copy()
 
     def _read(self) -> None:
         transport = httpx.HTTPTransport(uds=str(self._agent.run_dir / "api.sock"))
@@ -41,6 +42,9 @@ class EntryStream:
             try:
                 for line in answer.iter_lines():
                     if line.startswith("data:"):
-                        self.entries.append(json.loads(line[5:]))
+                        entry = json.loads(line[5:])
+                        self.entries.append(entry)
+                        if entry["trace_id"]:
+                            self._ids.add(int(entry["trace_id"], 16))
             except httpx.TransportError:
                 return

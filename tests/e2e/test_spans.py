@@ -136,7 +136,7 @@ def test_data_is_exported_only_where_somebody_asked_for_it(
         watching = EntryStream(agent, TILL_NAME)
         modes = {"postgres": "statements", "mysql": "queries", "redis": "commands"}
         total = sum(loads[n].run(modes[n], address=servers[n].address(), count=4).done.total for n in servers)
-        watching.trace_ids(total)
+        eventually(lambda: len(watching.entries) >= total, f"{total} entries")
         shown = {entry["statement"] for entry in watching.entries}
         spans = received(receiver, total, TILL_NAME)
     finally:
