@@ -1,7 +1,8 @@
 """Many hooked processes that do nothing: `python -m bench.crowd RUN_DIR COUNT` forks them and waits.
 
 Each process registers with spandial.Sampler as a service of its own. All end with standard input, and so with whoever
-started them, however that ends.
+started them, however that ends. Like bench/switch.py and bench/spinner.py it is also started of older checkouts: the
+first line that it writes has the pids.
 """
 
 from __future__ import annotations

@@ -9,6 +9,11 @@ beginning of each time that capture is on: what a steady stream would lose, and 
 bench/spans to say. An agent as it is, all of it, is measured in bench/cycles.py.
 
 It ends with its standard input, and so with whoever started it; its programs end with it.
+
+What it reads and writes is a contract between trees: bench/compare starts this program of an older checkout, too, and
+drives it by the `Switch` of the newer one. Once it has loaded its programs it writes `null`. Then, each a line of JSON:
+`["on", pid, rate, exported, operations, counting]` is answered `null`, `["off"]` by the fields of `Seen` in their
+order. New arguments and fields come last and can be done without; none is removed or gets another meaning.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import structlog
 
 from bench.checkout import ROOT
+from bench.trees import HERE, Tree
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.operations import parse_operation
 from spandial_agent.errors import KernelUnavailable
@@ -83,16 +88,11 @@ class Switch:
     Args:
         path: of capture.
         core: where it runs.
+        tree: whose programs they are.
     """
 
-    def __init__(self, path: str, core: int) -> None:
-        self._process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), sys.executable, "-m", "bench.switch", path],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, path: str, core: int, tree: Tree = HERE) -> None:
+        self._process = tree.start(["-m", "bench.switch", path], core)
         self.pid = self._process.pid
         self._answer()
 

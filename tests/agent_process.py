@@ -46,10 +46,13 @@ class AgentProcess:
 
     Args:
         folder: holds `run`, `state` and `log`; survives a restart.
-        settings: SPANDIAL_* variables.
+        python: the interpreter.
+        cwd: where it is started.
+        settings: SPANDIAL_* variables, or others.
     """
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, python: str = sys.executable, cwd: Path | None = None, **settings: str) -> None:
+        self._python, self._cwd = python, cwd
         self.run_dir = folder / "run"
         self.state_dir = folder / "state"
         self.log = folder / "log"
@@ -83,7 +86,8 @@ class AgentProcess:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "spandial_agent", "agent"],
+                [self._python, "-m", "spandial_agent", "agent"],
+                cwd=self._cwd,
                 env={**os.environ, **self.settings},
                 stdout=log,
                 stderr=log,
