@@ -110,7 +110,7 @@ class Spinner:
     def __init__(self, run_dir: Path, core: int, reader_fd: int | None = None, tree: Tree = HERE) -> None:
         readers = [] if reader_fd is None else [reader_fd]
         arguments = ["-m", "bench.spinner", str(run_dir), *map(str, readers)]
-        self._process = tree.start(arguments, core, pass_fds=readers)
+        self._process = tree.start(arguments, [core], pass_fds=readers)
         self.pid = self._process.pid
 
     def start(self, row: int) -> None:

@@ -20,10 +20,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import structlog
@@ -89,12 +92,15 @@ class Switch:
         path: of capture.
         core: where it runs.
         tree: whose programs they are.
+        compiling_on: cores for the compiler, which takes seconds; without any, the same one.
     """
 
-    def __init__(self, path: str, core: int, tree: Tree = HERE) -> None:
-        self._process = tree.start(["-m", "bench.switch", path], core)
+    def __init__(self, path: str, core: int, tree: Tree = HERE, *, compiling_on: Sequence[int] = ()) -> None:
+        self._process = tree.start(["-m", "bench.switch", path], compiling_on or [core])
         self.pid = self._process.pid
         self._answer()
+        for thread in Path(f"/proc/{self.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
 
     def on(self, pid: int, dial: Dial, *, counting: bool = False) -> None:
         """Attach, with this process as the only target.

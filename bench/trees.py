@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.agent_process import AgentProcess
@@ -76,14 +77,14 @@ class Tree:
         command = [self.python, *arguments]
         return subprocess.run(command, cwd=self.path, env=self.environment, capture_output=True, text=True)
 
-    def start(self, arguments: list[str], core: int | None = None, **options: object) -> subprocess.Popen[str]:
+    def start(self, arguments: list[str], cores: Iterable[int], **options: object) -> subprocess.Popen[str]:
         """Its interpreter with these arguments, to talk to by standard input and output.
 
         Args:
-            core: where it runs; everywhere without one.
+            cores: where it runs.
             options: of subprocess.Popen.
         """
-        place = [] if core is None else ["taskset", "--cpu-list", str(core)]
+        place = ["taskset", "--cpu-list", ",".join(map(str, cores))]
         return subprocess.Popen(
             [*place, self.python, *arguments],
             cwd=self.path,

@@ -130,6 +130,11 @@ class AgentProcess:
         assert answer.is_success, answer.text
         return dict(answer.json())
 
+    def remove(self, **selector: str) -> None:
+        """DELETE /sampling over the Unix socket."""
+        answer = self.http.delete("/sampling", params=selector)
+        assert answer.is_success, answer.text
+
     def get(self, path: str) -> Any:
         answer = self.http.get(path)
         assert answer.is_success, answer.text
