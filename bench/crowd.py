@@ -10,12 +10,46 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spandial import Sampler
 
-__all__ = ["SERVICE"]
+if TYPE_CHECKING:
+    from tests.agent_process import AgentProcess
+
+    from bench.trees import Tree
+
+__all__ = ["SERVICE", "Crowd"]
 
 SERVICE = "bench-crowd"
+
+
+class Crowd:
+    """The processes, as the benchmark sees them, while they start.
+
+    Args:
+        tree: whose sampler they have.
+        run_dir: of the agent to register with.
+        count: how many there are.
+    """
+
+    def __init__(self, tree: Tree, run_dir: Path, count: int) -> None:
+        self._process = tree.start(["-m", "bench.crowd", str(run_dir), str(count)], sorted(os.sched_getaffinity(0)))
+        self._count = count
+
+    def pids(self) -> list[int]:
+        """Of all, once they have been forked."""
+        assert self._process.stdout is not None
+        return [int(pid) for pid in self._process.stdout.readline().split()]
+
+    def hooked(self, agent: AgentProcess) -> bool:
+        """The agent lists them all."""
+        found = [target for target in agent.get("/targets") if target["service"].startswith(SERVICE)]
+        return sum(target["kind"] == "hooked" for target in found) == self._count
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def _main(run_dir: str, count: int) -> None:
