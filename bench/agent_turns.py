@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 from tests.agent_process import AgentProcess, eventually
@@ -28,7 +29,7 @@ PART = "agent"
 _SERVICE = "bench-compare"
 _TARGETS = 100  # hooked, of each agent
 _PACE, _SECONDS = 4000, 1.0  # requests a second, all kept and watched
-_REST_S, _LOOK_S = 2.0, 4.0
+_REST_S, _LOOK_S = 2.0, 3.0
 _SETTLED_S = 0.1
 _TURNS = 12
 _Place = tuple[Side, int]
@@ -63,10 +64,8 @@ class _Turn:
     def _start(self, side: Side, index: int) -> dict[str, float]:
         folder = _folder(self._setting, side, index)
         self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        settings = {
-            "SPANDIAL_DISCOVER": f"include cmdline=*{_server_folder(self._setting, side, index)}/* service={_SERVICE}"
-        }
-        agent = self._setting.trees[side].agent(folder, **self._setting.settings[side], **settings)
+        rule = f"include cmdline=*{_server_folder(self._setting, side, index)}/* service={_SERVICE}"
+        agent = self._setting.trees[side].agent(folder, SPANDIAL_DISCOVER=rule)
         self._stack.callback(agent.http.close)
         began = time.monotonic_ns()
         try:
@@ -91,7 +90,7 @@ class _Turn:
                 crowds[side, index] = stack.enter_context(closing(crowd))
             for place, crowd in crowds.items():
                 crowd.pids()
-                eventually(lambda: crowd.hooked(self._agents[place]), f"{_TARGETS} hooked targets", 60)  # noqa: B023
+                eventually(partial(crowd.hooked, self._agents[place]), f"{_TARGETS} hooked targets", 60)
             time.sleep(_REST_S)
             before = {place: cpu_ns(agent.pid) for place, agent in self._agents.items()}
             began = time.monotonic_ns()
@@ -112,7 +111,7 @@ class _Turn:
 
     def _work(self, side: Side, index: int) -> dict[str, float]:
         agent, requests = self._agents[side, index], int(_PACE * _SECONDS)
-        with closing(Watcher(agent.run_dir)) as watcher:
+        with closing(Watcher(agent.run_dir, _SERVICE)) as watcher:
             time.sleep(0.2)
             before = cpu_ns(agent.pid)
             self._servers[side, index].load(requests, _PACE)
@@ -143,11 +142,14 @@ def _server_folder(setting: Setting, side: Side, index: int) -> Path:
 
 def _warm(setting: Setting) -> None:
     """Each tree compiles its programs and modules before anything is timed."""
-    for side, tree in setting.trees.items():
-        agent = tree.agent(setting.folder / f"{PART}-warm-{side}", **setting.settings[side])
-        with closing(agent.http):
+    with ExitStack() as stack:
+        agents = {}
+        for side, tree in setting.trees.items():
+            agents[side] = agent = tree.agent(setting.folder / f"{PART}-warm-{side}")
+            stack.callback(agent.http.close)
             agent.start()
-            agent.stop()
+            stack.callback(agent.stop)
+        setting.look_at(agents)
 
 
 def _started(setting: Setting, stack: ExitStack) -> dict[_Place, Server]:

@@ -25,7 +25,7 @@ _DIAL, _EXPORTED = Dial(1), Dial(100, exported=True)
 _SECONDS = {"grpcio": 0.25, "redis-benchmark": 0.2}
 _SHORT = 0.1
 _MULTIPLE = 16  # of which operations are: some generators divide them among their connections
-_TURNS, _QUADS = 16, 2
+_TURNS, _QUADS, _TIMED = 16, 2, 1
 
 
 class _Running(NamedTuple):
@@ -43,15 +43,15 @@ class _Turn:
         self._setting, self._switches = setting, switches
 
     def run(self, running: _Running) -> None:
-        quads = [four(order, lambda side, _: self._costs(running, side)) for order in self._orders()]
+        quads = [four(order, lambda side, _: self._costs(running, side)) for order in self._orders(_QUADS)]
         with run_times_kept():
-            timed = [four(order, lambda side, _: self._times(running, side)) for order in self._orders()]
+            timed = [four(order, lambda side, _: self._times(running, side)) for order in self._orders(_TIMED)]
         comparison = self._setting.comparison
         comparison.add(PART, "us", _by_name(quads))
         comparison.add(PART, "ns", _by_name(timed))
 
-    def _orders(self) -> list[Order]:
-        return orders(1 if self._setting.quick else _QUADS)
+    def _orders(self, usual: int) -> list[Order]:
+        return orders(1 if self._setting.quick else usual)
 
     def _costs(self, running: _Running, side: Side) -> dict[str, float]:
         load, _ = self._slice(running, side, _DIAL)

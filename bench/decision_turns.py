@@ -29,7 +29,7 @@ _RULES = {**{f"GET /other/{number}*": 1 for number in range(9)}, "*": 50}  # by 
 _CALLS = 1000
 _SEED = 17
 _BATCH_NS = 25e6
-_TURNS, _QUADS = 16, 6
+_TURNS, _QUADS = 16, 3
 
 
 class _Case(NamedTuple):
@@ -148,7 +148,7 @@ class _Turn:
         def measure(side: Side, index: int) -> dict[str, float]:
             return {case.name: self._workers[side][index].batch(times)}
 
-        drawn = orders(2 if self._setting.quick else _QUADS)
+        drawn = orders(1 if self._setting.quick else _QUADS)
         quads: list[Quad] = [four(order, measure)[case.name] for order in drawn]
         self._setting.comparison.add(PART, "ns", {case.name: quads})
 
@@ -159,10 +159,11 @@ def compare_decisions(setting: Setting) -> None:
     with ExitStack() as stack:
         agents: dict[Side, AgentProcess] = {}
         for side, tree in setting.trees.items():
-            agents[side] = tree.agent(setting.folder / f"{PART}-{side}", **setting.settings[side])
+            agents[side] = tree.agent(setting.folder / f"{PART}-{side}")
             stack.callback(agents[side].stop)
             agents[side].start()
             agents[side].set(_RATE, service=_SERVICE)
+        setting.look_at(agents)
         for _ in setting.rounds(PART, _TURNS):
             with ExitStack() as turn:
                 _Turn(setting, agents, turn).run(cases)

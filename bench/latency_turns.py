@@ -1,4 +1,4 @@
-"""A turn of the dial in two trees: from a PUT to an agent to the first decision of a hook of the same tree that obeys."""
+"""A turn of the dial in two trees: from a PUT to an agent until a hook of the same tree obeys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 
 from tests.agent_process import AgentProcess, eventually
 
@@ -40,7 +41,8 @@ class _Turn:
     def run(self, order: Order, setting: Setting) -> None:
         for side, spinners in self._spinners.items():
             for spinner in spinners:
-                eventually(lambda: self._row(side, spinner), "a spinner is hooked")  # noqa: B023
+                eventually(partial(self._row, side, spinner), "a spinner is hooked")
+        setting.look_at(self._agents)
         for name, quad in four(order, self._block).items():
             setting.comparison.add(PART, "us", {name: [quad]})
 
@@ -71,7 +73,7 @@ class _Turn:
 def _running(setting: Setting, side: Side) -> Iterator[AgentProcess]:
     """An agent of this turn, without anything of another turn's."""
     folder = setting.folder / f"{PART}-{side}"
-    agent = setting.trees[side].agent(folder, **setting.settings[side])
+    agent = setting.trees[side].agent(folder)
     with closing(agent.http):
         try:
             agent.start()

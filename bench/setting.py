@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.agent_process import AgentProcess
 
 from bench.comparison import Comparison, Order, Side, orders
 from bench.trees import Tree
@@ -45,10 +47,15 @@ class Setting:
                 print(f"{part}: turn {number} of {count} ", end=end, file=sys.stderr, flush=True)
             yield order
 
-    @property
-    def settings(self) -> dict[Side, dict[str, str]]:
-        """Of the agents: each tree compiles its programs once."""
-        return {side: {"SPANDIAL_COMPILED_DIR": str(self.folder / f"compiled-{side}")} for side in self.trees}
+    def look_at(self, agents: Mapping[Side, AgentProcess]) -> None:
+        """Notes if the agents do not have the same kernel side."""
+        sides = {}
+        for side, agent in agents.items():
+            health = agent.get("/healthz")
+            sides[side] = f"table {health['table']}, capture {health['capture']}"
+        if len(set(sides.values())) > 1:
+            said = "; ".join(f"{side}: {what}" for side, what in sides.items())
+            self.comparison.note(f"The agents are not comparable, they do not have the same kernel side ({said}).")
 
     def stay_off_the_last_core(self) -> None:
         """This process, and what it starts without saying where."""

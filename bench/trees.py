@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.agent_process import AgentProcess
+from tests.agent_process import AgentProcess, compiled_of
 
 from bench.checkout import ROOT
 
@@ -97,7 +97,9 @@ class Tree:
 
     def agent(self, folder: Path, **settings: str) -> AgentProcess:
         """An agent of this tree, not started yet."""
-        return AgentProcess(folder, python=self.python, cwd=self.path, **self.variables, **settings)
+        compiled = str(compiled_of(self.path / "tests"))
+        settings = {"SPANDIAL_COMPILED_DIR": compiled, **self.variables, **settings}
+        return AgentProcess(folder, python=self.python, cwd=self.path, **settings)
 
 
 HERE = Tree(ROOT)

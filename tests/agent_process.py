@@ -15,11 +15,16 @@ from typing import Any
 
 import httpx
 
-__all__ = ["COMPILED", "AgentProcess", "eventually", "import_path"]
+__all__ = ["COMPILED", "AgentProcess", "compiled_of", "eventually", "import_path"]
 
-# For all agents of the tests and benchmarks of this checkout, also of the next run.
-_CHECKOUT = zlib.crc32(os.fsencode(Path(__file__).resolve().parent))
-COMPILED = Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{_CHECKOUT:08x}"
+
+def compiled_of(tests: Path) -> Path:
+    """For all agents of the tests and benchmarks of a checkout, which has this folder; also of the next run."""
+    checkout = zlib.crc32(os.fsencode(tests.resolve()))
+    return Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{checkout:08x}"
+
+
+COMPILED = compiled_of(Path(__file__).parent)
 
 
 def import_path(*folders: Path) -> dict[str, str]:
