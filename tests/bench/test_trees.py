@@ -37,12 +37,12 @@ def test_a_folder_without_the_programs_is_refused(tmp_path: Path) -> None:
 
 def test_a_tree_that_would_run_another_ones_packages_is_refused(tmp_path: Path) -> None:
     # They are installed where this test runs.
-    with pytest.raises(NotATree, match="imports spandial_agent from .* another tree"):
+    with pytest.raises(NotATree, match=r"imports spandial_agent from .* another tree"):
         make(tmp_path, "hook/spandial", "api/spandial_api").check()
 
 
 def test_a_tree_that_cannot_be_imported_is_refused_with_the_reason(tmp_path: Path) -> None:
     tree = make(tmp_path, "agent/spandial", "agent/spandial_agent", "api/spandial_api")
     (tmp_path / "agent" / "spandial" / "__init__.py").write_text("import no_such_dependency\n")
-    with pytest.raises(NotATree, match="No module named 'no_such_dependency'.*--old-python"):
+    with pytest.raises(NotATree, match=r"No module named 'no_such_dependency'.*--old-python"):
         tree.check()
