@@ -46,7 +46,7 @@ class Crowd:
     def hooked(self, agent: AgentProcess) -> bool:
         """The agent lists them all."""
         found = [target for target in agent.get("/targets") if target["service"].startswith(SERVICE)]
-        return sum(target["kind"] == "hooked" for target in found) == self._count
+        return [target["kind"] for target in found] == ["hooked"] * self._count
 
     def close(self) -> None:
         self._process.communicate()

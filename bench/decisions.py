@@ -22,6 +22,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.trace.sampling import Sampler as AnySampler
 from opentelemetry.trace import (
     NonRecordingSpan,
@@ -72,7 +73,7 @@ def _context(parent: list[Any] | None, trace_id: int) -> Context | None:
 def _kept(sampler: AnySampler, case: _Case) -> int:
     name, kind, attributes, calls = case
     results = (sampler.should_sample(context, trace, name, kind, attributes, None) for context, trace in calls)
-    return sum(result.decision.is_sampled() for result in results)
+    return sum(result.decision is Decision.RECORD_AND_SAMPLE for result in results)
 
 
 def _main(run_dir: str, service: str) -> None:

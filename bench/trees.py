@@ -85,7 +85,7 @@ class Tree:
             options: of subprocess.Popen.
         """
         place = ["taskset", "--cpu-list", ",".join(map(str, cores))]
-        return subprocess.Popen(
+        process: subprocess.Popen[str] = subprocess.Popen(
             [*place, self.python, *arguments],
             cwd=self.path,
             env=self.environment,
@@ -94,6 +94,7 @@ class Tree:
             text=True,
             **options,  # type: ignore[call-overload]
         )
+        return process
 
     def agent(self, folder: Path, **settings: str) -> AgentProcess:
         """An agent of this tree, not started yet."""
