@@ -40,7 +40,13 @@ _TIME = ("faster", "slower")
 
 
 class Quad(NamedTuple):
-    """Two pairs: one quantity of both trees, each twice, by turns and close together."""
+    """Two pairs: one quantity of both trees, each twice, by turns and close together.
+
+    Attributes:
+        old: the earlier one first only where the old began, which is in half of the quads: so what a first measurement
+            has of its own falls out of the noise.
+        new: likewise.
+    """
 
     old: tuple[float, float]
     new: tuple[float, float]
@@ -199,8 +205,8 @@ def four(order: Order, measure: Callable[[Side, int], Mapping[str, float]]) -> d
     for name, value in ((name, value) for each in found.values() for one in each for name, value in one.items()):
         if not value > 0:
             raise ValueError(f"{name} was measured as {value}")
-    (first, second), (third, fourth) = found[OLD], found[NEW]
-    return {name: Quad((first[name], second[name]), (third[name], fourth[name])) for name in first}
+    (this, that), (third, fourth) = (found[side][:: 1 if order[0] == OLD else -1] for side in (OLD, NEW))
+    return {name: Quad((this[name], that[name]), (third[name], fourth[name])) for name in this}
 
 
 def _plain(turns: list[list[Quad]]) -> list[list[dict[str, tuple[float, float]]]]:

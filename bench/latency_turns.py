@@ -14,12 +14,12 @@ from tests.agent_process import AgentProcess, eventually
 from bench import report
 from bench.comparison import NEW, OLD, Order, Side, four
 from bench.setting import Setting
-from bench.spinner import SERVICE, Spinner, look_up, put
+from bench.spinner import SERVICE, Change, Spinner, look_up, put
 
 __all__ = ["PART", "compare_latency"]
 
 PART = "latency"
-_PUTS = 100  # of a block; an even number
+_PUTS, _WARM = 100, 40  # of a block, and before the first one; even numbers
 _PAUSE_S = 0.002  # between them, as in bench/latency
 _TURNS = 12
 
@@ -43,6 +43,8 @@ class _Turn:
             for spinner in spinners:
                 eventually(partial(self._row, side, spinner), "a spinner is hooked")
         setting.look_at(self._agents)
+        for agent in self._agents.values():
+            _turn_the_dial(agent, _WARM)
         for name, quad in four(order, self._block).items():
             setting.comparison.add(PART, "us", {name: [quad]})
 
@@ -55,18 +57,24 @@ class _Turn:
         row = self._row(side, spinner)
         assert row is not None
         spinner.start(row)
-        changes = []
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self._agents[side].run_dir / "api.sock"))
-            for number in range(_PUTS):
-                changes.append(put(connection, 0 if number % 2 else 100))
-                time.sleep(_PAUSE_S)
+        changes = _turn_the_dial(self._agents[side], _PUTS)
         waits = look_up(changes, spinner.stop()[0]).waits
         if not waits:
             raise RuntimeError(f"no decision of the {side} tree's hook obeyed any of {_PUTS} PUTs")
         answers = [change.answered - change.began for change in changes]
         measured = (("its answer", answers), ("the first decision that obeys", waits))
         return {f"PUT -> {to}, p{p}": report.percentile(ns, p) / 1e3 for to, ns in measured for p in (50, 99)}
+
+
+def _turn_the_dial(agent: AgentProcess, times: int) -> list[Change]:
+    """To 100 % and back to 0."""
+    changes = []
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(agent.run_dir / "api.sock"))
+        for number in range(times):
+            changes.append(put(connection, 0 if number % 2 else 100))
+            time.sleep(_PAUSE_S)
+    return changes
 
 
 @contextmanager

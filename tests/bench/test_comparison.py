@@ -92,8 +92,14 @@ def test_four_measurements_make_two_pairs() -> None:
         asked.append((side, index))
         return {"time": len(asked)}
 
-    assert four((NEW, OLD, OLD, NEW), measure) == {"time": Quad(old=(2, 3), new=(1, 4))}
-    assert asked == [(NEW, 0), (OLD, 0), (OLD, 1), (NEW, 1)]
+    assert four((OLD, NEW, NEW, OLD), measure) == {"time": Quad(old=(1, 4), new=(2, 3))}
+    assert asked == [(OLD, 0), (NEW, 0), (NEW, 1), (OLD, 1)]
+
+
+def test_where_the_new_begins_the_later_measurement_comes_first() -> None:
+    values = iter([1.0, 2.0, 3.0, 4.0])
+    found = four((NEW, OLD, OLD, NEW), lambda side, index: {"time": next(values)})
+    assert found == {"time": Quad(old=(3, 2), new=(4, 1))}
 
 
 def test_a_steady_drift_falls_out() -> None:
