@@ -84,13 +84,11 @@ class _Turn:
     def _rest(self) -> dict[_Place, tuple[float, float]]:
         """Of each agent percent of a core, and megabytes."""
         with ExitStack() as stack:
-            crowds = {}
-            for (side, index), agent in self._agents.items():
-                crowd = Crowd(self._setting.trees[side], agent.run_dir, _TARGETS)
-                crowds[side, index] = stack.enter_context(closing(crowd))
-            for place, crowd in crowds.items():
+            for (side, _), agent in self._agents.items():
+                crowd = stack.enter_context(closing(Crowd(self._setting.trees[side], agent.run_dir, _TARGETS)))
                 crowd.pids()
-                eventually(partial(crowd.hooked, self._agents[place]), f"{_TARGETS} hooked targets", 60)
+                # One after the other: what all of them ask for at once comes late on a busy host, and is asked again.
+                eventually(partial(crowd.hooked, agent), f"{_TARGETS} hooked targets", 60)
             time.sleep(_REST_S)
             before = {place: cpu_ns(agent.pid) for place, agent in self._agents.items()}
             began = time.monotonic_ns()

@@ -48,14 +48,14 @@ class Setting:
             yield order
 
     def look_at(self, agents: Mapping[Side, AgentProcess]) -> None:
-        """Notes if the agents do not have the same kernel side."""
+        """Raises RuntimeError if they do not have the same kernel side: then they do not do the same work."""
         sides = {}
         for side, agent in agents.items():
             health = agent.get("/healthz")
             sides[side] = f"table {health['table']}, capture {health['capture']}"
         if len(set(sides.values())) > 1:
             said = "; ".join(f"{side}: {what}" for side, what in sides.items())
-            self.comparison.note(f"The agents are not comparable, they do not have the same kernel side ({said}).")
+            raise RuntimeError(f"the agents do not have the same kernel side ({said}); their logs say why")
 
     def stay_off_the_last_core(self) -> None:
         """This process, and what it starts without saying where."""

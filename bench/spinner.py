@@ -110,6 +110,7 @@ class Spinner:
     def __init__(self, run_dir: Path, core: int, reader_fd: int | None = None, tree: Tree = HERE) -> None:
         readers = [] if reader_fd is None else [reader_fd]
         arguments = ["-m", "bench.spinner", str(run_dir), *map(str, readers)]
+        self._tree = tree
         self._process = tree.start(arguments, [core], pass_fds=readers)
         self.pid = self._process.pid
 
@@ -120,7 +121,7 @@ class Spinner:
         self._process.stdin.write(f"{row}\n")
         self._process.stdin.flush()
         if not self._process.stdout.readline():
-            raise RuntimeError(f"the spinner ended with exit code {self._process.wait()}")
+            raise RuntimeError(f"the spinner of {self._tree.path} ended with exit code {self._process.wait()}")
 
     def stop(self) -> tuple[list[Turn], list[Turn]]:
         """The turns of the sampler's decisions and of the kernel's."""

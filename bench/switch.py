@@ -96,6 +96,7 @@ class Switch:
     """
 
     def __init__(self, path: str, core: int, tree: Tree = HERE, *, compiling_on: Sequence[int] = ()) -> None:
+        self._tree = tree
         self._process = tree.start(["-m", "bench.switch", path], compiling_on or [core])
         self.pid = self._process.pid
         self._answer()
@@ -131,7 +132,9 @@ class Switch:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process with capture ended with exit code {self._process.wait()}")
+            raise RuntimeError(
+                f"the process with {self._tree.path}'s capture ended with exit code {self._process.wait()}"
+            )
         return json.loads(line)
 
 
