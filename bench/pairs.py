@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from statistics import mean
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from bench import report
 from bench.programs import run_times_kept
 from bench.servers import Load
 from bench.switch import Dial, Seen, Switch
+from bench.workloads import Workload
 from spandial.abi import EntryKind
 
-__all__ = ["DIALS", "EXPORTED", "OFF", "Pairs", "Times", "Workload"]
+__all__ = ["DIALS", "EXPORTED", "OFF", "Pairs", "Times"]
 
 OFF, EXPORTED = "off", "100 %, exported"
 DIALS = {
@@ -26,16 +27,6 @@ DIALS = {
 _NOBODY = 1 << 23  # above the greatest possible pid (PID_MAX_LIMIT, 2^22)
 _TIMED = 7  # slices with times, for each dial
 _MULTIPLE = 16  # of which operations are: some generators divide them among their connections
-
-
-class Workload(Protocol):
-    """Something that does an exact number of operations, and a process in it that is the target."""
-
-    kind: EntryKind
-    beside: int
-
-    def begin(self, operations: int) -> int: ...
-    def finish(self) -> Load: ...
 
 
 class _Pair(NamedTuple):

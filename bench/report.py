@@ -70,7 +70,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 class Interval(NamedTuple):
-    """A median, and the limits within which the true one lies with a confidence of 95 %."""
+    """A median, and the limits within which the true one lies with some confidence, usually 95 %."""
 
     low: float
     median: float
@@ -80,16 +80,17 @@ class Interval(NamedTuple):
         return f"{self.median:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def median_interval(values: Iterable[float]) -> Interval:
+def median_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     """By the sign test: between the k-th smallest value and the k-th largest, with the greatest k for which so few of
-    fair coins fall on one side in less than 5 % of the cases. It supposes no distribution, only that the values do not
-    depend on each other. Of five or fewer nothing can be said: the limits are infinite.
+    fair coins fall on one side in fewer cases than the confidence leaves, 5 % usually. It supposes no distribution,
+    only that the values do not depend on each other. Of too few values (five or fewer, for 95 %) nothing can be said:
+    the limits are infinite.
     """
     found = sorted(values)
     count, below, chance, k = len(found), 0.0, 0.5 ** len(found), 0
     while k < count // 2 + 1:
         below += math.comb(count, k) * chance
-        if 2 * below > 0.05:
+        if 2 * below > 1 - confidence:
             break
         k += 1
     if k == 0:

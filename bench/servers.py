@@ -25,6 +25,7 @@ __all__ = [
     "cpu_ns",
     "ended_children_ns",
     "free_port",
+    "megabytes",
     "schedule",
     "target_environment",
 ]
@@ -55,6 +56,13 @@ http {{
 def cpu_ns(pid: int) -> int:
     """Processor time of a process and its threads: the clock that clock_getcpuclockid(3) gives (CPUCLOCK_SCHED)."""
     return time.clock_gettime_ns(~pid << 3 | 2)
+
+
+def megabytes(pid: int, file: str, key: str) -> float:
+    """A line of a process's `status` or `smaps_rollup`."""
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path(f"/proc/{pid}/{file}").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
 
 
 def ended_children_ns() -> int:

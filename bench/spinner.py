@@ -3,6 +3,10 @@
 As a program (`python -m bench.spinner RUN_DIR [READER_FD]`) it registers as a hook, waits for a line with its row's
 number on standard input, then decides for one and the same trace until standard input ends, with spandial.Sampler and,
 if it was given one, with a BPF program. Times are CLOCK_MONOTONIC, the same for all processes.
+
+What it reads and writes is a contract between trees: bench/compare also starts this program of an older checkout. The
+row's number is answered by a line, the input's end by the turns of sampler and program, each
+`[[old_began, new_ended, kept], ...]`.
 """
 
 from __future__ import annotations
@@ -11,19 +15,20 @@ import bisect
 import json
 import os
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from http.client import HTTPResponse
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.checkout import ROOT
+from bench.trees import HERE, Tree
 from spandial_agent.kernel.libbpf import RawTracepointRun
 
-__all__ = ["SERVICE", "Change", "Seen", "Spinner", "Turn", "look_up"]
+__all__ = ["SERVICE", "Change", "Seen", "Spinner", "Turn", "look_up", "put"]
 
 SERVICE = "bench-latency"
 _RANDOMNESS = 1 << 55  # kept at 100 %, dropped at 0 %
@@ -77,6 +82,21 @@ def look_up(changes: Sequence[Change], turns: Sequence[Turn]) -> Seen:
     return Seen(waits, stale, missed)
 
 
+def put(connection: socket.socket, rate: int) -> Change:
+    """Turn the dial of the spinners over an agent's `api.sock`. Raises RuntimeError if that is not answered 200."""
+    target = f"/sampling?rate={rate}&service={SERVICE}"
+    request = f"PUT {target} HTTP/1.1\r\nHost: spandial\r\nContent-Length: 0\r\n\r\n".encode()
+    began = time.monotonic_ns()
+    connection.sendall(request)
+    response = HTTPResponse(connection, method="PUT")
+    response.begin()
+    body = response.read()
+    answered = time.monotonic_ns()
+    if response.status != 200:
+        raise RuntimeError(f"PUT /sampling was answered {response.status}: {body.decode()}")
+    return Change(began, answered, rate == 100)
+
+
 class Spinner:
     """The process, as the benchmark sees it.
 
@@ -84,18 +104,14 @@ class Spinner:
         run_dir: of the agent to register with.
         core: where it runs, alone if possible.
         reader_fd: a loaded `read_row` program of `reader.c`, or None.
+        tree: whose sampler decides.
     """
 
-    def __init__(self, run_dir: Path, core: int, reader_fd: int | None = None) -> None:
-        reader = [] if reader_fd is None else [str(reader_fd)]
-        self._process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), sys.executable, "-m", "bench.spinner", str(run_dir), *reader],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=[] if reader_fd is None else [reader_fd],
-            text=True,
-        )
+    def __init__(self, run_dir: Path, core: int, reader_fd: int | None = None, tree: Tree = HERE) -> None:
+        readers = [] if reader_fd is None else [reader_fd]
+        arguments = ["-m", "bench.spinner", str(run_dir), *map(str, readers)]
+        self._tree = tree
+        self._process = tree.start(arguments, [core], pass_fds=readers)
         self.pid = self._process.pid
 
     def start(self, row: int) -> None:
@@ -105,7 +121,7 @@ class Spinner:
         self._process.stdin.write(f"{row}\n")
         self._process.stdin.flush()
         if not self._process.stdout.readline():
-            raise RuntimeError(f"the spinner ended with exit code {self._process.wait()}")
+            raise RuntimeError(f"the spinner of {self._tree.path} ended with exit code {self._process.wait()}")
 
     def stop(self) -> tuple[list[Turn], list[Turn]]:
         """The turns of the sampler's decisions and of the kernel's."""

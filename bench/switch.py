@@ -9,22 +9,30 @@ beginning of each time that capture is on: what a steady stream would lose, and 
 bench/spans to say. An agent as it is, all of it, is measured in bench/cycles.py.
 
 It ends with its standard input, and so with whoever started it; its programs end with it.
+
+What it reads and writes is a contract between trees: bench/compare starts this program of an older checkout, too, and
+drives it by the `Switch` of the newer one. Once it has loaded its programs it writes `null`. Then, each a line of JSON:
+`["on", pid, rate, exported, operations, counting]` is answered `null`, `["off"]` by the fields of `Seen` in their
+order. New arguments and fields come last and can be done without; none is removed or gets another meaning.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import structlog
 
 from bench.checkout import ROOT
+from bench.trees import HERE, Tree
 from spandial.abi import EntryKind, Flag, Mode, encode_word
 from spandial.patterns import parse_operation
 from spandial_agent.capture.capture import Capture
@@ -83,18 +91,17 @@ class Switch:
     Args:
         path: of capture.
         core: where it runs.
+        tree: whose programs they are.
+        compiling_on: cores for the compiler, which takes seconds; without any, the same one.
     """
 
-    def __init__(self, path: str, core: int) -> None:
-        self._process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), sys.executable, "-m", "bench.switch", path],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, path: str, core: int, tree: Tree = HERE, *, compiling_on: Sequence[int] = ()) -> None:
+        self._tree = tree
+        self._process = tree.start(["-m", "bench.switch", path], compiling_on or [core])
         self.pid = self._process.pid
         self._answer()
+        for thread in Path(f"/proc/{self.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {core})
 
     def on(self, pid: int, dial: Dial, *, counting: bool = False) -> None:
         """Attach, with this process as the only target.
@@ -125,7 +132,9 @@ class Switch:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process with capture ended with exit code {self._process.wait()}")
+            raise RuntimeError(
+                f"the process with {self._tree.path}'s capture ended with exit code {self._process.wait()}"
+            )
         return json.loads(line)
 
 

@@ -12,15 +12,19 @@ __all__ = ["Watcher"]
 class Watcher:
     """Reads GET /entries from its construction until it is closed.
 
+    Args:
+        run_dir: of the agent.
+        service: whose entries; by default everybody's.
+
     Attributes:
         entries: how many came.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, service: str = "*") -> None:
         self.entries = 0
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(run_dir / "api.sock"))
-        self._socket.sendall(b"GET /entries HTTP/1.1\r\nHost: spandial\r\n\r\n")
+        self._socket.sendall(f"GET /entries?service={service} HTTP/1.1\r\nHost: spandial\r\n\r\n".encode())
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 

@@ -15,11 +15,16 @@ from typing import Any
 
 import httpx
 
-__all__ = ["COMPILED", "PATIENCE_S", "AgentProcess", "eventually", "import_path"]
+__all__ = ["COMPILED", "PATIENCE_S", "AgentProcess", "compiled_of", "eventually", "import_path"]
 
-# For all agents of the tests and benchmarks of this checkout, also of the next run.
-_CHECKOUT = zlib.crc32(os.fsencode(Path(__file__).resolve().parent))
-COMPILED = Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{_CHECKOUT:08x}"
+
+def compiled_of(tests: Path) -> Path:
+    """For all agents of the tests and benchmarks of a checkout, which has this folder; also of the next run."""
+    checkout = zlib.crc32(os.fsencode(tests.resolve()))
+    return Path(tempfile.gettempdir()) / f"spandial-compiled-{os.geteuid()}-{checkout:08x}"
+
+
+COMPILED = compiled_of(Path(__file__).parent)
 
 
 def import_path(*folders: Path) -> dict[str, str]:
@@ -50,10 +55,13 @@ class AgentProcess:
 
     Args:
         folder: holds `run`, `state` and `log`; survives a restart.
-        settings: SPANDIAL_* variables.
+        python: the interpreter.
+        cwd: where it is started.
+        settings: SPANDIAL_* variables, or others.
     """
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, python: str = sys.executable, cwd: Path | None = None, **settings: str) -> None:
+        self._python, self._cwd = python, cwd
         self.run_dir = folder / "run"
         self.state_dir = folder / "state"
         self.log = folder / "log"
@@ -89,7 +97,8 @@ class AgentProcess:
     def start(self) -> None:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "spandial_agent", "agent"],
+                [self._python, "-m", "spandial_agent", "agent"],
+                cwd=self._cwd,
                 env={**os.environ, **self.settings},
                 stdout=log,
                 stderr=log,
@@ -131,6 +140,11 @@ class AgentProcess:
         answer = self.http.put("/sampling", params={"rate": str(rate), **selector})
         assert answer.is_success, answer.text
         return dict(answer.json())
+
+    def remove(self, **selector: str) -> None:
+        """DELETE /sampling over the Unix socket."""
+        answer = self.http.delete("/sampling", params=selector)
+        assert answer.is_success, answer.text
 
     def get(self, path: str) -> Any:
         answer = self.http.get(path)

@@ -20,6 +20,13 @@ def test_of_five_values_nothing_can_be_said() -> None:
     assert median_interval([1, 2, 3, 4, 5, 6]) == Interval(1, 3.5, 6)
 
 
+def test_more_confidence_takes_more_values() -> None:
+    # Of ten fair coins none on one side: 0.2 %; of nine: 0.4 %.
+    assert median_interval(range(1, 11), 0.998) == Interval(1, 5.5, 10)
+    assert median_interval(range(1, 10), 0.998) == Interval(-math.inf, 5, math.inf)
+    assert median_interval(range(1, 101), 0.998) == Interval(35, 50.5, 66)
+
+
 @pytest.mark.parametrize("count", [7, 40, 81])
 def test_the_true_median_is_outside_in_at_most_one_case_of_twenty(count: int) -> None:
     drawn = random.Random(count)
