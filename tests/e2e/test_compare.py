@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_tree_is_like_itself(tmp_path: Path) -> None:
     raw = tmp_path / "pairs.json"
     command = [sys.executable, str(ROOT / "bench" / "compare"), str(ROOT), "--quick", "--only", "decision"]
-    done = subprocess.run([*command, "--json", str(raw)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--json", str(raw)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith(("root,", "remote parent"))]
     assert lines
@@ -30,6 +30,6 @@ def test_the_tree_is_like_itself(tmp_path: Path) -> None:
 
 def test_what_is_no_checkout_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "bench" / "compare"), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2
     assert f"{tmp_path} is no checkout of spandial" in done.stderr
