@@ -2,7 +2,6 @@
 allows and those that it does not, to a live agent's interface."""
 
 # What Python 3.10 does not have comes first:
-# ruff: noqa: E402
 
 from __future__ import annotations
 

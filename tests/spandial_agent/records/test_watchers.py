@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from spandial.labels import Labels
-from spandial_agent.records import record as entries
+from spandial_agent.records import watchers as watchers_module
 from spandial_agent.records.watchers import Watchers
 from spandial_api.node_states import EntryEvent
 
@@ -94,7 +94,7 @@ async def test_a_watcher_waits_for_the_next_entry(watchers: Watchers) -> None:
 async def test_a_slow_watcher_loses_what_does_not_fit_and_the_others_do_not(
     watchers: Watchers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entries, "_QUEUE", 4)
+    monkeypatch.setattr(watchers_module, "_QUEUE", 4)
     async with watchers.watch("*", "*") as slow, watchers.watch("*", "*") as fast:
         for number in range(10):
             watchers.offer(event(number))
@@ -106,7 +106,7 @@ async def test_a_slow_watcher_loses_what_does_not_fit_and_the_others_do_not(
 async def test_the_losses_are_told_with_the_first_entry_after_them(
     watchers: Watchers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entries, "_QUEUE", 2)
+    monkeypatch.setattr(watchers_module, "_QUEUE", 2)
     async with watchers.watch("*", "*") as slow:
         for number in range(5):
             watchers.offer(event(number))
@@ -120,7 +120,7 @@ async def test_the_losses_are_told_with_the_first_entry_after_them(
 async def test_what_a_slow_watcher_does_not_want_is_no_loss(
     watchers: Watchers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entries, "_QUEUE", 1)
+    monkeypatch.setattr(watchers_module, "_QUEUE", 1)
     async with watchers.watch("*", "gray"):
         watchers.offer(event(0))
         watchers.offer(event(1, BLUE))
