@@ -47,6 +47,7 @@ from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection
 from spandial_api.remote import RemoteSampling
 from spandial_api.store import LastGoodRules, StoreError, open_store
+from spandial_api.switch import Switch
 from spandial_api.token_file import TokenFile
 
 __all__ = ["configure_log", "run_agent"]
@@ -121,6 +122,7 @@ async def run_agent(settings: Settings) -> None:
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node, copy=copy)
             guard = Guard(control, node, Limits(settings.budget, settings.quota))
+            switch = Switch(control, node)
             if control.trouble:
                 _log.error("the rules cannot be changed", reason=control.trouble)
             token_file = TokenFile(settings.state_dir, _log.warning)
@@ -152,8 +154,9 @@ async def run_agent(settings: Settings) -> None:
             max_rate_without_ttl=settings.max_rate_without_ttl,
             guard=guard,
             remote=remote,
+            turned=switch,
         )
-        running = asyncio.create_task(_run(node, control, guard))
+        running = asyncio.create_task(_run(node, control, guard, switch))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         if certificate is not None:
@@ -173,8 +176,8 @@ async def run_agent(settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _run(node: LocalNode, control: Control, guard: Guard) -> None:
-    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run())
+async def _run(node: LocalNode, control: Control, guard: Guard, switch: Switch) -> None:
+    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run(), switch.run())
 
 
 def _jaeger_grpc(

@@ -16,6 +16,7 @@ from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.dispatch import RecordDispatch
+from spandial_agent.errors import KernelUnavailable
 from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
@@ -83,6 +84,7 @@ class LocalNode:
         if tls is not None:
             targets.on_program = lambda target: tls.follow(target.pid)
         self._revision = 0
+        self._off = ""  # why nothing is done
 
     async def run(self) -> None:
         """Renew the lease and pass on entries until cancelled."""
@@ -92,13 +94,22 @@ class LocalNode:
         looking = loop.create_task(self._propagation.run()) if self._propagation is not None else None
         try:
             while True:
-                if self._table.renew_lease(self._lease_s):
-                    self._targets.lease_ended()
+                self._renew_lease()
                 self._targets.find_room()
                 await asyncio.sleep(self._lease_s / 4)
         finally:
             if looking is not None:
                 looking.cancel()
+
+    def switch(self, off: str) -> None:
+        was, self._off = self._off, off
+        if self._capture is not None and bool(off) != bool(was):
+            self._switch_capture(self._capture, bool(off))
+        if off:
+            self._table.end_lease()
+        else:
+            self._renew_lease()
+        self._waking = asyncio.ensure_future(self._registrar.publish())  # hooks look at the lease when they are asked
 
     async def steer(self) -> None:
         """Move rates by what is counted until cancelled."""
@@ -179,7 +190,7 @@ class LocalNode:
         return NodeStats(targets=targets, losses=losses, context_lost=context_lost)
 
     def health(self) -> Health:
-        missing = [*self._missing]
+        missing = [*filter(None, [self._off]), *self._missing]
         if self._discovery.reason:
             missing.append(self._discovery.reason)
         if self._tls is not None and self._tls.reason:
@@ -194,7 +205,7 @@ class LocalNode:
             status="degraded" if missing else "ok",
             version=version("spandial"),
             table="bpf" if self._table.backend.name == "bpf" else "memfd",
-            capture=self._capture.path if self._capture is not None else "off",
+            capture="off" if self._capture is None or self._off else self._capture.path,
             discovery=self._discovery.how,
             missing=missing,
             targets=len(self._targets),
@@ -203,6 +214,19 @@ class LocalNode:
             lease_seconds=self._lease_s,
             revision=self._revision,
         )
+
+    def _switch_capture(self, capture: Capture, off: bool) -> None:
+        if off:
+            capture.detach()
+            return
+        try:
+            capture.attach()
+        except KernelUnavailable as error:
+            self._missing += error.missing
+
+    def _renew_lease(self) -> None:
+        if not self._off and self._table.renew_lease(self._lease_s):
+            self._targets.lease_ended()
 
     def _tls_of(self, pid: int) -> str:
         if self._tls is not None:

@@ -29,10 +29,12 @@ from spandial_api.routes import (
     restore,
     sampling,
     stats,
+    switch,
     targets,
     xray,
 )
 from spandial_api.store import StoreError
+from spandial_api.switch import Switch
 
 __all__ = ["build_app"]
 
@@ -46,6 +48,7 @@ def build_app(
     max_rate_without_ttl: float = 100.0,
     guard: Guard | None = None,
     remote: RemoteSampling | None = None,
+    turned: Switch | None = None,
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
@@ -54,6 +57,7 @@ def build_app(
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
         guard: budget and quotas; without it there are those that are stored.
         remote: what SDKs without the hook are told.
+        turned: the node's switch; without it there is the one that is stored.
     """
     app = FastAPI(
         title="spandial",
@@ -64,11 +68,12 @@ def build_app(
     app.state.control = control
     app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
+    app.state.switch = turned or Switch(control, node)
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
     # Jaeger's before the rules: GET /sampling that names a service.
-    nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
+    nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, switch, targets, stats, entries, metrics)
     guarded = [module.router for module in nouns]
     for router in guarded:
         app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)

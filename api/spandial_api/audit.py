@@ -10,7 +10,7 @@ from spandial_api.selectors import Selector, selector_text
 
 __all__ = ["Action", "Change", "Changed", "Entry", "LimitChange", "UndoConflict", "changes_of", "effective", "undoing"]
 
-Action = Literal["put", "renew", "remove", "batch", "undo", "expire", "budget", "quota"]
+Action = Literal["put", "renew", "remove", "batch", "undo", "expire", "budget", "quota", "off", "on"]
 
 
 class Change(NamedTuple):
@@ -71,6 +71,8 @@ def undoing(entry: Entry, book: RuleBook, now: float) -> Change:
 
     Raises UndoConflict where a later revision has changed one of them, or nothing would change.
     """
+    if entry.action in ("off", "on"):
+        raise UndoConflict(f"revision {entry.revision} switched the node {entry.action}, and changed no rule")
     if entry.limit is not None:
         raise UndoConflict(f"revision {entry.revision} changed a {entry.action}, and no rule: put the one before it")
     put: list[Rule] = []

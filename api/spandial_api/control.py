@@ -185,8 +185,8 @@ class Control:
         """What else is stored under a name; None where nothing is. Raises StoreError."""
         return self._store.document(name)
 
-    async def keep_limit(self, name: str, body: Any, action: Action, limit: LimitChange, author: Author) -> None:
-        """Store a changed budget or quota, as a revision of its own. Raises StoreError, nothing changed."""
+    async def keep_limit(self, name: str, body: Any, action: Action, limit: LimitChange | None, author: Author) -> None:
+        """Store a changed budget, quota or switch, as a revision of its own. Raises StoreError, nothing changed."""
         async with self._writing():
             book = self.book.change([])
             entry = Entry(book.revision, self.now(), author.who, action, author.why, limit=limit)

@@ -56,6 +56,10 @@ class Node(Protocol):
 
     def health(self) -> Health: ...
 
+    def switch(self, off: str) -> None:
+        """Take everything away that costs others anything, and have hooks use their fallback rates; `off` says why.
+        Empty: on again."""
+
     def limit(self, limits: Limits) -> None:
         """Hold the node to this budget and these quotas."""
 

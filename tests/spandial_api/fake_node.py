@@ -47,6 +47,7 @@ class FakeNode:
         limited: what it says holds all rates down.
         budget, tenants: what it says of budget and tenants.
         open_circuits: those that are not closed.
+        off: why it was switched off.
         rates: what its targets have, where that is not what the rules say.
         askers: which of them have connections to it.
     """
@@ -68,6 +69,7 @@ class FakeNode:
         self.budget = BudgetUse(demand=None, limited=0)
         self.tenants: list[TenantUse] = []
         self.open_circuits: dict[str, Circuit] = {}
+        self.off = ""
         self.rates: dict[EntryKind, float] = {}
         self.askers: dict[Connection, Labels] = {}
 
@@ -103,6 +105,9 @@ class FakeNode:
 
     def reached_by(self, selector: Selector) -> int:
         return self.reached()[selector]
+
+    def switch(self, off: str) -> None:
+        self.off = off
 
     def limit(self, limits: Limits) -> None:
         self.limits = limits

@@ -114,6 +114,15 @@ class Capture:
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
 
+    def attach(self) -> None:
+        """Have the programs run, after `detach`. Raises KernelUnavailable."""
+        for program in self._programs:
+            self._module.attach(program, "sys_exit" if self.path == "sys_exit" else None)
+
+    def detach(self) -> None:
+        """No program runs any more: nobody pays anything."""
+        self._module.detach()
+
     def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
             module = Module(_build("socket"), self._tables, cache=self._cache)

@@ -15,6 +15,7 @@ from spandial_agent.cli.budgets import budgets
 from spandial_agent.cli.client import AgentUnreachable, Client
 from spandial_agent.cli.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.cli.rules import rules
+from spandial_agent.cli.switch import switch
 from spandial_agent.cli.tables import explanation_table, lost_context, printable, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(rules)
 app.add_typer(budgets)
+app.add_typer(switch)
 app.add_typer(tokens, name="token")
 
 

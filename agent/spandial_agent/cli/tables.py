@@ -124,6 +124,16 @@ def budget_line(answer: dict[str, Any]) -> str:
     return f"budget {answer['entries']:g} kept entries/s{asked}; {limited}"
 
 
+def switch_line(answer: dict[str, Any]) -> str:
+    """PUT /switch."""
+    if answer["state"] == "on":
+        return "on: the kernel captures, and hooks obey the rules"
+    until = "until 'spandial on'"
+    if answer["until"] is not None:
+        until = f"until {datetime.fromtimestamp(answer['until']).strftime('%Y-%m-%d %H:%M:%S')}"
+    return f"off, {until}: no program or probe is in the kernel, and hooks use their fallback rates"
+
+
 def quotas_table(answer: dict[str, Any]) -> RenderableType:
     """GET /quotas."""
     table = _table("tenant", "quota/s>", "asked for/s>", "circuit", "since>", "set by")

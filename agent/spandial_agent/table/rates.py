@@ -157,6 +157,10 @@ class RateTable:
         self.backend.write(abi.HEADER_ROW, [0, 0, deadline, 0, 0, 0, 0, 0], 1 << abi.HEADER_LEASE)
         return ended
 
+    def end_lease(self) -> None:
+        """From now on readers use the fallback words."""
+        self.backend.write(abi.HEADER_ROW, [0] * abi.ROW_WORDS, 1 << abi.HEADER_LEASE)
+
     def close(self) -> None:
         """Readers keep what they have mapped; the lease then runs out."""
         self.sheet.close()

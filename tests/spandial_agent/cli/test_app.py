@@ -32,7 +32,22 @@ from tests.spandial_agent.command import run, run_all, start
 from tests.spandial_agent.fake_agent import FakeAgent
 from tests.spandial_api.fake_node import entry
 
-COMMANDS = ["agent", "set", "renew", "get", "rm", "explain", "targets", "watch", "stats", "doctor", "budget", "quota"]
+COMMANDS = [
+    "agent",
+    "set",
+    "renew",
+    "get",
+    "rm",
+    "explain",
+    "targets",
+    "watch",
+    "stats",
+    "doctor",
+    "budget",
+    "quota",
+    "off",
+    "on",
+]
 LONG = "a-service-whose-name-is-" + "very-" * 20 + "long"
 
 

@@ -1,0 +1,105 @@
+"""The switch: everything of the agent's out of the kernel and out of the hooks' way, at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+
+from spandial_api.audit import Action
+from spandial_api.control import Author, Control
+from spandial_api.node import Node
+from spandial_api.store import StoreError
+
+__all__ = ["Off", "Switch"]
+
+_DOCUMENT = "switch"
+_LOOK_S = 1.0
+
+
+@dataclass(frozen=True)
+class Off:
+    """Who switched the node off.
+
+    Attributes:
+        time, until: Unix time in seconds; until None: somebody says so.
+    """
+
+    who: str
+    why: str
+    time: float
+    until: float | None
+
+    @property
+    def sentence(self) -> str:
+        """For people who wonder."""
+        why = f" ({self.why})" if self.why else ""
+        end = "until somebody runs 'spandial on'"
+        if self.until is not None:
+            end = f"until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.until))}"
+        return f"switched off by {self.who}{why}, {end}: nothing is captured, and hooks use their fallback rates."
+
+
+class Switch:
+    """On or off, with the node and the store.
+
+    Attributes:
+        off: who switched the node off; None while it is on.
+    """
+
+    def __init__(self, control: Control, node: Node) -> None:
+        self.off: Off | None = None
+        self._control = control
+        self._node = node
+        self._lock = asyncio.Lock()
+        self._ends_at: float | None = None  # CLOCK_BOOTTIME: nobody sets that clock
+        with suppress(StoreError):  # the rules' store says so already
+            self._load()
+
+    async def turn_off(self, author: Author, ttl_s: float | None = None) -> Off:
+        """At once, whatever the disk says. Raises StoreError where it is off, and a restart would switch it on."""
+        async with self._lock:
+            now = self._control.now()
+            off = Off(author.who, author.why, now, None if ttl_s is None else now + ttl_s)
+            self._obey(off, ttl_s)
+            await self._keep(off, "off", author)
+            return off
+
+    async def turn_on(self, author: Author) -> None:
+        """Raises StoreError where it stays off: a restart must not switch it off again."""
+        async with self._lock:
+            if self.off is not None:
+                await self._keep(None, "on", author)
+                self._obey(None, None)
+
+    async def run(self) -> None:
+        """Switch on when the time has come, until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if self._ends_at is not None and _boottime() >= self._ends_at:
+                with suppress(StoreError):  # it is tried again
+                    await self.turn_on(Author("spandial", "its time had come"))
+
+    async def _keep(self, off: Off | None, action: Action, author: Author) -> None:
+        body = None if off is None else vars(off)
+        await asyncio.shield(self._control.keep_limit(_DOCUMENT, body, action, None, author))
+
+    def _obey(self, off: Off | None, ttl_s: float | None) -> None:
+        self.off = off
+        self._ends_at = None if off is None or ttl_s is None else _boottime() + ttl_s
+        self._node.switch("" if off is None else off.sentence)
+
+    def _load(self) -> None:
+        """What this version cannot read is as if it were not there."""
+        stored = self._control.document(_DOCUMENT)
+        with suppress(TypeError, ValueError, KeyError):
+            until = stored["until"]
+            off = Off(str(stored["who"]), str(stored["why"]), float(stored["time"]), until and float(until))
+            left = None if off.until is None else off.until - self._control.now()
+            if left is None or left > 0:
+                self._obey(off, left)
+
+
+def _boottime() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
