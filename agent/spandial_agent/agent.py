@@ -213,13 +213,13 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
         return MemfdTable(), None, ["the kernel side is off: SPANDIAL_TABLE=memfd."]
     cache = CompileCache(settings.compiled_dir)
     missing = missing_for_kernel(compiled=is_compiled(cache, settings.forced_path))
-    backend: TableBackend | None = None
+    backend: FrozenTable | None = None
     if not missing:
         try:
             backend = FrozenTable(cache)
             if settings.capture == "off":
                 return backend, None, ["capture is off: SPANDIAL_CAPTURE=off."]
-            return backend, Capture(backend.descriptor, settings.forced_path, cache=cache), []
+            return backend, Capture(backend.map_descriptor, settings.forced_path, cache=cache), []
         except KernelUnavailable as error:
             missing = error.missing
     if settings.require_kernel or (backend is None and settings.table == "bpf"):

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
+import structlog
+
 from spandial import abi
 from spandial.abi import EntryKind, word_rate
 from spandial.labels import Labels
@@ -40,6 +42,9 @@ from spandial_api.selectors import Selector
 
 __all__ = ["LocalNode"]
 
+_log = structlog.get_logger("spandial.node")
+
+_ROWS_SHOWN = 16  # in a line of the log
 _ASKERS = 256  # processes of which one may be asking
 
 
@@ -94,11 +99,16 @@ class LocalNode:
             while True:
                 if self._table.renew_lease(self._lease_s):
                     self._targets.lease_ended()
+                self._check_rows()
                 self._targets.find_room()
                 await asyncio.sleep(self._lease_s / 4)
         finally:
             if looking is not None:
                 looking.cancel()
+
+    def _check_rows(self) -> None:
+        if altered := self._table.check():
+            _log.error("somebody else wrote into the rate table; its rows are written anew", rows=altered[:_ROWS_SHOWN])
 
     async def steer(self) -> None:
         """Move rates by what is counted until cancelled."""
@@ -168,6 +178,7 @@ class LocalNode:
             **self._dispatch.losses(),
             "process_events": self._discovery.lost,
             "row_refused": self._table.refused,
+            "row_altered": self._table.altered,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
             "operations_refused": self._targets.operations.refused,
@@ -188,6 +199,11 @@ class LocalNode:
             missing.append(
                 f"the rate table is full: {self._table.refused} processes share the node's default rate "
                 f"(there are {abi.ROWS - 2} rows)."
+            )
+        if self._table.altered:
+            missing.append(
+                f"somebody else wrote into the rate table: {self._table.altered} rows were not as the agent had "
+                "written them, and were written anew. Look for a process with rights of root's that should have none."
             )
         missing += self._targets.operations.missing
         return Health(

@@ -41,9 +41,12 @@ class CounterPage:
         self.descriptor = os.memfd_create("spandial-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, abi.PAGE_SIZE)
+            os.fchmod(self.descriptor, 0o600)  # for the process that is handed it, and nobody who could open it anew
             # The process must not be able to shorten the page: reading past its end would kill the agent (SIGBUS).
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+            if fcntl.fcntl(self.descriptor, fcntl.F_GET_SEALS) & seals != seals:
+                raise OSError("the kernel has not sealed the counter page")
             self._map = mmap.mmap(self.descriptor, abi.PAGE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
         except OSError:
             os.close(self.descriptor)
