@@ -119,7 +119,7 @@ async def run_agent(settings: Settings) -> None:
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
-            control = Control(store, node, copy=copy)
+            control = Control(store, node, copy=None if store.newer else copy)
             guard = Guard(control, node, Limits(settings.budget, settings.quota))
             if control.trouble:
                 _log.error("the rules cannot be changed", reason=control.trouble)

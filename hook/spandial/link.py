@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from spandial import abi
@@ -42,17 +43,21 @@ _WAKE_S = 1.0  # how often counts are published and the lease is looked at while
 _LAPSED_WAKE_S = 0.2
 
 
+class _OtherVersion(Exception):
+    """The agent speaks an older ABI version, which this process speaks, too."""
+
+
 class _Table:
     """The agent's table as this process sees it, this process's row in it, and its operations' rates."""
 
     operations: OperationRates | None
 
-    def __init__(self, descriptor: int, row: int, sheet: int) -> None:
+    def __init__(self, version: int, descriptor: int, row: int, sheet: int) -> None:
         if not abi.DEFAULT_ROW <= row < abi.ROWS:
             raise Refused(f"row {row} is outside the table")
         words = map_memory(descriptor, abi.TABLE_SIZE, "rate table", may_be_map=True).cast("Q")
-        if words[abi.HEADER_MAGIC] != abi.MAGIC | abi.ABI:
-            raise Refused(f"the table does not begin with ABI version {abi.ABI}")
+        if words[abi.HEADER_MAGIC] != abi.MAGIC | version:
+            raise Refused(f"the table does not begin with ABI version {version}")
         self._words = words
         self.row = words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS]
         self.operations = OperationRates(self.row, words, map_memory(sheet, abi.SHEET_SIZE, "sheet"))
@@ -61,6 +66,17 @@ class _Table:
         """Seconds until the lease runs out; negative when it has."""
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return float(self._words[abi.HEADER_LEASE] - now) / 1e9
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """This package's; empty where it cannot be found out."""
+    try:
+        from importlib import metadata  # takes a while, and is in the thread of the link
+
+        return metadata.version("spandial")
+    except Exception:  # not installed, or no file may be opened: an agent only shows it
+        return ""
 
 
 def _log(level: int, message: str, *arguments: object) -> None:
@@ -107,6 +123,7 @@ class Link:
         self._page: memoryview | None = None
         self._base = self._decider.counts()
         self._lapsed = False
+        self._abi = abi.ABI
         self._retry_s = _RETRY_FIRST_S
         self._retry_at = 0.0
 
@@ -149,18 +166,23 @@ class Link:
                 self._tell_once("absent", message, self._path, error)
             self._disconnect(self._retry_s)
             self._retry_s = min(self._retry_s * 2, _RETRY_LAST_S)
+        except _OtherVersion:
+            connection.close()
+            self._disconnect(0)
         except Stranger as stranger:
             connection.close()
             self._tell_once("stranger", "nobody at %s is obeyed: %s", self._path, stranger)
             self._disconnect(_RETRY_LAST_S)
         except Refused as refusal:
             connection.close()
+            self._abi = abi.ABI
             self._tell_once("refused", "the agent refused this process: %s", refusal)
             self._disconnect(_RETRY_REFUSED_S)
 
     def _register(self, connection: socket.socket) -> None:
         hello = {
-            "abi": abi.ABI,
+            "abi": self._abi,
+            "hook": _version(),
             **self._labels.main,
             "tenant": self._labels.tenant,
             "attributes": dict(self._labels.others),
@@ -172,13 +194,17 @@ class Link:
         try:
             answer = json.loads(message)
             if "error" in answer:
+                older = answer.get("abi")
+                if older in abi.SPOKEN and older < self._abi:
+                    self._abi = older
+                    raise _OtherVersion
                 raise Refused(answer["error"])
-            if answer["abi"] != abi.ABI:
-                raise Refused(f"it speaks ABI version {answer['abi']}, this process speaks {abi.ABI}")
+            if answer["abi"] != self._abi:
+                raise Refused(f"it speaks ABI version {answer['abi']}, this process speaks {self._abi}")
             # The kernel holds back what a process at its limit of open files cannot take.
             if (came := len(descriptors)) != _DESCRIPTORS:
                 raise Refused(f"{came} descriptors arrived, not {_DESCRIPTORS}: is the limit of open files reached?")
-            table = _Table(descriptors[0], answer["row"], descriptors[2])
+            table = _Table(self._abi, descriptors[0], answer["row"], descriptors[2])
             page = map_memory(descriptors[1], abi.PAGE_SIZE, "counter page", writable=True).cast("Q")
         finally:
             for descriptor in descriptors:
@@ -196,6 +222,7 @@ class Link:
         """Stop talking to the agent. The table stays mapped: its last rates hold until its lease ends."""
         if self._socket is not None:
             self._socket.close()
+            self._abi = abi.ABI  # an agent that comes may be newer
         self._socket = self._page = None
         self._retry_at = time.monotonic() + retry_s * random.uniform(0.7, 1.0)
 

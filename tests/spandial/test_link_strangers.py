@@ -198,6 +198,41 @@ def test_a_newer_agents_additional_fields_and_descriptors_do_no_harm(surplus: in
         assert len(descriptors_of(application.pid, "fake-")) == 3
 
 
+OLDER = 1
+SPEAKS_BOTH = f"from spandial import abi\nabi.SPOKEN = (abi.ABI, {OLDER})\nserve(Sampler('30%'))"
+
+
+def older_agent(connection: socket.socket, hello: dict[str, Any]) -> None:
+    """An agent of another ABI version."""
+    if hello["abi"] != OLDER:
+        send(json.dumps({"error": "another version", "abi": OLDER}).encode())(connection, hello)
+        connection.close()
+    else:
+        send(answer(abi=OLDER), lambda: table(SEVENTY, magic=abi.MAGIC | OLDER), page, sheet)(connection, hello)
+
+
+def test_an_agent_of_an_older_version_that_is_spoken_is_obeyed_and_a_newer_one_after_it(tmp_path: Path) -> None:
+    with Application(tmp_path, SPEAKS_BOTH) as application:
+        with FakeAgent(tmp_path, older_agent) as agent:
+            assert application.obeys(70)
+            assert [hello["abi"] for hello in agent.hellos] == [abi.ABI, OLDER]
+        (tmp_path / "app.sock").unlink()
+        newer = send(answer(), lambda: table(encode_word(20)), page, sheet)
+        with FakeAgent(tmp_path, newer) as agent:
+            assert application.obeys(20)
+            assert agent.hellos[0]["abi"] == abi.ABI
+        assert application.end() == 0
+
+
+def test_an_agent_of_a_version_that_is_not_spoken_is_not_obeyed(tmp_path: Path) -> None:
+    with FakeAgent(tmp_path, older_agent) as agent, Application(tmp_path, DEFAULT="30%") as application:
+        eventually(lambda: application.errors, "it says what is wrong")
+        application.report()
+        assert (application.end(), application.rates()) == (0, [30])
+        assert "another version" in application.errors[0]
+        assert {hello["abi"] for hello in agent.hellos} == {abi.ABI}
+
+
 def test_it_says_who_it_is(tmp_path: Path) -> None:
     attributes = "service.version=2.1,deployment.environment.name=gray"
     labels = {"OTEL_SERVICE_NAME": "shop", "OTEL_RESOURCE_ATTRIBUTES": attributes}
@@ -300,7 +335,7 @@ serve(Sampler("30%"))
         eventually(lambda: application.errors, "it says what is wrong")
         application.report()
         assert (application.end(), application.rates()) == (0, [30])
-        assert ["limit of open files" in line for line in application.errors] == [True]
+        assert ["limit of open files" in line for line in application.errors] == [True], application.errors
 
 
 def test_an_applications_own_failing_log_handler_does_not_end_the_link(tmp_path: Path) -> None:

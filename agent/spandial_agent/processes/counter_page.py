@@ -10,7 +10,7 @@ from typing import NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind
 
-__all__ = ["CounterPage", "PageCount"]
+__all__ = ["CounterPage", "HookVersion", "PageCount"]
 
 # Counts that grow past this are no counts: a century of a million decisions a second.
 _PLAUSIBLE = 1 << 52
@@ -30,14 +30,23 @@ class PageCount(NamedTuple):
     before: int
 
 
+class HookVersion(NamedTuple):
+    """Which hook has a counter page, as it says itself: its ABI version, and its spandial's; empty from older ones."""
+
+    abi: int
+    spandial: str
+
+
 class CounterPage:
     """A page of shared memory to hand out. Raises OSError where there are no descriptors left for it.
 
     Attributes:
+        hook: who has it.
         implausible: how often a count went backwards or beyond belief, and was ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hook: HookVersion = HookVersion(abi.ABI, "")) -> None:
+        self.hook = hook
         self.descriptor = os.memfd_create("spandial-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, abi.PAGE_SIZE)
