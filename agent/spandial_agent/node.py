@@ -44,7 +44,7 @@ __all__ = ["LocalNode"]
 
 _log = structlog.get_logger("spandial.node")
 
-_ROWS_SHOWN = 16  # in a line of the log
+_ALTERED_SHOWN = 16  # in a line of the log
 _ASKERS = 256  # processes of which one may be asking
 
 
@@ -108,7 +108,7 @@ class LocalNode:
 
     def _check_rows(self) -> None:
         if altered := self._table.check():
-            _log.error("somebody else wrote into the rate table; its rows are written anew", rows=altered[:_ROWS_SHOWN])
+            _log.error("somebody else wrote into the rate table; it is written anew", altered=altered[:_ALTERED_SHOWN])
 
     async def steer(self) -> None:
         """Move rates by what is counted until cancelled."""

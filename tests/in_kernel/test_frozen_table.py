@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.table.frozen import FrozenTable
 from spandial_agent.table.rates import RateTable
+from spandial_agent.targets.targets import Targets
 from tests.agent_process import COMPILED
+from tests.spandial_agent.running_registrar import RunningRegistrar, hello
 from tests.spandial_agent.table.unprivileged_reader import run_as_nobody
 
 pytestmark = pytest.mark.kernel
@@ -39,6 +42,20 @@ def test_what_hooks_are_handed_is_no_map_that_a_program_of_theirs_could_write(ba
     assert os.readlink(f"/proc/self/fd/{backend.descriptor}").startswith("/memfd:")
     with pytest.raises(OSError, match="Invalid argument"):
         Map(backend.descriptor, abi.ROW_SIZE)[2]
+
+
+def test_a_process_that_registers_is_handed_no_descriptor_but_memory(backend: FrozenTable, tmp_path: Path) -> None:
+    table = RateTable(backend)
+    running = RunningRegistrar(tmp_path / "app.sock", table, Targets(table, abi.encode_word(1)))
+    peer = running.peer()
+    assert "row" in peer.register(hello())
+    links = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in peer.descriptors]
+    assert [link.partition(" ")[0] for link in links] == [
+        f"/memfd:spandial-{name}" for name in ("rates", "counts", "sheet")
+    ]
+    peer.close()
+    running.stop()
+    table.sheet.close()
 
 
 def test_no_program_that_the_agent_starts_has_the_maps_descriptor(backend: FrozenTable) -> None:
@@ -90,7 +107,7 @@ def test_what_somebody_else_wrote_into_the_map_is_found_and_mended(backend: Froz
     assert table.check() == []
     backend._write_map(row.number, [9] * 8, 0b00000101)  # as a program would that has the map's descriptor
     assert backend.read(row.number)[:4] == (9, 2, 9, 4)
-    assert (table.check(), table.altered) == ([row.number], 1)
+    assert (table.check(), table.altered) == ([f"row {row.number}"], 1)
     assert backend.read(row.number)[:4] == (1, 2, 3, 4)
     assert (table.check(), table.altered) == ([], 1)
 
