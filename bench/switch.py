@@ -171,7 +171,7 @@ class _Capturing:
         table = FrozenTable()
         self._table = RateTable(table)
         self._table.renew_lease(_LEASE_S)
-        self._capture = Capture(table.descriptor, path)
+        self._capture = Capture(table.map_descriptor, path)
         # What Capture attaches once and for all is here attached again and again.
         self._module, self._programs = self._capture._module, self._capture._programs
         self._module.detach()

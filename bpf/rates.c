@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only
 /* The rate table and its writer programs.
  *
- * The map is frozen right after it is made: from then on user space can map it only for reading,
- * and these programs, run through BPF_PROG_TEST_RUN and attached to nothing, are its only writers.
+ * The map is frozen right after it is made: from then on user space can map it only for reading, and programs alone can
+ * write it. These are run through BPF_PROG_TEST_RUN and attached to nothing; that there are no others is why its
+ * descriptor never leaves the agent.
  */
 #include <uapi/linux/bpf.h>
 #include "spandial.h"

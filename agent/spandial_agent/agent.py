@@ -120,7 +120,7 @@ async def run_agent(settings: Settings) -> None:
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
-            control = Control(store, node, copy=copy)
+            control = Control(store, node, copy=None if store.newer else copy)
             guard = Guard(control, node, Limits(settings.budget, settings.quota))
             switch = Switch(control, node)
             if control.trouble:
@@ -216,13 +216,13 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
         return MemfdTable(), None, ["the kernel side is off: SPANDIAL_TABLE=memfd."]
     cache = CompileCache(settings.compiled_dir)
     missing = missing_for_kernel(compiled=is_compiled(cache, settings.forced_path))
-    backend: TableBackend | None = None
+    backend: FrozenTable | None = None
     if not missing:
         try:
             backend = FrozenTable(cache)
             if settings.capture == "off":
                 return backend, None, ["capture is off: SPANDIAL_CAPTURE=off."]
-            return backend, Capture(backend.descriptor, settings.forced_path, cache=cache), []
+            return backend, Capture(backend.map_descriptor, settings.forced_path, cache=cache), []
         except KernelUnavailable as error:
             missing = error.missing
     if settings.require_kernel or (backend is None and settings.table == "bpf"):

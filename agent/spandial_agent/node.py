@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
+import structlog
+
 from spandial import abi
 from spandial.abi import EntryKind, word_rate
 from spandial.labels import Labels
@@ -41,6 +43,9 @@ from spandial_api.selectors import Selector
 
 __all__ = ["LocalNode"]
 
+_log = structlog.get_logger("spandial.node")
+
+_ALTERED_SHOWN = 16  # in a line of the log
 _ASKERS = 256  # processes of which one may be asking
 
 
@@ -95,6 +100,7 @@ class LocalNode:
         try:
             while True:
                 self._renew_lease()
+                self._check_rows()
                 self._targets.find_room()
                 await asyncio.sleep(self._lease_s / 4)
         finally:
@@ -179,6 +185,7 @@ class LocalNode:
             **self._dispatch.losses(),
             "process_events": self._discovery.lost,
             "row_refused": self._table.refused,
+            "row_altered": self._table.altered,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
             "operations_refused": self._targets.operations.refused,
@@ -199,6 +206,11 @@ class LocalNode:
             missing.append(
                 f"the rate table is full: {self._table.refused} processes share the node's default rate "
                 f"(there are {abi.ROWS - 2} rows)."
+            )
+        if self._table.altered:
+            missing.append(
+                f"somebody else wrote into the rate table: {self._table.altered} rows were not as the agent had "
+                "written them, and were written anew. Look for a process with rights of root's that should have none."
             )
         missing += self._targets.operations.missing
         return Health(
@@ -223,6 +235,10 @@ class LocalNode:
             capture.attach()
         except KernelUnavailable as error:
             self._missing += error.missing
+
+    def _check_rows(self) -> None:
+        if altered := self._table.check():
+            _log.error("somebody else wrote into the rate table; it is written anew", altered=altered[:_ALTERED_SHOWN])
 
     def _renew_lease(self) -> None:
         if not self._off and self._table.renew_lease(self._lease_s):

@@ -11,6 +11,7 @@ from spandial_api.selectors import KindName
 
 __all__ = [
     "ProtocolName",
+    "HookState",
     "RateState",
     "OperationState",
     "TargetState",
@@ -58,6 +59,13 @@ class OperationState(RateState):
     kernel: bool = Field(description="whether the kernel knows these operations too, or hooks alone do")
 
 
+class HookState(BaseModel):
+    """A hook in a process, as it says itself."""
+
+    abi: int = Field(description="the version of what agent and hook share")
+    spandial: str = Field(description="its version of spandial; empty where it does not say", examples=["0.1.0"])
+
+
 class TargetState(BaseModel):
     """A process that the agent controls."""
 
@@ -84,6 +92,7 @@ class TargetState(BaseModel):
         description="whether the kernel sees what the process sends and receives by TLS",
         examples=["OpenSSL (libssl.so.3)", "not seen: statically linked (Go crypto/tls)", "none found"],
     )
+    hooks: list[HookState] = Field(default=[], description="its hooks that are registered now")
 
 
 class RuleFinding(BaseModel):

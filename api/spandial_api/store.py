@@ -19,7 +19,7 @@ from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_text, selector_key
 
-__all__ = ["AUDIT_MAX", "LastGoodRules", "Store", "StoreError", "open_store"]
+__all__ = ["AUDIT_MAX", "LastGoodRules", "Store", "NewerStore", "StoreError", "open_store"]
 
 AUDIT_MAX = 10_000  # revisions that the audit log goes back
 _PAGE_MAX = 1 << 20  # characters of changes that are handed out at once
@@ -40,12 +40,21 @@ class StoreError(Exception):
     """The rules cannot be read or written; says which file and why."""
 
 
+class NewerStore(StoreError):
+    """A newer version of spandial has written the rules; nothing was touched."""
+
+
 class Store:
     """One SQLite file. Any thread may call anything at any time, but a revision that is prepared is one caller's until
     he commits it or forgets it.
 
+    Attributes:
+        newer: the file is a newer version's, and so is the copy beside it: neither may be written.
+
     Raises StoreError where the file cannot be used.
     """
+
+    newer = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,13 +62,11 @@ class Store:
         self._use = threading.RLock()
         try:
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            _refuse_newer(path, self._database)
             # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise StoreError(f"the rules in {path} are of a newer version of spandial ({version}, not {_VERSION})")
-            if version < _VERSION:
+            if self._database.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
                 self._migrate()
         except (sqlite3.Error, ValueError) as error:
             raise StoreError(f"the rules in {path} cannot be opened: {error}") from error
@@ -226,9 +233,11 @@ class _UnusableStore(Store):
     def __init__(self, path: Path, book: RuleBook, reason: StoreError) -> None:
         self.path = path
         self._book = book
+        self.newer = isinstance(reason, NewerStore)
+        what_to_do = "" if self.newer else ": mend the file or move it away, and start the agent again"
         self._reason = StoreError(
-            f"{reason}; obeying the rules of revision {book.revision}, of a copy beside it, and no change is taken: "
-            "mend the file or move it away, and start the agent again"
+            f"{reason}; obeying the rules of revision {book.revision}, of a copy beside it, and no change is taken"
+            f"{what_to_do}"
         )
 
     def load(self) -> RuleBook:
@@ -251,6 +260,17 @@ class _UnusableStore(Store):
 
     def close(self) -> None:
         pass
+
+
+def _refuse_newer(path: Path, database: sqlite3.Connection) -> None:
+    """Before anything is done that could change the file. Raises NewerStore, sqlite3.Error."""
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if version > _VERSION:
+        database.close()
+        raise NewerStore(
+            f"the rules in {path} are of a newer version of spandial ({version}, not {_VERSION}) and are left as they "
+            "are: start that version again"
+        )
 
 
 def open_store(path: Path, copy: LastGoodRules) -> Store:

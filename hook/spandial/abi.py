@@ -10,6 +10,7 @@ import struct
 
 __all__ = [
     "ABI",
+    "SPOKEN",
     "MAX_THRESHOLD",
     "RANDOMNESS_MASK",
     "EntryKind",
@@ -26,6 +27,10 @@ __all__ = [
 ]
 
 ABI = 2
+# What is understood, the newest first: an agent serves the hooks of these versions, a hook obeys agents of these. Hooks
+# live in images that are rebuilt months later: who changes the layout leaves the version before here, and hands its
+# hooks a copy of the table whose header and words are of that version. (Version 1 was never released.)
+SPOKEN = (ABI,)
 MAGIC = 0x5350414E44490000  # "SPANDI", ABI version in the lower 16 bits
 
 ROWS = 4098  # header, node default, 4,096 targets

@@ -10,19 +10,20 @@ import array
 import atexit
 import json
 import logging
-import mmap
 import os
 import random
 import select
 import socket
-import stat
 import threading
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from spandial import abi
 from spandial.labels import Labels
+from spandial.memory import Refused, map_memory
+from spandial.peer import Stranger, check_peer
 from spandial.sheet import OperationRates
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ _WAKE_S = 1.0  # how often counts are published and the lease is looked at while
 _LAPSED_WAKE_S = 0.2
 
 
-class _Refused(Exception):
-    """The agent answered, and said no."""
+class _OtherVersion(Exception):
+    """The agent speaks an older ABI version, which this process speaks, too."""
 
 
 class _Table:
@@ -51,15 +52,15 @@ class _Table:
 
     operations: OperationRates | None
 
-    def __init__(self, descriptor: int, row: int, sheet: int) -> None:
+    def __init__(self, version: int, descriptor: int, row: int, sheet: int) -> None:
         if not abi.DEFAULT_ROW <= row < abi.ROWS:
-            raise _Refused(f"row {row} is outside the table")
-        words = _map(descriptor, abi.TABLE_SIZE, mmap.PROT_READ).cast("Q")
-        if words[abi.HEADER_MAGIC] != abi.MAGIC | abi.ABI:
-            raise _Refused(f"the table does not begin with ABI version {abi.ABI}")
+            raise Refused(f"row {row} is outside the table")
+        words = map_memory(descriptor, abi.TABLE_SIZE, "rate table", may_be_map=True).cast("Q")
+        if words[abi.HEADER_MAGIC] != abi.MAGIC | version:
+            raise Refused(f"the table does not begin with ABI version {version}")
         self._words = words
         self.row = words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS]
-        self.operations = OperationRates(self.row, words, _map(sheet, abi.SHEET_SIZE, mmap.PROT_READ))
+        self.operations = OperationRates(self.row, words, map_memory(sheet, abi.SHEET_SIZE, "sheet"))
 
     def lease_ends_in(self) -> float:
         """Seconds until the lease runs out; negative when it has."""
@@ -67,12 +68,15 @@ class _Table:
         return float(self._words[abi.HEADER_LEASE] - now) / 1e9
 
 
-def _map(descriptor: int, size: int, protection: int) -> memoryview:
-    status = os.fstat(descriptor)
-    # A file that is shorter than its mapping would kill the application (SIGBUS). BPF maps are no regular files.
-    if stat.S_ISREG(status.st_mode) and status.st_size < size:
-        raise _Refused(f"a shared page is {status.st_size} bytes long, {size} are needed")
-    return memoryview(mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED, prot=protection))
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """This package's; empty where it cannot be found out."""
+    try:
+        from importlib import metadata  # takes a while, and is in the thread of the link
+
+        return metadata.version("spandial")
+    except Exception:  # not installed, or no file may be opened: an agent only shows it
+        return ""
 
 
 def _log(level: int, message: str, *arguments: object) -> None:
@@ -98,6 +102,7 @@ class Link:
     def __init__(self, labels: Labels, decider: Decider, run_dir: str) -> None:
         self._labels = labels
         self._decider = decider
+        self._run_dir = run_dir
         self._path = os.path.join(run_dir, "app.sock")
         self._told: set[str] = set()
         self._forget()
@@ -118,6 +123,7 @@ class Link:
         self._page: memoryview | None = None
         self._base = self._decider.counts()
         self._lapsed = False
+        self._abi = abi.ABI
         self._retry_s = _RETRY_FIRST_S
         self._retry_at = 0.0
 
@@ -149,6 +155,7 @@ class Link:
         try:
             connection.settimeout(_ANSWER_TIMEOUT_S)
             connection.connect(self._path)
+            check_peer(connection, self._run_dir)
             self._register(connection)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             connection.close()
@@ -159,14 +166,23 @@ class Link:
                 self._tell_once("absent", message, self._path, error)
             self._disconnect(self._retry_s)
             self._retry_s = min(self._retry_s * 2, _RETRY_LAST_S)
-        except _Refused as refusal:
+        except _OtherVersion:
             connection.close()
+            self._disconnect(0)
+        except Stranger as stranger:
+            connection.close()
+            self._tell_once("stranger", "nobody at %s is obeyed: %s", self._path, stranger)
+            self._disconnect(_RETRY_LAST_S)
+        except Refused as refusal:
+            connection.close()
+            self._abi = abi.ABI
             self._tell_once("refused", "the agent refused this process: %s", refusal)
             self._disconnect(_RETRY_REFUSED_S)
 
     def _register(self, connection: socket.socket) -> None:
         hello = {
-            "abi": abi.ABI,
+            "abi": self._abi,
+            "hook": _version(),
             **self._labels.main,
             "tenant": self._labels.tenant,
             "attributes": dict(self._labels.others),
@@ -174,18 +190,22 @@ class Link:
             "default": self._decider.default,
         }
         connection.send(json.dumps(hello, ensure_ascii=False).encode(errors="surrogatepass"))
-        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, _DESCRIPTORS)
+        message, descriptors, _, _ = socket.recv_fds(connection, _MESSAGE_MAX, _DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         try:
             answer = json.loads(message)
             if "error" in answer:
-                raise _Refused(answer["error"])
-            if answer["abi"] != abi.ABI:
-                raise _Refused(f"it speaks ABI version {answer['abi']}, this process speaks {abi.ABI}")
+                older = answer.get("abi")
+                if older in abi.SPOKEN and older < self._abi:
+                    self._abi = older
+                    raise _OtherVersion
+                raise Refused(answer["error"])
+            if answer["abi"] != self._abi:
+                raise Refused(f"it speaks ABI version {answer['abi']}, this process speaks {self._abi}")
             # The kernel holds back what a process at its limit of open files cannot take.
             if (came := len(descriptors)) != _DESCRIPTORS:
-                raise _Refused(f"{came} descriptors arrived, not {_DESCRIPTORS}: is the limit of open files reached?")
-            table = _Table(descriptors[0], answer["row"], descriptors[2])
-            page = _map(descriptors[1], abi.PAGE_SIZE, mmap.PROT_READ | mmap.PROT_WRITE).cast("Q")
+                raise Refused(f"{came} descriptors arrived, not {_DESCRIPTORS}: is the limit of open files reached?")
+            table = _Table(self._abi, descriptors[0], answer["row"], descriptors[2])
+            page = map_memory(descriptors[1], abi.PAGE_SIZE, "counter page", writable=True).cast("Q")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -202,6 +222,7 @@ class Link:
         """Stop talking to the agent. The table stays mapped: its last rates hold until its lease ends."""
         if self._socket is not None:
             self._socket.close()
+            self._abi = abi.ABI  # an agent that comes may be newer
         self._socket = self._page = None
         self._retry_at = time.monotonic() + retry_s * random.uniform(0.7, 1.0)
 

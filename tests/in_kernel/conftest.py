@@ -69,7 +69,8 @@ def table() -> Iterator[RateTable | None]:
 @pytest.fixture(scope="module", params=["socket", "sys_exit"])
 def attached(request: pytest.FixtureRequest, table: RateTable | None) -> Iterator[Attached]:
     assert table is not None
-    capture = Capture(table.backend.descriptor, request.param, cache=CompileCache(COMPILED))
+    assert isinstance(table.backend, FrozenTable)
+    capture = Capture(table.backend.map_descriptor, request.param, cache=CompileCache(COMPILED))
     records: list[bytes] = []
     reading = threading.Event()
     reading.set()

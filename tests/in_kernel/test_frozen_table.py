@@ -1,10 +1,11 @@
-"""The frozen map: one BPF program writes it, everybody reads it, nobody else can change it."""
+"""The two copies: one BPF program writes the frozen map, hooks read a memfd, nobody else can change either."""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.libbpf import Map
 from spandial_agent.table.frozen import FrozenTable
 from spandial_agent.table.rates import RateTable
+from spandial_agent.targets.targets import Targets
 from tests.agent_process import COMPILED
+from tests.spandial_agent.running_registrar import RunningRegistrar, hello
 from tests.spandial_agent.table.unprivileged_reader import run_as_nobody
 
 pytestmark = pytest.mark.kernel
@@ -33,15 +36,80 @@ def test_an_unprivileged_process_can_read_it_and_change_nothing(backend: FrozenT
     expected = (abi.MAGIC | abi.ABI).to_bytes(8, "little").hex()
     assert report.first == (expected, expected)
     assert None not in report.failures.values(), report.failures
-    assert report.failures["map_for_writing"] == "EPERM"
-    assert report.failures["update_through_bpf"] == "EPERM"
 
 
-def test_even_the_agent_cannot_write_past_the_program(backend: FrozenTable) -> None:
+def test_what_hooks_are_handed_is_no_map_that_a_program_of_theirs_could_write(backend: FrozenTable) -> None:
+    assert os.readlink(f"/proc/self/fd/{backend.descriptor}").startswith("/memfd:")
+    with pytest.raises(OSError, match="Invalid argument"):
+        Map(backend.descriptor, abi.ROW_SIZE)[2]
+
+
+def test_a_process_that_registers_is_handed_no_descriptor_but_memory(backend: FrozenTable, tmp_path: Path) -> None:
+    table = RateTable(backend)
+    running = RunningRegistrar(tmp_path / "app.sock", table, Targets(table, abi.encode_word(1)))
+    peer = running.peer()
+    assert "row" in peer.register(hello())
+    links = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in peer.descriptors]
+    assert [link.partition(" ")[0] for link in links] == [
+        f"/memfd:spandial-{name}" for name in ("rates", "counts", "sheet")
+    ]
+    peer.close()
+    running.stop()
+    table.sheet.close()
+
+
+def test_no_program_that_the_agent_starts_has_the_maps_descriptor(backend: FrozenTable) -> None:
+    assert not os.get_inheritable(backend.map_descriptor)
+
+
+def test_even_the_agent_cannot_write_the_map_past_the_program(backend: FrozenTable) -> None:
     with pytest.raises(PermissionError):
-        mmap.mmap(backend.descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        mmap.mmap(backend.map_descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     with pytest.raises(PermissionError):
-        Map(backend.descriptor, abi.ROW_SIZE)[2] = bytes(abi.ROW_SIZE)
+        Map(backend.map_descriptor, abi.ROW_SIZE)[2] = bytes(abi.ROW_SIZE)
+
+
+def hooks_copy(backend: FrozenTable) -> memoryview:
+    return memoryview(mmap.mmap(backend.descriptor, abi.TABLE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)).cast("Q")
+
+
+@pytest.mark.parametrize("rows", [[2], [2, 3, 900], list(range(2, 50)), list(range(2, abi.ROWS))])
+@pytest.mark.parametrize("mask", [0b01101111, 0b11111111, 0b00010000])
+def test_both_copies_say_the_same_after_each_write(backend: FrozenTable, rows: list[int], mask: int) -> None:
+    backend.write_many(rows, [11, 12, 13, 14, 15, 16, 17, 18], mask)
+    written = hooks_copy(backend)
+    for row in range(abi.ROWS):
+        assert tuple(written[row * 8 : row * 8 + 8]) == backend.read(row)
+    assert backend.repair() == []
+
+
+@pytest.mark.parametrize("rows", [[3], [3, 4, 5]])
+def test_hooks_have_a_word_before_the_kernel_has_it(
+    backend: FrozenTable, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, seen = hooks_copy(backend), []
+    for name in ("_run", "_run_many"):
+        run = getattr(backend, name)
+
+        def looked(*arguments: int, run: Callable[..., int] = run) -> int:
+            seen.append((written[3 * 8], backend.read(3)[0]))
+            return run(*arguments)
+
+        monkeypatch.setattr(backend, name, looked)
+    backend.write_many(rows, [7] * 8, 0b01101111)
+    assert seen == [(7, 0)]
+    assert backend.read(3)[0] == 7
+
+
+def test_what_somebody_else_wrote_into_the_map_is_found_and_mended(backend: FrozenTable) -> None:
+    table = RateTable(backend)
+    row = table.allocate(4711, [1, 2, 3, 4], 5)
+    assert table.check() == []
+    backend._write_map(row.number, [9] * 8, 0b00000101)  # as a program would that has the map's descriptor
+    assert backend.read(row.number)[:4] == (9, 2, 9, 4)
+    assert (table.check(), table.altered) == ([f"row {row.number}"], 1)
+    assert backend.read(row.number)[:4] == (1, 2, 3, 4)
+    assert (table.check(), table.altered) == ([], 1)
 
 
 def test_a_write_is_in_the_mapped_page_when_it_returns(backend: FrozenTable) -> None:

@@ -48,7 +48,7 @@ class Watching:
         stack.callback(table.close)
         table.renew_lease(60)
         self.row = table.allocate(os.getpid(), [abi.encode_word(rate, emit=True)] * len(EntryKind), 0)
-        self.capture = stack.enter_context(closing(Capture(backend.descriptor, path, cache=cache)))
+        self.capture = stack.enter_context(closing(Capture(backend.map_descriptor, path, cache=cache)))
         self.capture.add_target(os.getpid(), self.row)
 
     def counted(self) -> tuple[int, int]:

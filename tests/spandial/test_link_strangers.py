@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ from spandial import abi
 from spandial.abi import encode_word
 from tests.agent_process import eventually
 from tests.spandial.applications import Application, run
-from tests.spandial.fake_agent import FakeAgent, answer, counts, page, sheet, table
+from tests.spandial.fake_agent import F_SEAL_FUTURE_WRITE, FakeAgent, answer, counts, page, sealed, sheet, table
 
 SEVENTY = encode_word(70)
 Respond = Callable[[socket.socket, dict[str, Any]], None]
@@ -37,6 +38,8 @@ def proper_table() -> int:
     return table(SEVENTY)
 
 
+ONE_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+NO_WRITER = F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL
 DESCRIPTORS = (proper_table, page, sheet)
 
 
@@ -49,6 +52,18 @@ def pipe_end() -> int:
     reader, writer = os.pipe()
     os.close(writer)
     return reader
+
+
+def unsealed(make: Callable[[], int], seals: int = 0) -> Callable[[], int]:
+    """A copy of what this makes, with other seals."""
+
+    def copy() -> int:
+        proper, descriptor = make(), os.memfd_create("fake-copy", os.MFD_ALLOW_SEALING)
+        os.write(descriptor, os.pread(proper, 1 << 21, 0))
+        os.close(proper)
+        return sealed(descriptor, seals)
+
+    return copy
 
 
 def hang_up(connection: socket.socket, _hello: dict[str, Any]) -> None:
@@ -95,6 +110,12 @@ RESPONSES: dict[str, Respond] = {
     "the descriptors the wrong way round": send(answer(), page, proper_table, sheet),
     "a sheet too short": send(answer(), proper_table, page, lambda: sheet(size=4096)),
     "a folder for a sheet": send(answer(), proper_table, page, lambda: os.open("/", os.O_RDONLY)),
+    "a table that is not sealed": send(answer(), unsealed(proper_table), page, sheet),
+    "a table that can be shortened": send(answer(), unsealed(proper_table, NO_WRITER | fcntl.F_SEAL_GROW), page, sheet),
+    "a table that others can write": send(answer(), unsealed(proper_table, ONE_SIZE), page, sheet),
+    "a sheet that can be shortened": send(answer(), proper_table, page, unsealed(sheet, NO_WRITER)),
+    "a counter page that can be shortened": send(answer(), proper_table, unsealed(page, fcntl.F_SEAL_GROW), sheet),
+    "a file for a table": send(answer(), lambda: os.open("/proc/self/exe", os.O_RDONLY), page, sheet),
     "the end at once": hang_up,
 }
 WHAT_IT_SAYS = {
@@ -106,6 +127,13 @@ WHAT_IT_SAYS = {
     "one descriptor": "1 descriptor",
     "two descriptors": "2 descriptor",
     "a sheet too short": "4096 bytes long",
+    "a table that is not sealed": "the rate table is not sealed",
+    "a table that can be shortened": "the rate table is not sealed",
+    "a table that others can write": "the rate table is not sealed",
+    "a sheet that can be shortened": "the sheet is not sealed",
+    "a counter page that can be shortened": "the counter page is not sealed",
+    "a file for a table": "the rate table is no sealed memory",
+    "a device for a table": "the rate table is no sealed memory",
 }
 
 
@@ -117,6 +145,18 @@ def test_after_a_bad_answer_the_default_holds_and_one_line_says_so(name: str, tm
         assert (application.end(), application.rates(), len(application.errors)) == (0, [30], 1)
         assert WHAT_IT_SAYS.get(name, "") in application.errors[0]
         assert agent.hellos[0]["pid"] == application.pid
+
+
+def test_memory_that_is_shortened_once_it_is_handed_over_does_not_kill_the_application(tmp_path: Path) -> None:
+    shared = [unsealed(make)() for make in DESCRIPTORS]
+    respond = send(answer(), *[lambda each=each: os.dup(each) for each in shared])  # type: ignore[misc]
+    with FakeAgent(tmp_path, respond), Application(tmp_path, DEFAULT="30%") as application:
+        eventually(lambda: application.errors, "it says what is wrong")
+        for descriptor in shared:
+            os.ftruncate(descriptor, 0)
+            os.close(descriptor)
+        application.wait(len(application.reports()) + 30)
+        assert (application.end(), application.rates(), len(application.errors)) == (0, [30], 1)
 
 
 def test_an_agent_that_says_nothing_is_not_waited_for(tmp_path: Path) -> None:
@@ -156,6 +196,41 @@ def test_a_newer_agents_additional_fields_and_descriptors_do_no_harm(surplus: in
     with FakeAgent(tmp_path, respond), Application(tmp_path) as application:
         assert application.obeys(70)
         assert len(descriptors_of(application.pid, "fake-")) == 3
+
+
+OLDER = 1
+SPEAKS_BOTH = f"from spandial import abi\nabi.SPOKEN = (abi.ABI, {OLDER})\nserve(Sampler('30%'))"
+
+
+def older_agent(connection: socket.socket, hello: dict[str, Any]) -> None:
+    """An agent of another ABI version."""
+    if hello["abi"] != OLDER:
+        send(json.dumps({"error": "another version", "abi": OLDER}).encode())(connection, hello)
+        connection.close()
+    else:
+        send(answer(abi=OLDER), lambda: table(SEVENTY, magic=abi.MAGIC | OLDER), page, sheet)(connection, hello)
+
+
+def test_an_agent_of_an_older_version_that_is_spoken_is_obeyed_and_a_newer_one_after_it(tmp_path: Path) -> None:
+    with Application(tmp_path, SPEAKS_BOTH) as application:
+        with FakeAgent(tmp_path, older_agent) as agent:
+            assert application.obeys(70)
+            assert [hello["abi"] for hello in agent.hellos] == [abi.ABI, OLDER]
+        (tmp_path / "app.sock").unlink()
+        newer = send(answer(), lambda: table(encode_word(20)), page, sheet)
+        with FakeAgent(tmp_path, newer) as agent:
+            assert application.obeys(20)
+            assert agent.hellos[0]["abi"] == abi.ABI
+        assert application.end() == 0
+
+
+def test_an_agent_of_a_version_that_is_not_spoken_is_not_obeyed(tmp_path: Path) -> None:
+    with FakeAgent(tmp_path, older_agent) as agent, Application(tmp_path, DEFAULT="30%") as application:
+        eventually(lambda: application.errors, "it says what is wrong")
+        application.report()
+        assert (application.end(), application.rates()) == (0, [30])
+        assert "another version" in application.errors[0]
+        assert {hello["abi"] for hello in agent.hellos} == {abi.ABI}
 
 
 def test_it_says_who_it_is(tmp_path: Path) -> None:
@@ -260,7 +335,7 @@ serve(Sampler("30%"))
         eventually(lambda: application.errors, "it says what is wrong")
         application.report()
         assert (application.end(), application.rates()) == (0, [30])
-        assert ["limit of open files" in line for line in application.errors] == [True]
+        assert ["limit of open files" in line for line in application.errors] == [True], application.errors
 
 
 def test_an_applications_own_failing_log_handler_does_not_end_the_link(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from spandial import abi
 from spandial_agent import dispatch as dispatch_module
 from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
+from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
 from spandial_api.node_states import NodeStats
@@ -39,6 +41,20 @@ async def test_the_losses_of_all_parts_are_told(node: LocalNode, targets: Target
     assert losses["process_events"] == 3
     assert losses["counter_implausible"] >= 1
     assert {"watcher_slow", "agent_slow", "row_refused", "ring_full"} <= set(losses)
+
+
+async def test_rows_that_somebody_else_changed_are_told_and_degrade_the_node(
+    node: LocalNode, targets: Targets, table: RateTable
+) -> None:
+    target, _ = hooked(targets)
+    assert (await node.stats()).losses["row_altered"] == 0
+    assert isinstance(table.backend, MemfdTable)
+    table.backend._words[target.row.number * abi.ROW_WORDS] ^= 1 << 60
+    node._check_rows()
+    assert (await node.stats()).losses["row_altered"] == 1
+    health = node.health()
+    assert health.status == "degraded"
+    assert "somebody else wrote into the rate table: 1 row" in " ".join(health.missing)
 
 
 async def test_a_hooks_nonsense_stays_counted_when_its_process_has_ended(node: LocalNode, targets: Targets) -> None:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from spandial.abi import Mode
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
-from spandial_api.store import AUDIT_MAX, LastGoodRules, Store, StoreError, open_store
+from spandial_api.store import AUDIT_MAX, LastGoodRules, NewerStore, Store, StoreError, open_store
 from tests.spandial_api.saving import entry_of, save
 
 _NOBODY = 65534
@@ -188,11 +188,32 @@ def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, selec
 
 
 def test_a_store_of_a_newer_version_is_left_alone(store: Store) -> None:
+    save(store, store.load().put(Rule(Selector("checkout"), 30)))
+    store.close()
+    database = sqlite3.connect(store.path)
+    database.execute("PRAGMA user_version = 99")
+    database.execute("PRAGMA journal_mode = DELETE")
+    database.close()
+    written = store.path.read_bytes()
+    with pytest.raises(NewerStore, match=r"newer version of spandial \(99, not .*start that version again"):
+        Store(store.path)
+    assert store.path.read_bytes() == written
+    assert [path for path in store.path.parent.iterdir() if path.name != store.path.name] == []
+
+
+def test_of_a_newer_versions_store_the_copy_is_obeyed_and_no_change_is_taken(store: Store, tmp_path: Path) -> None:
+    copy = LastGoodRules(tmp_path / "copy.json")
+    book = store.load().put(Rule(Selector("checkout"), 30))
+    save(store, book)
+    copy.save(book)
+    store.close()
     database = sqlite3.connect(store.path)
     database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(StoreError, match="newer version of spandial"):
-        Store(store.path)
+    opened = open_store(store.path, copy)
+    assert (opened.newer, list(opened.load())) == (True, list(book))
+    with pytest.raises(StoreError, match=r"start that version again; obeying .* and no change is taken$"):
+        opened.probe()
 
 
 def test_a_store_of_a_version_without_expiry_is_read_and_written(tmp_path: Path) -> None:

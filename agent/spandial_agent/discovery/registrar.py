@@ -15,7 +15,7 @@ import structlog
 
 from spandial import abi
 from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
-from spandial_agent.processes.counter_page import CounterPage
+from spandial_agent.processes.counter_page import CounterPage, HookVersion
 from spandial_agent.processes.proc import read_process
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
@@ -27,6 +27,7 @@ _log = structlog.get_logger("spandial.registrar")
 
 _MESSAGE_MAX = 1 << 17  # the longest labels, escaped or not
 _PER_PROCESS = 8
+_VERSION_MAX = 64
 _WAITING_MAX = 1024  # connections that have not registered yet
 _UCRED = struct.Struct("iII")
 _ACCEPT_RETRY_S = 0.5
@@ -140,14 +141,14 @@ class Registrar:
     def _register(self, connection: _Connection, message: bytes) -> None:
         pid = _UCRED.unpack(connection.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
         try:
-            labels, default = _parse_hello(message)
+            labels, default, hook = _parse_hello(message)
             process = read_process(pid)
             if process is None:
                 raise _BadHello(f"process {pid} cannot be seen from the agent's pid namespace")
             known = self._targets.get(pid)
             if known is not None and len(known.pages) >= _PER_PROCESS:
                 raise _BadHello(f"process {pid} has registered {_PER_PROCESS} times already")
-            page = _make_page()
+            page = _make_page(hook)
         except _BadHello as error:
             self.refused += 1
             _log.warning("registration refused", pid=pid, reason=str(error))
@@ -157,12 +158,12 @@ class Registrar:
         target = self._targets.hook(process, labels, default, page)
         connection.target, connection.page = target, page
         del self._waiting[connection.peer.fileno()]
-        answer = {"abi": abi.ABI, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
+        answer = {"abi": hook.abi, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
         shared = [self._table.backend.descriptor, page.descriptor, self._table.sheet.descriptor]
         if not self._answer(connection, answer, shared):
             self._drop(connection)
             return
-        _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number)
+        _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number, hook=hook.spandial)
 
     def _answer(self, connection: _Connection, answer: dict[str, Any], descriptors: list[int]) -> bool:
         try:
@@ -181,23 +182,27 @@ class Registrar:
             self._targets.unhook(connection.target, connection.page)
 
 
-def _make_page() -> CounterPage:
+def _make_page(hook: HookVersion) -> CounterPage:
     try:
-        return CounterPage()
+        return CounterPage(hook)
     except OSError as error:
         raise _BadHello(f"the agent cannot make a counter page ({error.strerror})") from None
 
 
-def _parse_hello(message: bytes) -> tuple[Labels, int]:
-    """Labels and default word of a registration. It comes from any process: raises _BadHello on everything odd."""
+def _parse_hello(message: bytes) -> tuple[Labels, int, HookVersion]:
+    """Labels, default word and version of a registration. It comes from any process: raises _BadHello on all that is
+    odd."""
     try:
         hello = json.loads(message)
     except (ValueError, RecursionError):
         raise _BadHello("a registration is a JSON object") from None
     if not isinstance(hello, dict):
         raise _BadHello("a registration is a JSON object")
-    if hello.get("abi") != abi.ABI:
-        raise _BadHello(f"the agent speaks ABI version {abi.ABI}, the process {hello.get('abi')!r:.40}")
+    said, hook = hello.get("abi"), hello.get("hook", "")
+    if not isinstance(said, int) or said not in abi.SPOKEN:
+        raise _BadHello(f"the agent speaks ABI version {' or '.join(map(str, abi.SPOKEN))}, the process {said!r:.40}")
+    if not isinstance(hook, str) or len(hook) > _VERSION_MAX or not hook.isprintable():
+        raise _BadHello(f"hook is a version of spandial, a printable text of up to {_VERSION_MAX} characters")
     main = [hello.get(name, "") for name in ("service", "version", "env", "tenant")]
     attributes = hello.get("attributes", {})
     if not isinstance(attributes, dict) or len(attributes) > ATTRIBUTES_MAX:
@@ -208,6 +213,6 @@ def _parse_hello(message: bytes) -> tuple[Labels, int]:
     default = hello.get("default")
     if not isinstance(default, int) or not 0 <= default < 1 << 64 or not default & abi.Flag.VALID:
         raise _BadHello("default is a valid rate word")
-    return Labels(*main)._replace(others=other_labels(attributes.items())), default & ~(
-        abi.Flag.OPERATIONS | abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK
-    )
+    labels = Labels(*main)._replace(others=other_labels(attributes.items()))
+    rate_alone = ~(abi.Flag.OPERATIONS | abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK)
+    return labels, default & rate_alone, HookVersion(int(said), hook)

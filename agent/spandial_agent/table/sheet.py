@@ -22,6 +22,7 @@ class Sheet:
 
     def __init__(self) -> None:
         self.descriptor, self._map = seal_memory("spandial-sheet", abi.SHEET_SIZE)
+        self._written = bytearray(abi.SHEET_SIZE)
         self._blocks: list[tuple[int, int]] = []  # where each begins and ends, in order
 
     def put(self, block: bytes) -> int | None:
@@ -34,13 +35,21 @@ class Sheet:
             begin = end
         if begin + size > abi.SHEET_SIZE:
             return None
-        self._map[begin : begin + len(block)] = block
+        self._map[begin : begin + len(block)] = self._written[begin : begin + len(block)] = block
         insort(self._blocks, (begin, begin + size))
         return begin
 
     def free(self, offset: int) -> None:
         """Take a block's room back. No row may name it any more."""
         self._blocks = [block for block in self._blocks if block[0] != offset]
+
+    def repair(self) -> bool:
+        """Write the blocks anew if they are not as they were written; whether they were not."""
+        end = self._blocks[-1][1] if self._blocks else 0
+        if self._map[:end] == self._written[:end]:
+            return False
+        self._map[:end] = self._written[:end]
+        return True
 
     def close(self) -> None:
         """Readers keep what they have mapped."""

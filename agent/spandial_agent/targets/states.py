@@ -45,6 +45,7 @@ def target_state(target: Target, words: Sequence[int], limit: Limit | None, tls:
             "operations": _operations(target, limit),
             "why": target.why,
             "tls": tls,
+            "hooks": [page.hook._asdict() for page in target.pages],
         }
     )
 

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_process_gets_its_row_the_lease_and_three_descriptors(running: Running
     page = peer.map_page()
     page[abi.PAGE_COUNTS + 3] = 42
     assert running.pages()[0].read()[3] == 42
+
+
+def test_hooks_of_each_version_that_is_spoken_are_served_and_shown(
+    running: RunningRegistrar, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert abi.SPOKEN[0] == abi.ABI
+    monkeypatch.setattr(abi, "SPOKEN", (7, 6))
+    with closing(running.peer()) as older:
+        assert older.register(hello(abi=6, hook="0.9"))["abi"] == 6
+        assert peer.register(hello(abi=7))["abi"] == 7
+        assert [page.hook for page in running.pages()] == [(6, "0.9"), (7, "")]
+        with closing(running.peer()) as oldest:
+            assert "speaks ABI version 7 or 6, the process 5" in oldest.register(hello(abi=5))["error"]
 
 
 def test_of_its_default_a_process_says_the_rate_alone(running: RunningRegistrar, peer: Peer) -> None:
@@ -99,6 +113,9 @@ _NO_REGISTRATIONS = [
     hello(abi=None),
     hello(abi=abi.ABI + 1),
     hello(abi=str(abi.ABI)),
+    hello(hook=7),
+    hello(hook="1" * 65),
+    hello(hook="1\n2"),
     hello(abi=["x" * 60_000]),
     hello(service=7),
     hello(service=None),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
+import os
+import stat
 import time
 
 import pytest
@@ -198,8 +202,64 @@ def test_a_process_without_privileges_reads_the_memfd_and_can_change_nothing(tab
     table.renew_lease(1)
 
 
+def test_of_what_hooks_are_handed_nothing_can_be_opened_for_writing_or_without_seals(table: RateTable) -> None:
+    for descriptor in (table.backend.descriptor, table.sheet.descriptor):
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        assert stat.S_IMODE(os.fstat(descriptor).st_mode) == 0o400
+        # Its owner, and root in whatever container, may open it for writing: they meet the seals.
+        os.fchmod(descriptor, 0o600)
+        again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
+        with pytest.raises(PermissionError):
+            os.pwrite(again, bytes(8), 0)
+        with pytest.raises(PermissionError):
+            mmap.mmap(again, mmap.PAGESIZE)
+        with pytest.raises(PermissionError):
+            os.ftruncate(again, 0)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(again, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        os.close(again)
+
+
+def test_memory_that_the_kernel_has_not_sealed_is_never_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    done = fcntl.fcntl
+    monkeypatch.setattr(fcntl, "fcntl", lambda fd, how, *seals: done(fd, how) if how == fcntl.F_GET_SEALS else 0)
+    with pytest.raises(OSError, match="has not sealed"):
+        MemfdTable()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_row_that_somebody_else_changed_is_written_anew_and_counted(table: RateTable) -> None:
+    rows = [table.allocate(pid, [pid, 2, 3, 4], 5) for pid in (1, 2, 3)]
+    table.renew_lease(60)
+    assert table.check() == []
+    backend = table.backend
+    assert isinstance(backend, MemfdTable)
+    backend._words[rows[1].number * abi.ROW_WORDS] = 7
+    backend._words[abi.HEADER_LEASE] = 1 << 62
+    assert table.check() == ["row 0", f"row {rows[1].number}"]
+    assert backend.read(rows[1].number)[:4] == (2, 2, 3, 4)
+    assert backend.read(abi.HEADER_ROW)[abi.HEADER_LEASE] < 1 << 62
+    assert (table.check(), table.altered) == ([], 2)
+
+
+def test_the_highest_word_of_a_row_is_written_first() -> None:
+    backend, order = MemfdTable(), []
+
+    class Words:
+        def __setitem__(self, at: int, word: int) -> None:
+            order.append(at)
+
+    words, backend._words = backend._words, Words()  # type: ignore[assignment]
+    backend.write_many([2, 3], [0] * 8, 0b01101111)
+    assert order == [22, 21, 19, 18, 17, 16, 30, 29, 27, 26, 25, 24]
+    backend._words = words
+    backend.close()
+
+
 def test_the_same_attempts_succeed_on_a_page_that_may_be_written() -> None:
     page = CounterPage()
+    os.fchmod(page.descriptor, 0o666)  # else nobody but its owner could open it anew
     failures = run_as_nobody(page.descriptor).failures
     page.close()
     for attempt in ("map_for_writing", "make_the_mapping_writable", "pwrite", "reopen_and_write", "reopen_and_map"):

@@ -37,6 +37,16 @@ def test_there_is_room_until_it_is_full_and_again_once_a_block_goes(sheet: Sheet
     assert sheet.put(quarter) == len(quarter)
 
 
+def test_what_somebody_else_wrote_is_found_and_mended(sheet: Sheet) -> None:
+    assert not sheet.repair()
+    assert (sheet.put(b"a" * 9), sheet.put(b"b" * 9)) == (0, 16)
+    assert not sheet.repair()
+    sheet._map[20] = 7
+    assert sheet.repair()
+    assert sheet._map[16:25] == b"b" * 9
+    assert not sheet.repair()
+
+
 class Blocks(RuleBasedStateMachine):
     """Blocks come and go in any order."""
 

@@ -31,9 +31,9 @@ class CountingTable(MemfdTable):
         super().__init__()
         self.rows: list[int] = []
 
-    def write(self, row: int, words: Sequence[int], mask: int) -> None:
-        super().write(row, words, mask)
-        self.rows.append(row)
+    def write_many(self, rows: Sequence[int], words: Sequence[int], mask: int) -> None:
+        super().write_many(rows, words, mask)
+        self.rows.extend(rows)
 
 
 class Node:

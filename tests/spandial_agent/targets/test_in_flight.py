@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,13 +25,13 @@ class Process:
         self.in_flight = InFlight()
         self.differing = 0
         self._tells = tells
-        self._word = self._met = self._seen = 0
+        self._word = self._kernels_word = self._met = self._seen = 0
         self._waiting: deque[int] = deque()  # by which word the kernel decided
         self._hook = self.reported = PageCount(0, int(tells), 0)
 
     def receive(self) -> None:
         self._seen += 1
-        self._waiting.append(self._word)
+        self._waiting.append(self._kernels_word)
 
     def decide(self, last: bool) -> None:
         if not self._waiting:
@@ -42,9 +43,18 @@ class Process:
         self._met = self._word
         self._hook = PageCount(decided + 1, met, before)
 
-    def turn(self, back: bool, *, certain: bool = True) -> None:
+    def turn(self, back: bool, within: Sequence[tuple[object, ...]] = (), *, certain: bool = True) -> None:
+        """As `FrozenTable` writes: what hooks read first, then what the kernel reads.
+
+        Args:
+            within: what happens between the two writes.
+        """
+        reported = self.reported
         self._word += -1 if back and self._word else 1
-        self.in_flight.turn(self._seen, [self.reported], certain=certain)
+        for name, *arguments in within:
+            getattr(self, str(name))(*arguments)
+        self._kernels_word = self._word
+        self.in_flight.turn(self._seen, [reported], certain=certain)
 
     def report(self) -> None:
         self.reported = self._hook
@@ -56,13 +66,16 @@ class Process:
         return self.in_flight.at_most([self.reported])
 
 
-ACTIONS = st.one_of(
+REQUESTS = st.one_of(
     st.tuples(st.just("receive")),
     st.tuples(st.just("receive")),
     st.tuples(st.just("decide"), st.booleans()),
     st.tuples(st.just("decide"), st.booleans()),
-    st.tuples(st.just("turn"), st.booleans()),
     st.tuples(st.just("report")),
+)
+ACTIONS = st.one_of(
+    REQUESTS,
+    st.tuples(st.just("turn"), st.booleans(), st.lists(REQUESTS, max_size=6)),
     st.tuples(st.just("look")),
 )
 
@@ -74,7 +87,7 @@ def test_never_fewer_than_there_were(actions: list[tuple[object, ...]], tells: b
         if name == "look":
             process.in_flight.at_most([process.reported])
         elif name == "turn":
-            process.turn(bool(arguments[0]), certain=certain)
+            process.turn(*arguments, certain=certain)  # type: ignore[arg-type]
         else:
             getattr(process, str(name))(*arguments)
     assert process.finish() >= process.differing
@@ -92,6 +105,13 @@ def test_a_turn_after_which_the_hook_decides_is_known_exactly(before: int, waiti
     for _ in range(after):
         process.receive()
     assert process.finish() == process.differing == waiting
+
+
+def test_what_comes_and_is_decided_between_the_two_writes_of_a_turn_counts() -> None:
+    process = Process()
+    process.receive()
+    process.turn(False, [("receive",), ("decide", False), ("decide", False)])
+    assert process.finish() == process.differing == 2
 
 
 def test_many_turns_each_with_a_report_add_up_exactly() -> None:
