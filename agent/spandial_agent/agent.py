@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -25,6 +23,7 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
+from spandial_agent.lock import only_agent
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.certificate import ServerCertificate
@@ -42,6 +41,7 @@ from spandial_api.app import build_app
 from spandial_api.auth import Access
 from spandial_api.budgets import Limits
 from spandial_api.control import Control
+from spandial_api.folders import NotOurs
 from spandial_api.guard import Guard
 from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection
@@ -75,9 +75,10 @@ async def run_agent(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
+        os.umask(0o077)  # what others need is opened to them by name
         _raise_descriptor_limit()
         certificate = _certificate(settings)
-        stack.enter_context(_only_agent(settings))
+        stack.enter_context(only_agent(settings.run_dir, settings.state_dir))
         backend, capture, missing = _kernel_side(settings)
         stack.callback(backend.close)
         if capture is not None:
@@ -125,6 +126,8 @@ async def run_agent(settings: Settings) -> None:
                 _log.error("the rules cannot be changed", reason=control.trouble)
             token_file = TokenFile(settings.state_dir, _log.warning)
             token_file.make()
+        except NotOurs as error:
+            raise SpandialError(str(error)) from error
         except (StoreError, OSError) as error:
             raise SpandialError(f"{error}: is {settings.state_dir} writable?") from error
 
@@ -239,26 +242,6 @@ def _spans(raw_statements: bool) -> SpanPipeline | None:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
     return SpanPipeline(exporter, resources, raw_statements)
-
-
-@contextlib.contextmanager
-def _only_agent(settings: Settings) -> Iterator[None]:
-    """Hold the run directory's lock: two agents would take each other's sockets. Raises SpandialError."""
-    try:
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(settings.run_dir / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise SpandialError(
-            f"cannot use {error.filename} ({error.strerror}): run as root, "
-            "or set SPANDIAL_RUN_DIR and SPANDIAL_STATE_DIR"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SpandialError(f"another agent is running on {settings.run_dir}") from None
-        yield
 
 
 def _raise_descriptor_limit() -> None:

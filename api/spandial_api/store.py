@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from spandial.abi import Mode
 from spandial_api.audit import Changed, Entry
+from spandial_api.folders import check_file, remove_readable
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_text, selector_key
@@ -52,6 +53,7 @@ class Store:
         # SQLite's connection, closed while another thread is at work in it, takes the process with it.
         self._use = threading.RLock()
         try:
+            _own(path)
             self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -61,7 +63,7 @@ class Store:
                 raise StoreError(f"the rules in {path} are of a newer version of spandial ({version}, not {_VERSION})")
             if version < _VERSION:
                 self._migrate()
-        except (sqlite3.Error, ValueError) as error:
+        except (sqlite3.Error, ValueError, OSError) as error:
             raise StoreError(f"the rules in {path} cannot be opened: {error}") from error
 
     def _migrate(self) -> None:
@@ -195,6 +197,15 @@ class Store:
             self._database.close()
 
 
+def _own(path: Path) -> None:
+    """Have the store's files be their owner's alone: who can read one can hold a lock on it. Raises OSError."""
+    remove_readable(path.with_name(path.name + "-shm"))  # made anew of the others
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        check_file(path.with_name(path.name + suffix))
+    if not path.exists():  # SQLite gives the others the mode of this one
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
 class LastGoodRules:
     """A copy of the rules beside the store, for the day when the store cannot be read."""
 
@@ -205,7 +216,10 @@ class LastGoodRules:
         """All or nothing. Raises OSError."""
         rules = [[selector_key(rule.selector), rule_text(rule)] for rule in book.rules.values()]
         part = self.path.with_suffix(".part")
-        with open(part, "w") as file:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        new = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(new, "w") as file:
             json.dump({"revision": book.revision, "rules": rules}, file)
             file.flush()
             os.fsync(file.fileno())
@@ -213,6 +227,7 @@ class LastGoodRules:
 
     def load(self) -> RuleBook:
         """Raises OSError, ValueError."""
+        check_file(self.path)
         stored = json.loads(self.path.read_text())
         try:
             return RuleBook.of([parse_rule(key, rule) for key, rule in stored["rules"]], int(stored["revision"]))
