@@ -44,9 +44,11 @@ from spandial_api.control import Control
 from spandial_api.folders import NotOurs
 from spandial_api.guard import Guard
 from spandial_api.jaeger import Strategy
+from spandial_api.last_good import LastGoodRules
 from spandial_api.node import Connection
+from spandial_api.opening import open_store
 from spandial_api.remote import RemoteSampling
-from spandial_api.store import LastGoodRules, StoreError, open_store
+from spandial_api.store import StoreError
 from spandial_api.token_file import TokenFile
 
 __all__ = ["configure_log", "run_agent"]
@@ -119,6 +121,8 @@ async def run_agent(settings: Settings) -> None:
             copy = LastGoodRules(settings.state_dir / "rules.json")
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
+            for sentence in store.damage:
+                _log.error("what was stored is damaged", reason=sentence)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node, copy=copy)
             guard = Guard(control, node, Limits(settings.budget, settings.quota))

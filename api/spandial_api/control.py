@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from spandial_api.audit import Action, Change, Entry, LimitChange, UndoConflict, changes_of, effective, undoing
+from spandial_api.last_good import LastGoodRules
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
-from spandial_api.store import LastGoodRules, Store, StoreError
+from spandial_api.store import Store, StoreError
 
 __all__ = ["ANY_REVISION", "RULES_MAX", "Author", "Control", "Expected", "RevisionConflict", "Stored", "TooManyRules"]
 
@@ -67,6 +68,7 @@ class Control:
     Attributes:
         book: the rules in force. What ended while nobody looked is not in it.
         trouble: why the store takes no change; empty where it does.
+        damage: what was lost or could not be read at the start, one sentence each.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Control:
         self.book = store.load()
         self.now = now
         self.trouble = ""
+        self.damage = store.damage
         self._store = store
         self._node = node
         self._copy = copy
@@ -113,9 +116,7 @@ class Control:
         while True:
             self._changed.clear()
             expiry = self.book.next_expiry
-            left = None if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
-            if self.trouble or self._unwritten or (self._copy is not None and self._copied is not self.book):
-                left = min(_CLOCK_S, _CLOCK_S if left is None else left)
+            left = _CLOCK_S if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
             await self._expire()
@@ -292,7 +293,11 @@ class Control:
                     self._unwritten.clear()
                 elif self.trouble and time.monotonic() >= self._probe_at:
                     await asyncio.to_thread(self._check, self._store.probe)
+                elif not self.trouble:  # somebody may have removed its files
+                    await asyncio.to_thread(self._check, self._store.look)
             book = self.book
+        if self._copy is not None and not self._copy.is_there:
+            self._copied = None
         if self._copy is not None and self._copied is not book and time.monotonic() >= self._copy_at:
             self._copy_at = time.monotonic() + _COPY_S
             with suppress(OSError):  # the store is what counts
