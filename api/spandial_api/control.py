@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from spandial_api.audit import Action, Change, Entry, LimitChange, UndoConflict, changes_of, effective, undoing
+from spandial_api.clock import RunClock
 from spandial_api.last_good import LastGoodRules
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
@@ -62,7 +63,7 @@ class Control:
     """Rules, store and node together.
 
     Args:
-        now: Unix time in seconds.
+        now: Unix time in seconds; by default that of a clock that nobody sets.
         copy: where the rules are kept a second time.
 
     Attributes:
@@ -72,10 +73,16 @@ class Control:
     """
 
     def __init__(
-        self, store: Store, node: Node, now: Callable[[], float] = time.time, copy: LastGoodRules | None = None
+        self,
+        store: Store,
+        node: Node,
+        now: Callable[[], float] | None = None,
+        copy: LastGoodRules | None = None,
+        clock: RunClock | None = None,
     ) -> None:
         self.book = store.load()
-        self.now = now
+        self._clock = clock or RunClock()
+        self.now = now or self._clock.now
         self.trouble = ""
         self.damage = store.damage
         self._store = store
@@ -282,6 +289,23 @@ class Control:
         async with self._lock:
             if self._end_expired():
                 self._obey(self.book)
+            self._follow_clock()
+
+    def _follow_clock(self) -> None:
+        """Where the wall clock was set, rules end when they would have: what is stored and shown is its time."""
+        step = self._clock.step()
+        if not step:
+            return
+        ending = [rule for rule in self.book.rules.values() if rule.expires is not None]
+        if ending:
+            moved = Change("renew", tuple(replace(rule, expires=(rule.expires or 0) + step) for rule in ending))
+            book = self.book.change(moved.put)
+            changes = changes_of(moved, self.book, book)
+            why = f"the clock was set by {step:+.0f} s: they end when they would have"
+            self._unwritten.append(Entry(book.revision, self.now() + step, "spandial", "renew", why, changes))
+            self.book = book
+        self._clock.set(step)
+        self._obey(self.book)
 
     async def _mend(self) -> None:
         """Write what could not be written, also where nobody changes anything. Whatever the disk says: what has ended
