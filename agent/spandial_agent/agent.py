@@ -28,6 +28,7 @@ from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.certificate import ServerCertificate
 from spandial_agent.serving.listeners import bind_tcp, bind_unix, is_loopback, serve
+from spandial_agent.serving.renewal import Renewal
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
@@ -80,7 +81,7 @@ async def run_agent(settings: Settings) -> None:
         os.umask(0o077)  # what others need is opened to them by name
         _raise_descriptor_limit()
         certificate = _certificate(settings)
-        stack.enter_context(only_agent(settings.run_dir, settings.state_dir))
+        renew_lock = stack.enter_context(only_agent(settings.run_dir, settings.state_dir))
         backend, capture, missing = _kernel_side(settings)
         stack.callback(backend.close)
         if capture is not None:
@@ -147,6 +148,7 @@ async def run_agent(settings: Settings) -> None:
                 f"cannot listen in {settings.run_dir} ({error}): SPANDIAL_RUN_DIR sets another folder"
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
+        renewed = Renewal(renew_lock, registrar.renew, unix_path, settings.group, _log.error)
         tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=certificate is not None))
         free_to_read = {"auto": is_loopback(tcp), "on": True, "off": False}[settings.read_without_token]
         access = Access(token_file, read_without_token=free_to_read, writes_per_second=settings.writes_per_second)
@@ -174,7 +176,8 @@ async def run_agent(settings: Settings) -> None:
             targets=len(targets),
         )
         async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
-            await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
+            context = certificate.context if certificate else None
+            await serve(app, tcp, unix, stop, node.end_watches, context, renewed)
         if running.done():
             running.result()
     _log.info("stopped")

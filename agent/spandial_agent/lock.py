@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spandial_agent.errors import SpandialError
@@ -20,15 +20,18 @@ _FILE = os.O_RDWR | os.O_CREAT
 
 
 @contextlib.contextmanager
-def only_agent(run_dir: Path, state_dir: Path) -> Iterator[None]:
+def only_agent(run_dir: Path, state_dir: Path) -> Iterator[Callable[[], None]]:
     """Hold the run directory's lock: two agents would take each other's sockets.
 
     flock(2) asks for no right to write: who can open the file can keep an agent from starting. So it is its owner's
     alone. Raises SpandialError.
+
+    Yields what makes folder and lock anew where somebody removed them; it raises SpandialError where that cannot be
+    done, and where another agent has taken their place.
     """
     try:
         os.close(make_folder(state_dir, 0o700))
-        folder = make_folder(run_dir, 0o755)  # applications look for their socket in it
+        lock = _lock_in(run_dir)
     except NotOurs as error:
         raise SpandialError(
             f"{error}. SPANDIAL_RUN_DIR and SPANDIAL_STATE_DIR must be folders that nobody else can change"
@@ -38,16 +41,32 @@ def only_agent(run_dir: Path, state_dir: Path) -> Iterator[None]:
             f"cannot use {error.filename} ({error.strerror}): run as root, "
             "or set SPANDIAL_RUN_DIR and SPANDIAL_STATE_DIR"
         ) from error
+    locks = [lock]
+
+    def renew() -> None:
+        try:
+            if not os.path.samestat(os.fstat(locks[-1]), os.lstat(run_dir / _LOCK)):
+                raise SpandialError(f"another agent has taken {run_dir}: end one of the two")
+        except FileNotFoundError:
+            try:
+                locks.append(_lock_in(run_dir))
+            except OSError as error:
+                raise SpandialError(f"cannot make {run_dir / _LOCK} anew: {error}") from error
+
     try:
-        lock = _locked(folder, run_dir)
-    except OSError as error:
-        raise SpandialError(f"cannot use the lock of {run_dir}: {error}") from error
+        yield renew
+    finally:
+        for lock in locks:
+            os.close(lock)
+
+
+def _lock_in(run_dir: Path) -> int:
+    """Raises SpandialError where another agent has it, OSError."""
+    folder = make_folder(run_dir, 0o755)  # applications look for their socket in it
+    try:
+        return _locked(folder, run_dir)
     finally:
         os.close(folder)
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _locked(folder: int, run_dir: Path) -> int:

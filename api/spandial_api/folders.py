@@ -11,7 +11,16 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["NotOurs", "check_file", "make_folder", "open_file", "open_folder", "remove_readable", "sync_folder"]
+__all__ = [
+    "NotOurs",
+    "check_file",
+    "identity",
+    "make_folder",
+    "open_file",
+    "open_folder",
+    "remove_readable",
+    "sync_folder",
+]
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS_MAX = 40  # on the way to a folder, as in the kernel (path_resolution(7))
@@ -100,6 +109,15 @@ def remove_readable(path: Path) -> None:
         return
     if known.st_mode & _OTHERS:
         os.unlink(path)
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name now: device and inode; None where there is none. Raises OSError."""
+    try:
+        known = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return known.st_dev, known.st_ino
 
 
 def sync_folder(path: Path) -> None:
