@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import resource
 import signal
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -25,10 +23,12 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
+from spandial_agent.lock import only_agent
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.certificate import ServerCertificate
 from spandial_agent.serving.listeners import bind_tcp, bind_unix, is_loopback, serve
+from spandial_agent.serving.renewal import Renewal
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
@@ -42,11 +42,14 @@ from spandial_api.app import build_app
 from spandial_api.auth import Access
 from spandial_api.budgets import Limits
 from spandial_api.control import Control
+from spandial_api.folders import NotOurs
 from spandial_api.guard import Guard
 from spandial_api.jaeger import Strategy
+from spandial_api.last_good import LastGoodRules
 from spandial_api.node import Connection
+from spandial_api.opening import open_store
 from spandial_api.remote import RemoteSampling
-from spandial_api.store import LastGoodRules, StoreError, open_store
+from spandial_api.store import StoreError
 from spandial_api.switch import Switch
 from spandial_api.token_file import TokenFile
 
@@ -76,9 +79,10 @@ async def run_agent(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.ExitStack() as stack:
+        os.umask(0o077)  # what others need is opened to them by name
         _raise_descriptor_limit()
         certificate = _certificate(settings)
-        stack.enter_context(_only_agent(settings))
+        renew_lock = stack.enter_context(only_agent(settings.run_dir, settings.state_dir))
         backend, capture, missing = _kernel_side(settings)
         stack.callback(backend.close)
         if capture is not None:
@@ -119,6 +123,8 @@ async def run_agent(settings: Settings) -> None:
             copy = LastGoodRules(settings.state_dir / "rules.json")
             store = open_store(settings.state_dir / "rules.sqlite", copy)
             stack.callback(store.close)
+            for sentence in store.damage:
+                _log.error("what was stored is damaged", reason=sentence)
             # The rules come first: no process is ever told a rate that a stored rule contradicts.
             control = Control(store, node, copy=None if store.newer else copy)
             guard = Guard(control, node, Limits(settings.budget, settings.quota))
@@ -127,6 +133,8 @@ async def run_agent(settings: Settings) -> None:
                 _log.error("the rules cannot be changed", reason=control.trouble)
             token_file = TokenFile(settings.state_dir, _log.warning)
             token_file.make()
+        except NotOurs as error:
+            raise SpandialError(str(error)) from error
         except (StoreError, OSError) as error:
             raise SpandialError(f"{error}: is {settings.state_dir} writable?") from error
 
@@ -142,6 +150,7 @@ async def run_agent(settings: Settings) -> None:
                 f"cannot listen in {settings.run_dir} ({error}): SPANDIAL_RUN_DIR sets another folder"
             ) from error
         stack.callback(unix_path.unlink, missing_ok=True)
+        renewed = Renewal(renew_lock, registrar.renew, unix_path, settings.group, _log.error)
         tcp = stack.enter_context(bind_tcp(settings.host, settings.port, tls=certificate is not None))
         free_to_read = {"auto": is_loopback(tcp), "on": True, "off": False}[settings.read_without_token]
         access = Access(token_file, read_without_token=free_to_read, writes_per_second=settings.writes_per_second)
@@ -170,7 +179,8 @@ async def run_agent(settings: Settings) -> None:
             targets=len(targets),
         )
         async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
-            await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
+            context = certificate.context if certificate else None
+            await serve(app, tcp, unix, stop, node.end_watches, context, renewed)
         if running.done():
             running.result()
     _log.info("stopped")
@@ -242,26 +252,6 @@ def _spans(raw_statements: bool) -> SpanPipeline | None:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
     return SpanPipeline(exporter, resources, raw_statements)
-
-
-@contextlib.contextmanager
-def _only_agent(settings: Settings) -> Iterator[None]:
-    """Hold the run directory's lock: two agents would take each other's sockets. Raises SpandialError."""
-    try:
-        settings.run_dir.mkdir(parents=True, exist_ok=True)
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = open(settings.run_dir / "lock", "w")  # noqa: SIM115
-    except OSError as error:
-        raise SpandialError(
-            f"cannot use {error.filename} ({error.strerror}): run as root, "
-            "or set SPANDIAL_RUN_DIR and SPANDIAL_STATE_DIR"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SpandialError(f"another agent is running on {settings.run_dir}") from None
-        yield
 
 
 def _raise_descriptor_limit() -> None:

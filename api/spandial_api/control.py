@@ -11,10 +11,12 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from spandial_api.audit import Action, Change, Entry, LimitChange, UndoConflict, changes_of, effective, undoing
+from spandial_api.clock import RunClock
+from spandial_api.last_good import LastGoodRules
 from spandial_api.node import Node
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
-from spandial_api.store import LastGoodRules, Store, StoreError
+from spandial_api.store import Store, StoreError
 
 __all__ = ["ANY_REVISION", "RULES_MAX", "Author", "Control", "Expected", "RevisionConflict", "Stored", "TooManyRules"]
 
@@ -61,20 +63,28 @@ class Control:
     """Rules, store and node together.
 
     Args:
-        now: Unix time in seconds.
+        now: Unix time in seconds; by default that of a clock that nobody sets.
         copy: where the rules are kept a second time.
 
     Attributes:
         book: the rules in force. What ended while nobody looked is not in it.
         trouble: why the store takes no change; empty where it does.
+        damage: what was lost or could not be read at the start, one sentence each.
     """
 
     def __init__(
-        self, store: Store, node: Node, now: Callable[[], float] = time.time, copy: LastGoodRules | None = None
+        self,
+        store: Store,
+        node: Node,
+        now: Callable[[], float] | None = None,
+        copy: LastGoodRules | None = None,
+        clock: RunClock | None = None,
     ) -> None:
         self.book = store.load()
-        self.now = now
+        self._clock = clock or RunClock()
+        self.now = now or self._clock.now
         self.trouble = ""
+        self.damage = store.damage
         self._store = store
         self._node = node
         self._copy = copy
@@ -113,9 +123,7 @@ class Control:
         while True:
             self._changed.clear()
             expiry = self.book.next_expiry
-            left = None if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
-            if self.trouble or self._unwritten or (self._copy is not None and self._copied is not self.book):
-                left = min(_CLOCK_S, _CLOCK_S if left is None else left)
+            left = _CLOCK_S if expiry is None else min(max(expiry - self.now(), 0), _CLOCK_S)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
             await self._expire()
@@ -281,6 +289,23 @@ class Control:
         async with self._lock:
             if self._end_expired():
                 self._obey(self.book)
+            self._follow_clock()
+
+    def _follow_clock(self) -> None:
+        """Where the wall clock was set, rules end when they would have: what is stored and shown is its time."""
+        step = self._clock.step()
+        if not step:
+            return
+        ending = [rule for rule in self.book.rules.values() if rule.expires is not None]
+        if ending:
+            moved = Change("renew", tuple(replace(rule, expires=(rule.expires or 0) + step) for rule in ending))
+            book = self.book.change(moved.put)
+            changes = changes_of(moved, self.book, book)
+            why = f"the clock was set by {step:+.0f} s: they end when they would have"
+            self._unwritten.append(Entry(book.revision, self.now() + step, "spandial", "renew", why, changes))
+            self.book = book
+        self._clock.set(step)
+        self._obey(self.book)
 
     async def _mend(self) -> None:
         """Write what could not be written, also where nobody changes anything. Whatever the disk says: what has ended
@@ -292,7 +317,11 @@ class Control:
                     self._unwritten.clear()
                 elif self.trouble and time.monotonic() >= self._probe_at:
                     await asyncio.to_thread(self._check, self._store.probe)
+                elif not self.trouble:  # somebody may have removed its files
+                    await asyncio.to_thread(self._check, self._store.look)
             book = self.book
+        if self._copy is not None and not self._copy.is_there:
+            self._copied = None
         if self._copy is not None and self._copied is not book and time.monotonic() >= self._copy_at:
             self._copy_at = time.monotonic() + _COPY_S
             with suppress(OSError):  # the store is what counts

@@ -13,27 +13,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from spandial.abi import Mode
-from spandial_api.audit import Changed, Entry
-from spandial_api.rules import Rule, RuleBook
-from spandial_api.selectors import Selector
-from spandial_api.stored import entry_changes, parse_entry, parse_rule, rule_text, selector_key
+from spandial_api.audit import Entry
+from spandial_api.folders import check_file, remove_readable, sync_folder
+from spandial_api.last_good import LastGoodRules
+from spandial_api.rules import RuleBook
+from spandial_api.stored import entry_changes, parse_entry, rule_text, selector_key
+from spandial_api.tables import UNREADABLE, VERSION, book_sum, migrate, read_rules, row_sum
 
-__all__ = ["AUDIT_MAX", "LastGoodRules", "Store", "NewerStore", "StoreError", "open_store"]
+__all__ = ["AUDIT_MAX", "NewerStore", "Store", "StoreError"]
 
 AUDIT_MAX = 10_000  # revisions that the audit log goes back
 _PAGE_MAX = 1 << 20  # characters of changes that are handed out at once
-
-_VERSION = 2  # of the tables: PRAGMA user_version
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS rules (selector TEXT PRIMARY KEY, rule TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS audit (
-    revision INTEGER PRIMARY KEY,
-    time REAL NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL, why TEXT NOT NULL, changes TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS state (revision INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS documents (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID;
-"""
+_CHECK_S = 0.25  # that a start looks at pages for; all rules are read and compared anyway
 
 
 class StoreError(Exception):
@@ -48,57 +39,65 @@ class Store:
     """One SQLite file. Any thread may call anything at any time, but a revision that is prepared is one caller's until
     he commits it or forgets it.
 
+    Args:
+        copy: is told of every revision that is committed.
+
     Attributes:
         newer: the file is a newer version's, and so is the copy beside it: neither may be written.
+        damage: what was lost or could not be read when it was opened, one sentence each.
 
     Raises StoreError where the file cannot be used.
     """
 
     newer = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copy: LastGoodRules | None = None) -> None:
         self.path = path
+        self.damage: list[str] = []
+        self._copy = copy
+        self._prepared: tuple[Entry, ...] = ()
         # SQLite's connection, closed while another thread is at work in it, takes the process with it.
         self._use = threading.RLock()
+        self._connect()
+
+    def _connect(self) -> None:
+        """Raises StoreError."""
         try:
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            _refuse_newer(path, self._database)
+            _own(self.path)
+            self._database = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            _refuse_newer(self.path, self._database)
             # FULL makes every commit reach the disk before it returns, also in WAL mode (sqlite.org/pragma.html).
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
-            if self._database.execute("PRAGMA user_version").fetchone()[0] < _VERSION:
-                self._migrate()
-        except (sqlite3.Error, ValueError) as error:
-            raise StoreError(f"the rules in {path} cannot be opened: {error}") from error
+            if self._database.execute("PRAGMA user_version").fetchone()[0] < VERSION:
+                with self._writing():
+                    self._database.execute("BEGIN IMMEDIATE")
+                    migrate(self._database)
+                    self._database.execute("COMMIT")
+        except (*UNREADABLE, OSError) as error:
+            raise StoreError(f"the rules in {self.path} cannot be opened: {error}") from error
+        self._files = self._identities()
 
-    def _migrate(self) -> None:
-        """Make the tables, with the rules of an older version's: one column a field."""
-        old: list[Rule] = []
-        revision = 0
-        with self._writing():
-            self._database.execute("BEGIN IMMEDIATE")
-            columns = [row[1] for row in self._database.execute("PRAGMA table_info(rules)")]
-            if columns:
-                rows = self._database.execute("SELECT * FROM rules").fetchall()
-                old = [_old_rule(dict(zip(columns, row))) for row in rows]
-                revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
-                self._database.execute("DROP TABLE rules")
-                self._database.execute("DROP TABLE state")
-            for statement in _SCHEMA.split(";"):
-                self._database.execute(statement)
-            rules = [(selector_key(rule.selector), rule_text(rule)) for rule in old]
-            self._database.executemany("INSERT INTO rules VALUES (?, ?)", rules)
-            self._database.execute("INSERT INTO state VALUES (?)", (revision,))
-            self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            self._database.execute("COMMIT")
+    def check(self) -> None:
+        """Look whether the file's pages belong together, for a moment. Raises StoreError."""
+        end = time.monotonic() + _CHECK_S
+        with self._use:
+            self._database.set_progress_handler(lambda: time.monotonic() > end, 1000)
+            try:
+                found = self._database.execute("PRAGMA quick_check(1)").fetchone()[0]
+            except UNREADABLE as error:
+                found = "ok" if time.monotonic() > end else error
+            finally:
+                self._database.set_progress_handler(None, 0)
+        if found != "ok":
+            raise StoreError(f"the rules in {self.path} are damaged: {found}")
 
     def load(self) -> RuleBook:
         """Raises StoreError."""
         try:
             with self._use:
-                rules = [parse_rule(*row) for row in self._database.execute("SELECT selector, rule FROM rules")]
-                revision = self._database.execute("SELECT max(revision) FROM state").fetchone()[0] or 0
-        except (sqlite3.Error, ValueError) as error:
+                rules, revision = read_rules(self._database)
+        except UNREADABLE as error:
             raise StoreError(f"the rules in {self.path} cannot be read: {error}") from error
         return RuleBook.of(rules, revision)
 
@@ -106,26 +105,45 @@ class Store:
         """Write revisions, oldest first, and a document with them; they hold once they are committed. Raises
         StoreError, nothing written."""
         with self._writing():
+            self._be_there()
             self._database.execute("BEGIN IMMEDIATE")
+            [(rules,)] = self._database.execute("SELECT rules FROM state").fetchall()
             for entry in entries:
                 for selector, _, after in entry.changes:
                     key = selector_key(selector)
+                    rules = book_sum(rules, *self._sum_of(key))
                     if after is None:
                         self._database.execute("DELETE FROM rules WHERE selector = ?", (key,))
                     else:
-                        self._database.execute("INSERT OR REPLACE INTO rules VALUES (?, ?)", (key, rule_text(after)))
-                row = (entry.revision, entry.time, entry.who, entry.action, entry.why, entry_changes(entry))
-                self._database.execute("INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?)", row)
+                        text = rule_text(after)
+                        checksum = row_sum(key, text)
+                        self._database.execute("INSERT OR REPLACE INTO rules VALUES (?, ?, ?)", (key, text, checksum))
+                        rules = book_sum(rules, checksum)
+                row = (entry.revision, float(entry.time), entry.who, entry.action, entry.why, entry_changes(entry))
+                self._database.execute(
+                    "INSERT OR REPLACE INTO audit VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, row_sum(*row))
+                )
             latest = entries[-1].revision
             self._database.execute("DELETE FROM audit WHERE revision <= ?", (latest - AUDIT_MAX,))
-            self._database.execute("UPDATE state SET revision = ?", (latest,))
+            state = (latest, rules, row_sum(latest, rules))
+            self._database.execute("UPDATE state SET revision = ?, rules = ?, sum = ?", state)
             if document is not None:
                 self._put_document(*document)
+            self._prepared = entries
+
+    def _sum_of(self, key: str) -> Iterator[int]:
+        """Of the selector's rule, if there is one."""
+        for (checksum,) in self._database.execute("SELECT sum FROM rules WHERE selector = ?", (key,)):
+            yield checksum
 
     def commit(self) -> None:
         """Have what is prepared reach the disk. Raises StoreError: what was stored before still is."""
         with self._writing():
             self._database.execute("COMMIT")
+            self._be_there()
+            if self._copy is not None:
+                with suppress(OSError):  # the store is what counts
+                    self._copy.add(self._prepared)
 
     def forget(self) -> None:
         """Have what is prepared, and not committed, never be."""
@@ -152,39 +170,94 @@ class Store:
     def _entries(self, which: str, *values: int) -> list[Entry]:
         try:  # a connection of its own sees what is committed, whatever is being written
             with closing(sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True)) as database:
-                columns = "revision, time, who, action, why, changes"
+                columns = "revision, time, who, action, why, changes, sum"
                 entries: list[Entry] = []
                 length = 0
-                for row in database.execute(f"SELECT {columns} FROM audit {which}", values):
+                for *row, checksum in database.execute(f"SELECT {columns} FROM audit {which}", values):
+                    if checksum is not None and checksum != row_sum(*row):
+                        raise ValueError(f"revision {row[0]} is not what was written")
                     length += len(row[-1])
                     if entries and length > _PAGE_MAX:
                         break
                     entries.append(parse_entry(*row))
                 return entries
-        except (sqlite3.Error, ValueError) as error:
+        except UNREADABLE as error:
             raise StoreError(f"the audit log in {self.path} cannot be read: {error}") from error
 
     def document(self, name: str) -> Any:
         """What else was stored under a name; None where nothing was. Raises StoreError."""
         try:
             with self._use:
-                row = self._database.execute("SELECT body FROM documents WHERE name = ?", (name,)).fetchone()
-            return None if row is None else json.loads(row[0])
-        except (sqlite3.Error, ValueError) as error:
+                found = self._database.execute(
+                    "SELECT name, body, sum FROM documents WHERE name = ?", (name,)
+                ).fetchall()
+            for *row, checksum in found:
+                if checksum is not None and checksum != row_sum(*row):
+                    raise ValueError("it is not what was written")
+                return json.loads(row[1])
+            return None
+        except UNREADABLE as error:
             raise StoreError(f"{name} in {self.path} cannot be read: {error}") from error
 
     def set_document(self, name: str, body: Any) -> None:
         """Store something that JSON can say under a name, all or nothing. Raises StoreError."""
         with self._writing():
+            self._be_there()
             self._put_document(name, body)
+            self._be_there()
 
     def _put_document(self, name: str, body: Any) -> None:
-        self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?)", (name, json.dumps(body)))
+        row = (name, json.dumps(body))
+        self._database.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?)", (*row, row_sum(*row)))
 
     def probe(self) -> None:
         """Write something that changes nothing. Raises StoreError."""
         with self._writing():
+            self._be_there()
             self._database.execute("UPDATE state SET revision = revision")
+
+    def look(self) -> None:
+        """Make the files anew if somebody removed them. Raises StoreError where that cannot be done."""
+        with self._writing():
+            self._be_there()
+
+    def _identities(self) -> dict[Path, tuple[int, int]]:
+        found = {}
+        for suffix in ("", "-wal", "-shm"):
+            path = self.path.with_name(self.path.name + suffix)
+            with suppress(FileNotFoundError):
+                known = os.lstat(path)
+                found[path] = known.st_dev, known.st_ino
+        return found
+
+    def _be_there(self) -> None:
+        """What is written into a file that was removed is gone with this process: the file is made anew of what this
+        process still has of it. Raises StoreError where another has taken its place, OSError, sqlite3.Error."""
+        found = self._identities()
+        for path, identity in self._files.items():
+            if found.get(path, identity) != identity:
+                raise StoreError(
+                    f"{path} was replaced by another file while the agent ran, and no change is taken: move it away, "
+                    "or start the agent again to obey it"
+                )
+        if self._files.keys() <= found.keys():
+            self._files = found
+        elif not self._database.in_transaction:
+            self._make_anew()
+
+    def _make_anew(self) -> None:
+        new = self.path.with_name(self.path.name + ".new")
+        new.unlink(missing_ok=True)
+        os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        with closing(sqlite3.connect(new, isolation_level=None)) as database:
+            self._database.backup(database)
+            database.execute("PRAGMA journal_mode = DELETE")  # all is in the one file
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._database.close()  # before the new one is opened: this removes a log of its name
+        new.rename(self.path)
+        sync_folder(self.path.parent)
+        self._connect()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -193,114 +266,31 @@ class Store:
                 yield
         except BaseException as error:
             self.forget()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, (sqlite3.Error, OSError, ValueError)):
                 raise StoreError(f"the rules in {self.path} cannot be written: {error}") from error
             raise
 
     def close(self) -> None:
         with self._use:
+            self._files = {}
             self._database.close()
-
-
-class LastGoodRules:
-    """A copy of the rules beside the store, for the day when the store cannot be read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def save(self, book: RuleBook) -> None:
-        """All or nothing. Raises OSError."""
-        rules = [[selector_key(rule.selector), rule_text(rule)] for rule in book.rules.values()]
-        part = self.path.with_suffix(".part")
-        with open(part, "w") as file:
-            json.dump({"revision": book.revision, "rules": rules}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
-
-    def load(self) -> RuleBook:
-        """Raises OSError, ValueError."""
-        stored = json.loads(self.path.read_text())
-        try:
-            return RuleBook.of([parse_rule(key, rule) for key, rule in stored["rules"]], int(stored["revision"]))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.path} holds no rules") from error
-
-
-class _UnusableStore(Store):
-    """The rules as they were last known to be good, and the reason why nothing can be written."""
-
-    def __init__(self, path: Path, book: RuleBook, reason: StoreError) -> None:
-        self.path = path
-        self._book = book
-        self.newer = isinstance(reason, NewerStore)
-        what_to_do = "" if self.newer else ": mend the file or move it away, and start the agent again"
-        self._reason = StoreError(
-            f"{reason}; obeying the rules of revision {book.revision}, of a copy beside it, and no change is taken"
-            f"{what_to_do}"
-        )
-
-    def load(self) -> RuleBook:
-        return self._book
-
-    def prepare(self, *entries: Entry, document: tuple[str, Any] | None = None) -> None:
-        raise self._reason
-
-    def _entries(self, which: str, *values: int) -> list[Entry]:
-        raise self._reason
-
-    def document(self, name: str) -> Any:
-        raise self._reason
-
-    def set_document(self, name: str, body: Any) -> None:
-        raise self._reason
-
-    def probe(self) -> None:
-        raise self._reason
-
-    def close(self) -> None:
-        pass
 
 
 def _refuse_newer(path: Path, database: sqlite3.Connection) -> None:
     """Before anything is done that could change the file. Raises NewerStore, sqlite3.Error."""
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version > _VERSION:
+    if version > VERSION:
         database.close()
         raise NewerStore(
-            f"the rules in {path} are of a newer version of spandial ({version}, not {_VERSION}) and are left as they "
+            f"the rules in {path} are of a newer version of spandial ({version}, not {VERSION}) and are left as they "
             "are: start that version again"
         )
 
 
-def open_store(path: Path, copy: LastGoodRules) -> Store:
-    """The store; where it cannot be used, one that has the rules of the copy and takes no change. One that is new
-    beside a copy, because the damaged one was moved away, begins with its rules.
-
-    Raises StoreError where there is no copy either.
-    """
-    try:
-        store = Store(path)
-        if store.load().revision == 0:
-            with suppress(OSError, ValueError):
-                _take_over(copy.load(), store)
-        return store
-    except StoreError as error:
-        try:
-            return _UnusableStore(path, copy.load(), error)
-        except (OSError, ValueError):
-            raise error from None
-
-
-def _take_over(book: RuleBook, store: Store) -> None:
-    """Raises StoreError."""
-    if book.revision:
-        changes = tuple(Changed(selector, None, rule) for selector, rule in book.rules.items())
-        why = "the store was new; these are the rules of the copy beside it"
-        store.write(Entry(book.revision, time.time(), "spandial", "batch", why, changes))
-
-
-def _old_rule(row: dict[str, Any]) -> Rule:
-    selector = Selector(row["service"], row["version"], row["env"], row["protocol"])
-    rule = Rule(selector, row["rate"], Mode(row["mode"]), row["revision"], row.get("expires"))
-    return parse_rule(selector_key(selector), rule_text(rule))
+def _own(path: Path) -> None:
+    """Have the store's files be their owner's alone: who can read one can hold a lock on it. Raises OSError."""
+    remove_readable(path.with_name(path.name + "-shm"))  # made anew of the others
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        check_file(path.with_name(path.name + suffix))
+    if not path.exists():  # SQLite gives the others the mode of this one
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

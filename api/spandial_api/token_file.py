@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from spandial_api.folders import NotOurs, open_file, open_folder, sync_folder
 from spandial_api.tokens import Token, Tokens, digest_of, new_token
 
 __all__ = ["OPERATOR", "TokenFile"]
@@ -18,6 +19,7 @@ OPERATOR = "operator"
 """The token that the first start makes; of this one its owner finds a copy in the file `token`."""
 
 _LONGEST = 1 << 20  # bytes
+_LOCK = ".tokens.lock"
 
 _Version = tuple[int, int, int]
 
@@ -47,21 +49,26 @@ class TokenFile:
     def make(self) -> None:
         """At the first start: a token for the operator, or the one that an older version has left.
 
-        Raises OSError where there is no token and none can be written.
+        Raises NotOurs where others can write the folder or own what is in it, OSError where there is no token and none
+        can be written.
         """
         try:
-            with self._locked():
-                self._make()
+            os.close(open_folder(self._folder))
+            if not os.path.lexists(self.path):
+                with self._locked():
+                    self._make()
+        except NotOurs:
+            raise
         except OSError:
-            if not (copy := _read(self.operator_path)):
+            if not (copy := self._operators()):
                 raise
             self.tokens = Tokens([_operator(copy)])
-        if (copy := _read(self.operator_path)) and self.refresh().find(copy) is None:
+        if (copy := self._operators()) and self.refresh().find(copy) is None:
             self._warn(f"the token in {self.operator_path} is none of those in {self.path}, and lets nobody in.")
 
     def read(self) -> Tokens:
         """What is in the file. Raises OSError, ValueError that names it."""
-        with open(self.path, "rb") as file:
+        with open(self._open(self.path, os.O_RDONLY), "rb") as file:
             content = file.read(_LONGEST + 1)
         if len(content) > _LONGEST:
             raise ValueError(f"{self.path} is longer than {_LONGEST} bytes")
@@ -73,7 +80,7 @@ class TokenFile:
     def refresh(self) -> Tokens:
         """The tokens as they are now. A file that cannot be read takes nothing away: those before stay."""
         try:
-            status = os.stat(self.path)
+            status = os.lstat(self.path)
             version = (status.st_mtime_ns, status.st_ino, status.st_size)
             if version == self._version:
                 return self.tokens
@@ -100,8 +107,38 @@ class TokenFile:
                 self.operator_path.unlink(missing_ok=True)
 
     def _make(self) -> None:
-        if not self.path.exists():
-            self._write(Tokens([_operator(_read_or_make(self.operator_path))]))
+        if not os.path.lexists(self.path):
+            self._write(Tokens([_operator(self._operators() or self._make_operators())]))
+
+    def _operators(self) -> str:
+        """The operator's copy; empty where there is none that can be read. Raises NotOurs."""
+        try:
+            descriptor = self._open(self.operator_path, os.O_RDONLY)
+            with open(descriptor, errors="surrogateescape") as file:
+                return file.read(_LONGEST).strip()
+        except NotOurs:
+            raise
+        except OSError:
+            return ""
+
+    def _make_operators(self) -> str:
+        """A token, made in a file that only its owner can read. Raises OSError."""
+        token = new_token()
+        descriptor = self._open(self.operator_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(descriptor, "w") as file:
+            os.fchmod(descriptor, 0o600)
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        return token
+
+    def _open(self, path: Path, flags: int) -> int:
+        """A descriptor of a file in the folder. Raises NotOurs, other OSErrors."""
+        folder = open_folder(self._folder)
+        try:
+            return open_file(path.name, flags, folder, path)
+        finally:
+            os.close(folder)
 
     def _say(self, sentence: str) -> None:
         if sentence != self.trouble:
@@ -124,46 +161,18 @@ class TokenFile:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._folder)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # A file of its own, and not the folder: whoever can open a folder can hold a lock on it.
+        lock = self._open(self._folder / _LOCK, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(folder)
+            os.close(lock)
 
 
 def _operator(plain: str) -> Token:
     return Token(OPERATOR, digest_of(plain), "admin", created=time.time())
-
-
-def _read(path: Path) -> str:
-    """A token; empty where there is none that can be read."""
-    with contextlib.suppress(OSError):
-        return path.read_text(errors="surrogateescape").strip()
-    return ""
-
-
-def _read_or_make(path: Path) -> str:
-    """A token, made in a file that only its owner can read. Raises OSError."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        token = path.read_text(errors="surrogateescape").strip()
-        if token:
-            return token
-        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-        os.fchmod(descriptor, 0o600)
-    token = new_token()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(token + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return token

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from spandial_api import control as control_module
 from spandial_api.audit import Entry, LimitChange
 from spandial_api.control import Author, Control
+from spandial_api.last_good import LastGoodRules
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector, selector_text
-from spandial_api.store import LastGoodRules, Store, StoreError
+from spandial_api.store import Store, StoreError
 from tests.spandial_api.fake_node import FakeNode
 from tests.spandial_api.saving import entry_of, save
 

@@ -21,9 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spandial.abi import Mode
+from spandial_api.last_good import LastGoodRules
+from spandial_api.opening import open_store
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import PROTOCOLS, Selector
-from spandial_api.store import AUDIT_MAX, LastGoodRules, NewerStore, Store, StoreError, open_store
+from spandial_api.store import AUDIT_MAX, NewerStore, Store, StoreError
+from spandial_api.tables import row_sum
 from tests.spandial_api.saving import entry_of, save
 
 _NOBODY = 65534
@@ -180,7 +183,7 @@ def test_a_corrupt_file_is_named(tmp_path: Path, content: bytes) -> None:
 )
 def test_a_row_that_no_rule_can_have_is_an_error_of_the_file(store: Store, selector: str, rule: str) -> None:
     database = sqlite3.connect(store.path)
-    database.execute("INSERT INTO rules VALUES (?, ?)", (selector, rule))
+    database.execute("INSERT INTO rules VALUES (?, ?, ?)", (selector, rule, row_sum(selector, rule)))
     database.commit()
     database.close()
     with pytest.raises(StoreError, match=str(store.path)):
@@ -287,7 +290,7 @@ def test_the_audit_log_has_the_latest_first_and_goes_back_so_far(store: Store, m
 
 def test_a_log_that_cannot_be_read_is_an_error_of_the_file(store: Store) -> None:
     database = sqlite3.connect(store.path)
-    database.execute("INSERT INTO audit VALUES (1, 0, '', 'put', '', '[7]')")
+    database.execute("INSERT INTO audit VALUES (1, 0, '', 'put', '', '[7]', NULL)")
     database.commit()
     database.close()
     with pytest.raises(StoreError, match=str(store.path)):
@@ -375,13 +378,50 @@ def test_where_the_store_is_damaged_the_copy_is_obeyed_and_nothing_is_written(tm
         open_store(path, copy)
 
 
-def test_a_store_that_has_had_rules_is_what_counts_and_not_the_copy(tmp_path: Path) -> None:
+def test_the_newer_of_store_and_copy_is_obeyed_and_what_the_store_lost_is_said(tmp_path: Path) -> None:
     copy = LastGoodRules(tmp_path / "rules.json")
-    copy.save(RuleBook().put(Rule(Selector(), 1)).put(Rule(Selector(), 2)))
     store = Store(tmp_path / "rules.sqlite")
-    book = RuleBook().put(Rule(Selector(), 30))
-    save(store, book)
+    old = RuleBook().put(Rule(Selector(), 30)).put(Rule(Selector(env="gray"), 5))
+    save(store, old)
+    store.close()
+    newer = old.remove(Selector(env="gray")).put(Rule(Selector(), 2))
+    copy.save(newer)
+    store = open_store(store.path, copy)
+    assert store.load() == newer
+    [sentence] = store.damage
+    assert "revisions 3 to 4 were lost" in sentence
+    assert "budgets and quotas" in sentence
+    [entry, _] = store.audit(9)
+    assert (entry.revision, entry.who, len(entry.changes)) == (4, "spandial", 2)
+    newest = newer.put(Rule(Selector(), 3))
+    store.write(entry_of(newest, newer))  # and it takes changes
     store.close()
     store = open_store(store.path, copy)
-    assert store.load() == book
+    assert store.load() == copy.load() == newest
+    assert store.damage == []
+    store.close()
+
+
+def test_a_store_of_the_version_before_is_read_and_written_and_has_checksums_then(tmp_path: Path) -> None:
+    path = tmp_path / "rules.sqlite"
+    database = sqlite3.connect(path)
+    database.executescript(
+        "CREATE TABLE rules (selector TEXT PRIMARY KEY, rule TEXT NOT NULL) WITHOUT ROWID; "
+        "CREATE TABLE audit (revision INTEGER PRIMARY KEY, time REAL NOT NULL, who TEXT NOT NULL, "
+        "action TEXT NOT NULL, why TEXT NOT NULL, changes TEXT NOT NULL); "
+        "CREATE TABLE state (revision INTEGER NOT NULL); "
+        "CREATE TABLE documents (name TEXT PRIMARY KEY, body TEXT NOT NULL) WITHOUT ROWID; "
+        """INSERT INTO rules VALUES ('{"service": "checkout"}', '{"mode": 0, "revision": 7, "rate": 30.0}'); """
+        "INSERT INTO audit VALUES (7, 1000, 'uid 0', 'put', '', '[]'); INSERT INTO state VALUES (7); "
+        "INSERT INTO documents VALUES ('limits', '5'); PRAGMA user_version = 2;"
+    )
+    database.close()
+    store = Store(path)
+    assert list(store.load()) == [Rule(Selector("checkout"), 30, revision=7)]
+    assert [entry.revision for entry in store.audit(9)] == [7]
+    assert store.document("limits") == 5
+    save(store, store.load().put(Rule(Selector(), 1)))
+    store._database.execute("UPDATE rules SET rule = replace(rule, '30', '31')")
+    with pytest.raises(StoreError, match="not what was written"):
+        store.load()
     store.close()

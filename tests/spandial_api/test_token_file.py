@@ -170,7 +170,7 @@ def test_a_change_that_cannot_be_made_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         file.change(lambda tokens: tokens.without("ci"))
     assert file.path.read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["token", "tokens.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tokens.lock", "token", "tokens.json"]
 
 
 def test_more_than_can_be_read_again_is_not_written(tmp_path: Path) -> None:

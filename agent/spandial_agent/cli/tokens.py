@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from spandial_agent.cli.tables import tokens_table
 from spandial_agent.errors import SpandialError
 from spandial_api.bindings import EVERYTHING, binding_fields, parse_binding
 from spandial_api.durations import parse_duration
+from spandial_api.folders import make_folder
 from spandial_api.selectors import selector_text
 from spandial_api.token_file import TokenFile
 from spandial_api.tokens import SCOPES, Token, check_token_name, digest_of, new_token
@@ -63,7 +65,7 @@ def add(
         token = _token(name, plain, scope, given, ttl)
         with _changing():
             file = _file()
-            file.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(make_folder(file.path.parent, 0o700))
             file.change(lambda before: before.with_token(token))
         if as_json:
             print_json({**_shown(token), "token": plain})

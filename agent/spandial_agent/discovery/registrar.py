@@ -20,6 +20,7 @@ from spandial_agent.processes.proc import read_process
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
+from spandial_api.folders import identity
 
 __all__ = ["Registrar"]
 
@@ -67,13 +68,32 @@ class Registrar:
     def start(self) -> None:
         """Bind and listen. Any process may connect: what it gets is for reading only. Raises OSError."""
         self._loop = asyncio.get_running_loop()
+        self._listen()
+
+    def renew(self) -> None:
+        """Listen anew if somebody removed the socket. Who is registered already notices nothing. Raises OSError."""
+        if identity(self._path) == self._identity:
+            return
+        before = self._listener
+        self._listen()
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(before)
+        before.close()
+
+    def _listen(self) -> None:
         self._path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.setblocking(False)
-        self._listener.bind(str(self._path))
-        os.chmod(self._path, 0o666)
-        self._listener.listen(1024)
-        self._loop.add_reader(self._listener, self._accept)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.setblocking(False)
+            listener.bind(str(self._path))
+            os.chmod(self._path, 0o666)
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+        self._listener, self._identity = listener, identity(self._path)
+        self._loop.add_reader(listener, self._accept)
 
     async def publish(self, targets: Collection[Target] | None = None) -> None:
         """Ask every hook, or those of some targets, to publish its counts, and wait until they have, or for 50 ms."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from pathlib import Path
 
 import structlog
@@ -17,6 +16,7 @@ import structlog
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.compiled import Compiled, Keeping, decode, encode
 from spandial_agent.kernel.compiler import Build, compile_build, toolchain
+from spandial_api.folders import make_folder, open_file, open_folder
 
 __all__ = ["CompileCache"]
 
@@ -67,13 +67,14 @@ class CompileCache:
 
     def _read(self, build: Build, key: str, tools: str | None) -> Compiled:
         """Raises FileNotFoundError, other OSErrors, and ValueError for a file that says something else."""
-        folder = self._open_folder()
+        if self._folder is None:
+            raise FileNotFoundError("nothing is kept")
+        folder = open_folder(self._folder)
         try:
-            file = os.open(_name(build), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            file = open_file(_name(build), os.O_RDONLY, folder, self._folder / _name(build))
         finally:
             os.close(folder)
         with open(file, "rb") as opened:
-            _refuse_others(file, "the file")
             kept = decode(opened.read())
         if kept.key != key:
             raise ValueError("it was of other sources, or for another kernel")
@@ -84,11 +85,12 @@ class CompileCache:
     def _write(self, build: Build, content: bytes) -> None:
         """Whole or not at all. Raises OSError."""
         assert self._folder is not None
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = self._open_folder()
+        folder = make_folder(self._folder, 0o700)
         new = f".{_name(build)}.{secrets.token_hex(4)}"
         try:
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder), "wb") as opened:
+            with open(
+                os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder), "wb"
+            ) as opened:
                 opened.write(content)
             os.rename(new, _name(build), src_dir_fd=folder, dst_dir_fd=folder)
         except OSError:
@@ -100,25 +102,6 @@ class CompileCache:
         finally:
             os.close(folder)
 
-    def _open_folder(self) -> int:
-        """A descriptor of the folder, whose owner and mode were looked at: what is done in it goes by this. Raises
-        OSError."""
-        if self._folder is None:
-            raise FileNotFoundError("nothing is kept")
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _refuse_others(folder, str(self._folder))
-        except OSError:
-            os.close(folder)
-            raise
-        return folder
-
 
 def _name(build: Build) -> str:
     return f"{build.name}.json"
-
-
-def _refuse_others(descriptor: int, what: str) -> None:
-    known = os.fstat(descriptor)
-    if known.st_uid != os.geteuid() or known.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{what} must belong to the agent's user, and nobody else may write it")

@@ -22,6 +22,7 @@ from spandial_api.auth import TrustedListener
 
 __all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
 
+_RENEW_S = 1.0
 _PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -102,6 +103,7 @@ async def serve(
     stop: asyncio.Event,
     end_streams: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
+    renewed: Callable[[], socket.socket | None] = lambda: None,
 ) -> None:
     """Serve on both until told to stop. Whatever is not done a second later is cancelled, and nothing runs on after
     this returns.
@@ -109,6 +111,7 @@ async def serve(
     Args:
         end_streams: called when told to stop, to end the answers that would not end by themselves.
         tls: of the TCP listener.
+        renewed: asked every second for a Unix socket that takes the place of the one before.
     """
     over_tcp = _config(app)
     if tls is not None:
@@ -123,7 +126,20 @@ async def serve(
         for server, _ in servers:
             server.should_exit = True
 
-    await asyncio.gather(stopper(), *(server.serve(sockets=[listener]) for server, listener in servers))
+    async def renewer() -> None:
+        running = []
+        while not stop.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(stop.wait(), _RENEW_S)
+            listener = None if stop.is_set() else renewed()
+            if listener is not None:
+                for gone in servers[-1][0].servers:  # who is connected stays connected
+                    gone.close()
+                servers.append((_Server(over_unix), listener))
+                running.append(asyncio.create_task(servers[-1][0].serve(sockets=[listener])))
+        await asyncio.gather(*running)
+
+    await asyncio.gather(stopper(), renewer(), *(server.serve(sockets=[listener]) for server, listener in servers))
     # uvicorn cancels what is late, and does not wait for it.
     late = [task for server, _ in servers for task in server.server_state.tasks]
     if late:

@@ -21,7 +21,10 @@ async def get_health(request: Request) -> Health:
     control: Control = request.app.state.control
     health = node.health()
     access.token_file.refresh()
-    troubles = [f"{control.trouble}." if control.trouble else "", access.token_file.trouble]
+    troubles = [
+        *(f"{sentence}." for sentence in (control.trouble, *control.damage) if sentence),
+        access.token_file.trouble,
+    ]
     if any(troubles):
         health.missing = [*health.missing, *filter(None, troubles)]
         health.status = "degraded"

@@ -92,7 +92,7 @@ def test_without_the_operators_token_there_is_no_copy_of_it(settings: dict[str, 
     run(settings, "token", "add", "ci")
     assert (state_dir / "token").exists()
     run(settings, "token", "rm", "operator")
-    assert sorted(path.name for path in state_dir.iterdir()) == ["tokens.json"]
+    assert sorted(path.name for path in state_dir.iterdir()) == [".tokens.lock", "tokens.json"]
     run(settings, "token", "rm", "ci")
     assert "nobody is let in over TCP" in run(settings, "token", "list")[0]
 
