@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,10 +13,15 @@ from typing import Any
 
 import pytest
 
+from spandial_agent.capture import attachments as attachments_module
 from spandial_agent.capture import follower as follower_module
 from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.processes.held import HeldProcess
 from tests.agent_process import eventually
+from tests.spandial_agent.capture.mapping_process import HOSTILE, MappingProcess
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 
 WAIT = "import sys; print('ready', flush=True); sys.stdin.readline()"
 LOADED = f"import ssl; {WAIT}"
@@ -185,6 +191,83 @@ def test_a_process_that_has_ended_harms_nobody(follower: TlsFollower, start: Sta
     other = start(LOADED)
     follow(follower, other)
     words(follower, other, "OpenSSL")
+
+
+def test_another_process_of_the_same_pid_is_left_alone(follower: TlsFollower, programs: Programs, start: Start) -> None:
+    process, other = start(LOADED), start(LOADED)
+    follower.follow(process.pid, 1)  # the one that began at boot has ended
+    follow(follower, other)
+    words(follower, other, "OpenSSL")
+    assert follower.words(process.pid) == "not looked at yet"
+    assert len(programs.attached) == 1
+
+
+def test_whatever_goes_wrong_with_one_process_the_others_are_followed(
+    follower: TlsFollower, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harmful, other = start(WAIT), start(LOADED)
+    look_at = follower_module.look_at
+
+    def fail(process: HeldProcess, *arguments: Any) -> Any:
+        if process.pid == harmful.pid:
+            raise ValueError("what nobody thought of")
+        return look_at(process, *arguments)
+
+    monkeypatch.setattr(follower_module, "look_at", fail)
+    follow(follower, harmful)
+    follow(follower, other)
+    words(follower, other, "OpenSSL")
+    assert follower.words(harmful.pid).startswith("not seen: the agent failed")
+
+
+@root
+def test_one_users_libraries_leave_room_for_others(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attachments_module, "_LIBRARIES", 8)
+    copies = [Path(shutil.copy(library, tmp_path / f"libssl{n}.so")) for n in range(12)]
+    programs = Programs()
+    follower = TlsFollower(programs.load)
+    try:
+        with MappingProcess(copies[:10], HOSTILE) as hostile, MappingProcess(copies[10:], HOSTILE + 1) as another:
+            for n in range(10):
+                hostile.map(n, place=n)
+            another.map(0)
+            follower.follow(hostile.pid, hostile.start_time)
+            eventually(lambda: "not seen" in follower.words(hostile.pid), "some are refused")
+            refused = f"user {HOSTILE} has 4 of the 8 libraries that are followed at once"
+            assert refused in follower.words(hostile.pid)
+            assert len(programs.attached) == 4
+            assert follower.refused == 6
+            follower.follow(another.pid, another.start_time)
+            eventually(lambda: follower.words(another.pid) == "OpenSSL (libssl10.so)", "another's is followed")
+    finally:
+        follower.close()
+
+
+@root
+def test_who_takes_too_much_time_waits_and_nobody_else(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follower_module, "_USER_AT_ONCE_S", 0.0)
+    monkeypatch.setattr(follower_module, "_USER_PART", 1e-6)
+    monkeypatch.setattr(follower_module, "_LOOKS_S", (0.0, 0.1))
+    shutil.copy(library, tmp_path / "libssl.so")
+    follower = TlsFollower(Programs().load)
+    try:
+        with (
+            MappingProcess([tmp_path / "libssl.so"], HOSTILE) as hostile,
+            MappingProcess([tmp_path / "libssl.so"], HOSTILE + 1) as another,
+        ):
+            hostile.map(0)
+            another.map(0)
+            follower.follow(hostile.pid, hostile.start_time)
+            waits = f"not looked at: the processes of user {HOSTILE} took more than their share of time"
+            eventually(lambda: follower.words(hostile.pid) == waits, "it waits")
+            follower.follow(another.pid, another.start_time)
+            eventually(lambda: follower.words(another.pid) != "not looked at yet", "another is looked at")
+    finally:
+        follower.close()
 
 
 def test_a_process_that_runs_another_program_is_looked_at_anew(follower: TlsFollower, start: Start) -> None:
