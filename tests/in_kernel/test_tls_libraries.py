@@ -10,12 +10,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spandial.abi import EntryKind
+from spandial_agent.capture import openssl
 from spandial_agent.capture.mappings import Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.processes.held import HeldProcess
@@ -81,12 +83,7 @@ def test_a_library_in_another_mount_namespace(
     folder = tmp_path / "lib"
     folder.mkdir()
     script = f'mount -t tmpfs none {folder} && cp {libssl} {folder} && LD_LIBRARY_PATH={folder} exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", TALK]
-    command += [str(certificate.certificate), str(certificate.key)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with talking(certificate, "unshare", "-m", "sh", "-c", script, "sh") as process:
         os.unlink(f"/proc/{process.pid}/root{folder}/{os.path.basename(libssl)}")
         assert not list(folder.iterdir())
         with looked_at(process.pid) as seen:
@@ -94,13 +91,29 @@ def test_a_library_in_another_mount_namespace(
             assert seen.libraries[0].identity != ours.identity
             watched.capture.add_target(process.pid, watched.row)
             links = attach(tls, seen)
-        process.stdin.write("50\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
+        talk(process, 50)
         watched.capture.remove_target(process.pid)
         tls.detach(links)
-        process.stdin.close()
     assert watched.counts().seen[EntryKind.HTTP] == watched.counts().reverse[EntryKind.HTTP] == 50
+
+
+@contextmanager
+def talking(certificate: Certificate, *before: str) -> Iterator[subprocess.Popen[str]]:
+    command = [*before, sys.executable, "-c", TALK, str(certificate.certificate), str(certificate.key)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def talk(process: subprocess.Popen[str], requests: int) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{requests}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
 
 
 class Nested:
@@ -179,6 +192,23 @@ def test_tls_through_tls_is_seen_once(watched: Watched, tls: TlsCapture, certifi
     tls.detach(links)
     # The server sends back what it was sent: each side receives 20 and sends 20.
     assert watched.counts().seen[EntryKind.HTTP] == watched.counts().reverse[EntryKind.HTTP] == 40
+
+
+def test_a_kernel_without_links_of_many_uprobes_follows_too(
+    attached: Attached, watched: Watched, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openssl, "takes_many", lambda program: False)
+    tls = attached[1].tls()
+    try:
+        with looked_at(os.getpid()) as seen:
+            attach(tls, seen)
+        with talking(certificate) as process:
+            watched.capture.add_target(process.pid, watched.row)
+            talk(process, 30)
+            watched.capture.remove_target(process.pid)
+    finally:
+        tls.close()
+    assert watched.counts().seen[EntryKind.HTTP] == watched.counts().reverse[EntryKind.HTTP] == 30
 
 
 def test_without_the_capability_libraries_are_found_by_name() -> None:

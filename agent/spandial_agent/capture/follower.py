@@ -28,6 +28,8 @@ _LOOKS_S = (0.0, 0.2, 1.0, 5.0, 30.0)
 _AGAIN_S = 300.0  # from then on
 _UNUSED_S = 120.0  # a service may come back, and nobody wants to miss its first requests
 _USER_AT_ONCE_S, _USER_PART = 3.0, 0.1  # of this thread's time for the processes of one user
+_LOOK_S = 0.5  # of this thread's time for one look
+_END_S = 0.5  # until the end waits no longer for a look at hand, or for the compiler
 _SHOWN = 8  # libraries that are named
 
 
@@ -61,7 +63,7 @@ class TlsFollower:
         self._order = count()
         self._news: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         self._ending = False
-        self._thread = threading.Thread(target=self._run, name="spandial-tls")
+        self._thread = threading.Thread(target=self._run, name="spandial-tls", daemon=True)
         self._thread.start()
 
     @property
@@ -97,10 +99,10 @@ class TlsFollower:
         return process.words if process is not None else ""
 
     def close(self) -> None:
-        """Detach from everything. Waits for the compiler, if it is at work."""
+        """Detach from everything; if the thread is at work for longer, all that it attached ends with this process."""
         self._ending = True
         self._news.put(None)
-        self._thread.join()
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         try:
@@ -153,8 +155,12 @@ class TlsFollower:
 
     def _look_into(self, process: _Process, held: HeldProcess, user: int) -> None:
         began = time.thread_time()
+
+        def go_on() -> bool:
+            return not self._ending and time.thread_time() - began < _LOOK_S
+
         try:
-            with look_at(held, self._trusted) as seen:
+            with look_at(held, self._trusted, go_on) as seen:
                 self._times.used(user, time.thread_time() - began)  # the programs are loaded for all
                 for library in seen.libraries:
                     if self._ending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from spandial_agent.capture.images import Image, read_image
@@ -76,11 +76,12 @@ class Seen:
 _images: dict[tuple[Identity, tuple[int, int, int]], Image] = {}
 
 
-def look_at(process: HeldProcess, trusted: Collection[int] = ()) -> Seen:
+def look_at(process: HeldProcess, trusted: Collection[int] = (), go_on: Callable[[], bool] = lambda: True) -> Seen:
     """The TLS libraries of a process as it is now.
 
     Args:
         trusted: users whose files are believed in every process.
+        go_on: asked before each file; what is left is for another look, which knows what this one has read.
 
     Raises OSError where it is gone or may not be looked at.
     """
@@ -89,7 +90,10 @@ def look_at(process: HeldProcess, trusted: Collection[int] = ()) -> Seen:
     try:
         _look_at_file(seen, process, _EXECUTABLE, mounts, credentials, trusted)
         mappings, more = _mapped(process)
-        for mapping in mappings:
+        for number, mapping in enumerate(mappings):
+            if not go_on():
+                seen.refused.append(f"{len(mappings) - number} more files: not looked at yet")
+                break
             _look_at_file(seen, process, mapping, mounts, credentials, trusted)
     except BaseException:
         seen.close()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -218,6 +219,27 @@ def test_whatever_goes_wrong_with_one_process_the_others_are_followed(
     follow(follower, other)
     words(follower, other, "OpenSSL")
     assert follower.words(harmful.pid).startswith("not seen: the agent failed")
+
+
+def test_the_end_waits_for_no_compiler(start: Start) -> None:
+    at_work, done = threading.Event(), threading.Event()
+
+    class AtWork(Programs):
+        def load(self) -> Any:
+            at_work.set()
+            done.wait()
+            return super().load()
+
+    programs = AtWork()
+    follower = TlsFollower(programs.load)
+    process = start(LOADED)
+    follow(follower, process)
+    assert at_work.wait(60)
+    follower.close()
+    assert not programs.attached
+    done.set()
+    eventually(lambda: programs.closed, "what was loaded meanwhile is let go")
+    assert len(programs.attached) <= 1
 
 
 @root

@@ -148,6 +148,19 @@ def test_no_more_than_some_files_of_a_process_are_looked_at(
             assert seen.refused == ["2 more files: no more than 3 of a process are looked at"]
 
 
+def test_a_look_may_be_ended_and_the_next_one_goes_on(library: Path, tmp_path: Path) -> None:
+    copies = [Path(shutil.copy(library, tmp_path / f"libssl{n}.so")) for n in range(5)]
+    with MappingProcess(copies) as process, process.held() as held:
+        for file in range(5):
+            process.map(file, place=file)
+        answers = iter([True, True, False])
+        with look_at(held, (), lambda: next(answers)) as seen:
+            assert len(seen.libraries) == 2
+            assert seen.refused == ["3 more files: not looked at yet"]
+        with look_at(held) as seen:
+            assert len(seen.libraries) == 5
+
+
 def test_a_file_that_was_written_is_read_again(library: Path, tmp_path: Path) -> None:
     """Also if its size and its time of modification are as they were."""
     path = Path(shutil.copy(library, tmp_path / "libssl.so"))
