@@ -63,6 +63,13 @@ class Attachments:
         """Why it is not followed; empty if it is."""
         return self._libraries[library.identity].failure
 
+    def prepare(self) -> None:
+        """Make the programs, if they are not there."""
+        try:
+            self._programs()
+        except KernelUnavailable:  # said of each library
+            pass
+
     def attach(self, library: Library, user: int) -> None:
         """Follow a library that a process of this user has mapped, and that is open."""
         known = self._libraries.get(library.identity)

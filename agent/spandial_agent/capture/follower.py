@@ -154,23 +154,18 @@ class TlsFollower:
         self._plan(process)
 
     def _look_into(self, process: _Process, held: HeldProcess, user: int) -> None:
-        began = time.thread_time()
-
-        def go_on() -> bool:
-            return not self._ending and time.thread_time() - began < _LOOK_S
-
-        try:
-            with look_at(held, self._trusted, go_on) as seen:
-                self._times.used(user, time.thread_time() - began)  # the programs are loaded for all
+        with _Timed(self._times, user) as look:
+            seen = look_at(held, self._trusted, lambda: not self._ending and look.used_s() < _LOOK_S)
+        with seen:
+            if seen.libraries and not self._ending:
+                self._attachments.prepare()  # for all, and so not at this user's cost
+            with _Timed(self._times, user):
                 for library in seen.libraries:
                     if self._ending:
                         return
                     self._attachments.attach(library, user)
-                process.libraries = frozenset(library.identity for library in seen.libraries)
-                process.words = self._describe(seen)
-        except OSError:
-            self._times.used(user, time.thread_time() - began)
-            raise
+            process.libraries = frozenset(library.identity for library in seen.libraries)
+            process.words = self._describe(seen)
 
     def _describe(self, seen: Seen) -> str:
         failures = [(library.name, self._attachments.failure(library)) for library in seen.libraries]
@@ -182,6 +177,22 @@ class TlsFollower:
         if unseen:
             parts.append(f"not seen: {_few(unseen)}")
         return "; ".join(parts) or "none found"
+
+
+class _Timed:
+    """What this thread does meanwhile is at a user's cost."""
+
+    def __init__(self, times: TimeShares, user: int) -> None:
+        self._times, self._user, self._began = times, user, time.thread_time()
+
+    def used_s(self) -> float:
+        return time.thread_time() - self._began
+
+    def __enter__(self) -> _Timed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._times.used(self._user, self.used_s())
 
 
 def _few(names: list[str]) -> str:
