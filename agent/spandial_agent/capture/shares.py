@@ -9,11 +9,12 @@ from collections.abc import Callable
 __all__ = ["Places", "TimeShares"]
 
 _ROOT = 0
+_RESERVE = 8  # one of so many places is root's
 
 
 class Places:
-    """A number of places. A user may take another one while he has fewer than are free: one alone gets half of all, and
-    whoever comes next finds some. Root may take the last one.
+    """A number of places. An eighth is root's alone. Of the others a user may take another one while he has fewer than
+    are free: one alone gets half of them, and whoever comes next finds some.
 
     Args:
         total: how many there are.
@@ -25,7 +26,7 @@ class Places:
 
     def take(self, user: int) -> bool:
         free = self.total - self._taken.total()
-        if not free or (user != _ROOT and self._taken[user] >= free):
+        if free <= 0 or (user != _ROOT and self._taken[user] >= free - self.total // _RESERVE):
             return False
         self._taken[user] += 1
         return True

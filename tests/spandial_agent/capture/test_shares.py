@@ -18,15 +18,14 @@ def take_all(places: Places, user: int) -> int:
 
 def test_one_alone_gets_half_and_the_next_half_of_the_rest() -> None:
     places = Places(512)
-    assert [take_all(places, user) for user in (1, 2, 3)] == [256, 128, 64]
-    assert places.taken(2) == 128
+    assert [take_all(places, user) for user in (1, 2, 3)] == [224, 112, 56]
+    assert places.taken(2) == 112
 
 
-def test_root_may_take_the_last_one() -> None:
-    places = Places(4)
-    assert take_all(places, 1) == 2
-    assert take_all(places, 0) == 2
-    assert not places.take(0)
+def test_an_eighth_is_roots_whoever_comes() -> None:
+    places = Places(64)
+    assert sum(take_all(places, user) for user in range(1, 100)) == 56
+    assert take_all(places, 0) == 8
 
 
 def test_what_is_given_back_is_free() -> None:
