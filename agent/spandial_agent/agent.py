@@ -99,8 +99,9 @@ async def run_agent(settings: Settings) -> None:
         spans = _spans(settings.raw_statements) if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
-        tls = TlsFollower(capture.tls) if capture is not None and settings.capture_tls == "auto" else None
-        if tls is not None:
+        tls = None
+        if capture is not None and settings.capture_tls == "auto":
+            tls = TlsFollower(capture.tls, settings.trusted_owners)
             stack.callback(tls.close)
         propagation = None
         if capture is not None and settings.propagation_seconds:

@@ -87,7 +87,7 @@ class LocalNode:
         self._steering = Steering(targets, capture, registrar.publish, thresholds)
         targets.on_ended = self._on_ended
         if tls is not None:
-            targets.on_program = lambda target: tls.follow(target.pid)
+            targets.on_program = lambda target: tls.follow(target.pid, target.process.start_time)
         self._revision = 0
         self._off = ""  # why nothing is done
 
@@ -191,6 +191,8 @@ class LocalNode:
             "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
+        if self._tls is not None:
+            losses["tls_library_refused"] = self._tls.refused
         if self._capture is not None:
             losses |= self._capture.losses()
         context_lost = self._propagation.lost() if self._propagation is not None else []

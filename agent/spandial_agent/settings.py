@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
     capture_tls: Literal["auto", "off"] = Field(default="auto", description="off: what TLS carries is not seen")
+    tls_trust_owners: str = Field(
+        default="",
+        description="users whose files get probes in every process, beside root and the process's own",
+        examples=["1000 1001"],
+    )
     lease_seconds: float = Field(default=10.0, gt=0, le=3600, description="rates outlive a dead agent for so long")
     default_rate: float = Field(default=100.0, description="rate of discovered processes without a rule")
     max_rate_without_ttl: float = Field(
@@ -104,6 +109,10 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def trusted_owners(self) -> frozenset[int]:
+        return frozenset(int(number) for number in self.tls_trust_owners.split())
+
+    @property
     def thresholds(self) -> Thresholds:
         """Of the tenants' circuits."""
         return Thresholds(
@@ -123,6 +132,14 @@ class Settings(BaseSettings):
     @classmethod
     def _unset(cls, value: object) -> object:
         return None if value == "" else value  # an empty variable is none
+
+    @field_validator("tls_trust_owners")
+    @classmethod
+    def _check_numbers(cls, text: str) -> str:
+        wrong = next((number for number in text.split() if not (number.isascii() and number.isdigit())), None)
+        if wrong is not None:
+            raise ValueError(f"SPANDIAL_TLS_TRUST_OWNERS: {wrong!r} is no user's number: write 1000 1001")
+        return text
 
     @field_validator("discover")
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from spandial_agent.capture.mappings import Library, look_at
+from spandial_agent.processes.held import HeldProcess
 from tests.agent_process import PATIENCE_S, AgentProcess, eventually
 from tests.e2e import databases
 from tests.e2e.counting import PARENT
@@ -154,16 +155,21 @@ def test_a_stopped_agent_leaves_nothing_behind(make_agent: Callable[..., AgentPr
     # Nobody but this agent has reason to attach to this library: no label says that its process is a target.
     agent = make_agent(SPANDIAL_DISCOVER=f"include cmdline=*{tmp_path}* service={SHOP}")
     assert ssl.OPENSSL_VERSION  # this process has the library mapped, too
-    libssl = next(library for library in look_at(os.getpid()).libraries if library.name.startswith("libssl.so"))
-    shutil.copy(os.readlink(libssl.path), tmp_path)
+    with HeldProcess(os.getpid()) as process, look_at(process) as seen:
+        libssl = next(library for library in seen.libraries if library.name.startswith("libssl.so"))
+        shutil.copy(os.readlink(libssl.path), tmp_path)
     with tls_uvicorn(tmp_path, LD_LIBRARY_PATH=str(tmp_path), OTEL_SERVICE_NAME="") as server:
         eventually(lambda: agent.target(server.pid), "the rule includes it")
         followed(agent, SHOP)
-        (library,) = look_at(server.pid).libraries
+        with HeldProcess(server.pid) as process, look_at(process) as seen:
+            (library,) = seen.libraries
         h2load(server, 100)
         assert {first_byte(server.pid, library, name) for name in library.offsets} == {0xCC}
         assert agent.stop() == 0
-        assert 0xCC not in {first_byte(server.pid, library, name) for name in library.offsets}
+        eventually(
+            lambda: 0xCC not in {first_byte(server.pid, library, name) for name in library.offsets},
+            "the kernel has taken the probes away",
+        )
         h2load(server, 100)
 
 

@@ -14,6 +14,7 @@ import pytest
 from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol
 from spandial_agent.capture.mappings import look_at
+from spandial_agent.processes.held import HeldProcess
 from tests.agent_process import eventually
 from tests.certificates import Certificate, self_signed
 from tests.in_kernel.conftest import Attached, Watched
@@ -32,13 +33,10 @@ STARTUP = b"\0\0\0\x14\0\3\0\0user\0x\0\0\0\0\0\0"
 def followed(attached: Attached) -> Iterator[list[int]]:
     """This process's libssl, attached to."""
     tls = attached[1].tls()
-    events = [
-        event for library in look_at(os.getpid()).libraries for event in tls.attach(library.path, library.offsets)
-    ]
-    assert events
-    yield events
-    for event in events:
-        os.close(event)
+    with HeldProcess(os.getpid()) as process, look_at(process) as seen:
+        links = [link for library in seen.libraries for link in tls.attach(library.path, library.offsets)]
+    assert links
+    yield links
     tls.close()
 
 

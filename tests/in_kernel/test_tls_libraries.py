@@ -10,14 +10,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spandial.abi import EntryKind
-from spandial_agent.capture.mappings import Library, look_at
+from spandial_agent.capture import openssl
+from spandial_agent.capture.mappings import Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
+from spandial_agent.processes.held import HeldProcess
 from tests.certificates import Certificate, self_signed
 from tests.in_kernel.conftest import Attached, Watched
 from tests.in_kernel.test_capture import REQUEST
@@ -59,8 +62,13 @@ def certificate(tmp_path: Path) -> Certificate:
     return self_signed(tmp_path)
 
 
-def attach(tls: TlsCapture, libraries: list[Library]) -> list[int]:
-    return [event for library in libraries for event in tls.attach(library.path, library.offsets)]
+def looked_at(pid: int) -> Seen:
+    with HeldProcess(pid) as process:
+        return look_at(process)
+
+
+def attach(tls: TlsCapture, seen: Seen) -> list[int]:
+    return [link for library in seen.libraries for link in tls.attach(library.path, library.offsets)]
 
 
 @pytest.mark.needs("unshare")
@@ -68,33 +76,44 @@ def test_a_library_in_another_mount_namespace(
     watched: Watched, tls: TlsCapture, certificate: Certificate, tmp_path: Path
 ) -> None:
     """Where it is, the agent sees nothing; and the file has been deleted."""
-    ours = next(library for library in look_at(os.getpid()).libraries if library.name.startswith("libssl.so"))
-    libssl = os.readlink(ours.path)
+    with looked_at(os.getpid()) as seen:
+        ours = next(library for library in seen.libraries if library.name.startswith("libssl.so"))
+        libssl = os.readlink(ours.path)
 
     folder = tmp_path / "lib"
     folder.mkdir()
     script = f'mount -t tmpfs none {folder} && cp {libssl} {folder} && LD_LIBRARY_PATH={folder} exec "$@"'
-    command = ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", TALK]
-    command += [str(certificate.certificate), str(certificate.key)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+    with talking(certificate, "unshare", "-m", "sh", "-c", script, "sh") as process:
         os.unlink(f"/proc/{process.pid}/root{folder}/{os.path.basename(libssl)}")
         assert not list(folder.iterdir())
-        libraries = look_at(process.pid).libraries
-        assert [library.name for library in libraries] == [os.path.basename(libssl)]
-        assert libraries[0].identity != ours.identity
-        watched.capture.add_target(process.pid, watched.row)
-        events = attach(tls, libraries)
-        process.stdin.write("50\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
+        with looked_at(process.pid) as seen:
+            assert [library.name for library in seen.libraries] == [os.path.basename(libssl)]
+            assert seen.libraries[0].identity != ours.identity
+            watched.capture.add_target(process.pid, watched.row)
+            links = attach(tls, seen)
+        talk(process, 50)
         watched.capture.remove_target(process.pid)
-        for event in events:
-            os.close(event)
-        process.stdin.close()
+        tls.detach(links)
     assert watched.counts().seen[EntryKind.HTTP] == watched.counts().reverse[EntryKind.HTTP] == 50
+
+
+@contextmanager
+def talking(certificate: Certificate, *before: str) -> Iterator[subprocess.Popen[str]]:
+    command = [*before, sys.executable, "-c", TALK, str(certificate.certificate), str(certificate.key)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def talk(process: subprocess.Popen[str], requests: int) -> None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{requests}\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "done\n"
 
 
 class Nested:
@@ -158,7 +177,8 @@ def serve(connection: socket.socket, context: ssl.SSLContext, requests: int) -> 
 
 
 def test_tls_through_tls_is_seen_once(watched: Watched, tls: TlsCapture, certificate: Certificate) -> None:
-    events = attach(tls, look_at(os.getpid()).libraries)
+    with looked_at(os.getpid()) as seen:
+        links = attach(tls, seen)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
     ours, theirs = socket.socketpair()
@@ -169,17 +189,38 @@ def test_tls_through_tls_is_seen_once(watched: Watched, tls: TlsCapture, certifi
         client.write(REQUEST)
         assert client.read(65536) == REQUEST
     thread.join()
-    for event in events:
-        os.close(event)
+    tls.detach(links)
     # The server sends back what it was sent: each side receives 20 and sends 20.
     assert watched.counts().seen[EntryKind.HTTP] == watched.counts().reverse[EntryKind.HTTP] == 40
 
 
+def test_a_kernel_without_links_of_many_uprobes_follows_too(
+    attached: Attached, watched: Watched, certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openssl, "takes_many", lambda program: False)
+    tls = attached[1].tls()
+    try:
+        with looked_at(os.getpid()) as seen:
+            attach(tls, seen)
+        with talking(certificate) as process:
+            watched.capture.add_target(process.pid, watched.row)
+            talk(process, 30)
+            watched.capture.remove_target(process.pid)
+    finally:
+        tls.close()
+    assert watched.counts().seen[EntryKind.HTTP] == watched.counts().reverse[EntryKind.HTTP] == 30
+
+
 def test_without_the_capability_libraries_are_found_by_name() -> None:
     drop = ["setpriv", "--bounding-set", "-sys_admin,-checkpoint_restore"]
-    program = (
-        "import os, ssl; from spandial_agent.capture.mappings import look_at; print(look_at(os.getpid()).libraries)"
-    )
+    program = """
+import os, ssl
+from spandial_agent.capture.mappings import look_at
+from spandial_agent.processes.held import HeldProcess
+try:
+    print(os.stat("/proc/self/map_files/" + os.listdir("/proc/self/map_files")[0]))
+except PermissionError:
+    print([library.name for library in look_at(HeldProcess(os.getpid())).libraries])
+"""
     said = subprocess.run([*drop, sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert "/root/" in said
     assert "libssl.so" in said

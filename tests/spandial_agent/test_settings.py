@@ -142,3 +142,12 @@ def test_jaegers_grpc_is_served_where_a_port_is_set(
 
 def test_a_forgotten_hundred_percent_is_refused_unless_somebody_allows_it() -> None:
     assert Settings().max_rate_without_ttl < 100
+
+
+def test_owners_of_libraries_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().trusted_owners == frozenset()
+    monkeypatch.setenv("SPANDIAL_TLS_TRUST_OWNERS", "1000 1001")
+    assert Settings().trusted_owners == {1000, 1001}
+    monkeypatch.setenv("SPANDIAL_TLS_TRUST_OWNERS", "1000 deploy")
+    with pytest.raises(ValidationError, match="'deploy' is no user's number"):
+        Settings()

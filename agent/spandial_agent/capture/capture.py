@@ -6,6 +6,7 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 from spandial import abi
@@ -58,6 +59,9 @@ _OFFSETS = {
     "SPANDIAL_SOCKET_FILE": ("socket", "file"),
     "SPANDIAL_FILE_FLAGS": ("file", "f_flags"),
 }
+
+# Since Linux 6.3 (commit 6e6eda44b939).
+_TYPED = (("on_receive", "sock_recv_length"), ("on_send", "sock_send_length"))
 
 _SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "fields")  # by the programs for OpenSSL
 
@@ -127,9 +131,11 @@ class Capture:
         if force != "sys_exit":
             module = Module(_build("socket"), self._tables, cache=self._cache)
             try:
-                # Since Linux 6.3 (commit 6e6eda44b939).
-                receive = module.load("on_receive", callbacks=_CALLBACKS, typed_tracepoint="sock_recv_length")
-                send = module.load("on_send", callbacks=_CALLBACKS, typed_tracepoint="sock_send_length")
+                # Each keeps the kernel's verifier busy for most of a second, on a processor of its own if there is one.
+                with ThreadPoolExecutor(len(_TYPED)) as loading:
+                    receive, send = loading.map(
+                        lambda each: module.load(each[0], callbacks=_CALLBACKS, typed_tracepoint=each[1]), _TYPED
+                    )
                 module.attach(receive)
                 module.attach(send)
                 return "socket", module, [receive, send]

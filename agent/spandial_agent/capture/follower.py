@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import heapq
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from itertools import count
 
 import structlog
 
-from spandial_agent.capture.mappings import Identity, Library, Seen, look_at
+from spandial_agent.capture.attachments import Attachments
+from spandial_agent.capture.mapped_file import Identity
+from spandial_agent.capture.mappings import Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
-from spandial_agent.errors import KernelUnavailable
+from spandial_agent.capture.shares import TimeShares
+from spandial_agent.processes.held import HeldProcess
 
 __all__ = ["TlsFollower"]
 
@@ -25,8 +27,10 @@ _log = structlog.get_logger("spandial.tls")
 _LOOKS_S = (0.0, 0.2, 1.0, 5.0, 30.0)
 _AGAIN_S = 300.0  # from then on
 _UNUSED_S = 120.0  # a service may come back, and nobody wants to miss its first requests
-_LIBRARIES = 512  # attached to at once; each takes ten descriptors
-_LIBRARY_FAILED = "cannot be probed"
+_USER_AT_ONCE_S, _USER_PART = 3.0, 0.1  # of this thread's time for the processes of one user
+_LOOK_S = 0.5  # of this thread's time for one look
+_END_S = 0.5  # until the end waits no longer for a look at hand, or for the compiler
+_SHOWN = 8  # libraries that are named
 
 
 @dataclass
@@ -34,6 +38,7 @@ class _Process:
     """What is known of a target's TLS while it runs one program."""
 
     pid: int
+    start_time: int
     began: float
     looks: int = 0
     gone: bool = False
@@ -41,43 +46,45 @@ class _Process:
     libraries: frozenset[Identity] = frozenset()
 
 
-@dataclass
-class _Attached:
-    """A library: its descriptors, or why there are none."""
-
-    events: list[int] = field(default_factory=list)
-    failure: str = ""
-    unused_since: float = 0.0
-
-
 class TlsFollower:
     """Looks at targets in a thread of its own, and compiles the programs there when the first library is found.
 
     Args:
         load: makes the programs; raises KernelUnavailable where the kernel does not take them.
+        trusted: users whose files are believed in every process.
     """
 
-    def __init__(self, load: Callable[[], TlsCapture]) -> None:
-        self._refused: KernelUnavailable | None = None
-        self._load = load
-        self._capture: TlsCapture | None = None
+    def __init__(self, load: Callable[[], TlsCapture], trusted: Collection[int] = ()) -> None:
+        self._attachments = Attachments(load)
+        self._trusted = trusted
+        self._times = TimeShares(_USER_AT_ONCE_S, _USER_PART)
         self._processes: dict[int, _Process] = {}
-        self._libraries: dict[Identity, _Attached] = {}
         self._due: list[tuple[float, int, _Process]] = []
         self._order = count()
         self._news: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="spandial-tls")
+        self._ending = False
+        self._thread = threading.Thread(target=self._run, name="spandial-tls", daemon=True)
         self._thread.start()
 
     @property
     def reason(self) -> str:
         """Why no TLS is followed on this host, in one sentence; empty while nothing speaks against it."""
-        return "TLS is not followed: " + " ".join(self._refused.missing) if self._refused is not None else ""
+        unavailable = self._attachments.unavailable
+        return "TLS is not followed: " + " ".join(unavailable.missing) if unavailable is not None else ""
 
-    def follow(self, pid: int) -> None:
-        """A process became a target, or runs another program."""
+    @property
+    def refused(self) -> int:
+        """How often a library was not followed because its user has too many."""
+        return self._attachments.refused
+
+    def follow(self, pid: int, start_time: int) -> None:
+        """A process became a target, or runs another program.
+
+        Args:
+            start_time: clock ticks since boot; with the pid it says which process it is.
+        """
         self.forget(pid)
-        process = self._processes[pid] = _Process(pid, time.monotonic())
+        process = self._processes[pid] = _Process(pid, start_time, time.monotonic())
         self._news.put(process)
 
     def forget(self, pid: int) -> None:
@@ -87,29 +94,27 @@ class TlsFollower:
             process.gone = True
 
     def words(self, pid: int) -> str:
-        """How a target's TLS is seen, for a person."""
+        """How a target's TLS is seen, for a person; all of it can be printed."""
         process = self._processes.get(pid)
         return process.words if process is not None else ""
 
     def close(self) -> None:
-        """Detach from everything. Waits for the compiler, if it is at work."""
+        """Detach from everything; if the thread is at work for longer, all that it attached ends with this process."""
+        self._ending = True
         self._news.put(None)
-        self._thread.join()
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         try:
             while self._take_news():
-                while self._due and self._due[0][0] <= time.monotonic():
+                while self._due and self._due[0][0] <= time.monotonic() and not self._ending:
                     process = heapq.heappop(self._due)[2]
                     if not process.gone:
                         self._look(process)
-                        self._plan(process)
-                self._detach_unused()
+                used = {identity for process in list(self._processes.values()) for identity in process.libraries}
+                self._attachments.leave_unused(used, _UNUSED_S)
         finally:
-            for library in self._libraries.values():
-                _detach(library)
-            if self._capture is not None:
-                self._capture.close()
+            self._attachments.close()
 
     def _take_news(self) -> bool:
         """Wait until something is to be done. False at the end."""
@@ -121,7 +126,7 @@ class TlsFollower:
                 process = self._news.get_nowait()
             return False
         except queue.Empty:
-            return True
+            return not self._ending
 
     def _plan(self, process: _Process) -> None:
         """When to look at a process next."""
@@ -131,71 +136,66 @@ class TlsFollower:
 
     def _look(self, process: _Process) -> None:
         try:
-            seen = look_at(process.pid)
-        except FileNotFoundError:  # it has ended
-            return
+            with HeldProcess(process.pid, process.start_time) as held:
+                user = held.credentials().user
+                wait_s = self._times.wait_s(user)
+                if wait_s:
+                    process.words = f"not looked at: the processes of user {user} took more than their share of time"
+                    heapq.heappush(self._due, (time.monotonic() + wait_s, next(self._order), process))
+                    return
+                self._look_into(process, held, user)
+        except (FileNotFoundError, ProcessLookupError):  # it has ended, and will be forgotten
+            pass
         except OSError as error:
             process.words = f"not seen: the process may not be looked at ({error.strerror})"
-            return
-        for library in seen.libraries:
-            self._attach(library)
-        process.libraries = frozenset(library.identity for library in seen.libraries)
-        process.words = self._describe(seen)
+        except Exception:  # whatever it is, the other processes are followed
+            process.words = "not seen: the agent failed to look at it, and says more in its log"
+            _log.exception("a process's TLS cannot be looked at", pid=process.pid)
+        self._plan(process)
+
+    def _look_into(self, process: _Process, held: HeldProcess, user: int) -> None:
+        with _Timed(self._times, user) as look:
+            seen = look_at(held, self._trusted, lambda: not self._ending and look.used_s() < _LOOK_S)
+        with seen:
+            if seen.libraries and not self._ending:
+                self._attachments.prepare()  # for all, and so not at this user's cost
+            with _Timed(self._times, user):
+                for library in seen.libraries:
+                    if self._ending:
+                        return
+                    self._attachments.attach(library, user)
+            process.libraries = frozenset(library.identity for library in seen.libraries)
+            process.words = self._describe(seen)
 
     def _describe(self, seen: Seen) -> str:
-        followed = [library.name for library in seen.libraries if not self._libraries[library.identity].failure]
-        failed = [
-            f"{library.name} ({self._libraries[library.identity].failure})"
-            for library in seen.libraries
-            if self._libraries[library.identity].failure
-        ]
-        parts = [f"OpenSSL ({', '.join(followed)})"] if followed else []
+        failures = [(library.name, self._attachments.failure(library)) for library in seen.libraries]
+        followed = [name for name, failure in failures if not failure]
+        failed = [f"{name} ({failure})" for name, failure in failures if failure] + seen.refused
+        parts = [f"OpenSSL ({_few(followed)})"] if followed else []
         # What else there is may be there by the way: said where nothing is followed.
         unseen = failed or ([] if followed else seen.hidden)
         if unseen:
-            parts.append(f"not seen: {', '.join(unseen)}")
+            parts.append(f"not seen: {_few(unseen)}")
         return "; ".join(parts) or "none found"
 
-    def _attach(self, library: Library) -> None:
-        if library.identity in self._libraries:
-            return
-        attached = self._libraries[library.identity] = _Attached()
-        try:
-            if len(self._libraries) > _LIBRARIES:
-                raise OSError(0, f"there are more than {_LIBRARIES} libraries")
-            attached.events = self._programs().attach(library.path, library.offsets)
-            _log.info("following TLS", library=library.name)
-        except KernelUnavailable as error:
-            attached.failure = " ".join(error.missing)
-        except OSError as error:
-            attached.failure = f"{_LIBRARY_FAILED}: {error.strerror}"
-            _log.warning("TLS is not followed", library=library.name, error=str(error))
 
-    def _programs(self) -> TlsCapture:
-        """Raises KernelUnavailable, the first time and ever after."""
-        if self._refused is not None:
-            raise self._refused
-        if self._capture is None:
-            try:
-                self._capture = self._load()
-            except KernelUnavailable as error:
-                self._refused = error
-                _log.warning(self.reason)
-                raise
-        return self._capture
+class _Timed:
+    """What this thread does meanwhile is at a user's cost."""
 
-    def _detach_unused(self) -> None:
-        now = time.monotonic()
-        used = {identity for process in list(self._processes.values()) for identity in process.libraries}
-        for identity, library in list(self._libraries.items()):
-            if identity in used or not library.unused_since:
-                library.unused_since = now
-            elif now - library.unused_since > _UNUSED_S:
-                _detach(library)
-                del self._libraries[identity]
+    def __init__(self, times: TimeShares, user: int) -> None:
+        self._times, self._user, self._began = times, user, time.thread_time()
+
+    def used_s(self) -> float:
+        return time.thread_time() - self._began
+
+    def __enter__(self) -> _Timed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._times.used(self._user, self.used_s())
 
 
-def _detach(library: _Attached) -> None:
-    for event in library.events:
-        os.close(event)
-    library.events.clear()
+def _few(names: list[str]) -> str:
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

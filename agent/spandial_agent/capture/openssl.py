@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
-from spandial_agent.kernel.libbpf import ProgramInfo, program_info
+from spandial_agent.kernel.libbpf import ProgramInfo, Uprobe, program_info
+from spandial_agent.kernel.links import Links
 from spandial_agent.kernel.loader import Module
-from spandial_agent.kernel.uprobes import attach_uprobe
+from spandial_agent.kernel.uprobes import attach_uprobe, attach_uprobes, takes_many
 
 __all__ = ["FUNCTIONS", "REQUIRED", "TlsCapture", "ends_confined_processes"]
 
@@ -62,15 +63,19 @@ class TlsCapture:
             )
         build = Build("capture.c", {**defines, "SPANDIAL_RING_PAGES": 1, "SPANDIAL_TLS": 1}, ("rates",))
         module = Module(build, maps, cache=cache)
+
+        def load(program: str, uprobe: Uprobe) -> int:
+            return module.load(program, callbacks=callbacks, uprobe=uprobe)
+
         try:
-            loaded = {
-                program: module.load(program, callbacks=callbacks, uprobe=True)
-                for program in (*_BEGIN.values(), "on_tls_return", "on_tls_end")
-            }
+            self._many = takes_many(load("on_tls_end", "many"))
+            uprobe: Uprobe = "many" if self._many else "one"
+            loaded = {program: load(program, uprobe) for program in (*_BEGIN.values(), "on_tls_return", "on_tls_end")}
             self._programs = {program: os.dup(descriptor) for program, descriptor in loaded.items()}
         finally:
             # A program keeps the maps that it uses.
             module.close()
+        self._links = Links()
 
     @property
     def programs(self) -> dict[str, ProgramInfo]:
@@ -78,7 +83,7 @@ class TlsCapture:
         return {name: program_info(descriptor) for name, descriptor in self._programs.items()}
 
     def attach(self, path: str, offsets: Mapping[str, int]) -> list[int]:
-        """Follow the connections of all targets that map this file; descriptors, which detach when closed.
+        """Follow the connections of all targets that map this file; what `detach` takes.
 
         Args:
             path: a shared library, or an executable with OpenSSL in it.
@@ -86,25 +91,36 @@ class TlsCapture:
 
         Raises OSError.
         """
-        events: list[int] = []
+        links: list[int] = []
+        begins = [function for function in _BEGIN if function in offsets]
         try:
             # Ends first: no call is ever seen to begin whose end, or whose connection's end, is not.
-            for function in (*_END, *_BEGIN):
-                if function not in offsets:
-                    continue
-                if function in _END:
-                    events.append(attach_uprobe(self._programs["on_tls_end"], path, offsets[function]))
-                    continue
-                end, begin = self._programs["on_tls_return"], self._programs[_BEGIN[function]]
-                events.append(attach_uprobe(end, path, offsets[function], at_return=True))
-                events.append(attach_uprobe(begin, path, offsets[function]))
+            self._attach(links, "on_tls_end", path, [offsets[name] for name in _END if name in offsets])
+            self._attach(links, "on_tls_return", path, [offsets[name] for name in begins], at_return=True)
+            for name in begins:
+                self._attach(links, _BEGIN[name], path, [offsets[name]])
         except OSError:
-            for event in events:
-                os.close(event)
+            self.detach(links)
             raise
-        return events
+        return links
+
+    def _attach(
+        self, links: list[int], program: str, path: str, offsets: Sequence[int], *, at_return: bool = False
+    ) -> None:
+        descriptor = self._programs[program]
+        if self._many and offsets:
+            links.append(self._links.hold(attach_uprobes(descriptor, path, offsets, at_return=at_return)))
+        elif not self._many:
+            for offset in offsets:
+                links.append(self._links.hold(attach_uprobe(descriptor, path, offset, at_return=at_return)))
+
+    def detach(self, links: Sequence[int]) -> None:
+        """The kernel takes the probes away within a moment."""
+        self._links.end(*links)
 
     def close(self) -> None:
+        """Detach from everything."""
+        self._links.close()
         for descriptor in self._programs.values():
             os.close(descriptor)
         self._programs.clear()

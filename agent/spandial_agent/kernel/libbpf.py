@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import struct
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from spandial_agent.kernel.linker import btf_of_functions
 
@@ -14,6 +14,7 @@ __all__ = [
     "Map",
     "ProgramInfo",
     "RawTracepointRun",
+    "Uprobe",
     "attach_tracepoint",
     "check",
     "freeze",
@@ -94,16 +95,18 @@ class _LoadOpts(ctypes.Structure):
     ]
 
 
+Uprobe = Literal["one", "many"]
+
 _PROG_TYPE_KPROBE, _PROG_TYPE_RAW_TRACEPOINT, _PROG_TYPE_TRACING = 2, 17, 26
-_ATTACH_TRACE_RAW_TP = 23
+_ATTACH_TRACE_RAW_TP, _ATTACH_TRACE_UPROBE_MULTI = 23, 48
 _LOG_SIZE = 1 << 24
 
 
 def load_program(
-    name: str, code: bytes, functions: tuple[int, ...], typed_tracepoint: str | None, uprobe: bool = False
+    name: str, code: bytes, functions: tuple[int, ...], typed_tracepoint: str | None, uprobe: Uprobe | None = None
 ) -> int:
-    """Load a raw tracepoint program, or one with typed arguments if its tracepoint is given, or one for uprobes; its
-    descriptor.
+    """Load a raw tracepoint program, or one with typed arguments if its tracepoint is given, or one for uprobes: for
+    "one" each time that it is attached, or for "many"; its descriptor.
 
     Raises OSError, whose text is what the verifier said.
     """
@@ -121,6 +124,8 @@ def load_program(
             func_info_rec_size=8,
         )
         kind = _PROG_TYPE_KPROBE if uprobe else _PROG_TYPE_RAW_TRACEPOINT
+        if uprobe == "many":  # kernels before Linux 6.6 do not look at it
+            opts.expected_attach_type = _ATTACH_TRACE_UPROBE_MULTI
         if typed_tracepoint is not None:
             kind = _PROG_TYPE_TRACING
             opts.expected_attach_type = _ATTACH_TRACE_RAW_TP

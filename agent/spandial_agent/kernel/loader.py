@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build, last_lines
-from spandial_agent.kernel.libbpf import attach_tracepoint, load_program
+from spandial_agent.kernel.libbpf import Uprobe, attach_tracepoint, load_program
 from spandial_agent.kernel.linker import link
 from spandial_agent.kernel.maps import RingBuffer, create_map
 
@@ -51,7 +51,7 @@ class Module:
         *,
         callbacks: Sequence[str] = (),
         typed_tracepoint: str | None = None,
-        uprobe: bool = False,
+        uprobe: Uprobe | None = None,
     ) -> int:
         """Load a program; its descriptor, which the module closes.
 
@@ -59,7 +59,7 @@ class Module:
             function: a raw tracepoint program.
             callbacks: the functions that it hands to bpf_loop by number, from 1 on.
             typed_tracepoint: the tracepoint, where the program's arguments are to have their types.
-            uprobe: it is for uprobes instead.
+            uprobe: it is for uprobes instead, for one or for many each time that it is attached.
 
         Raises KernelUnavailable with the verifier's last words.
         """

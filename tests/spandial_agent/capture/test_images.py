@@ -32,7 +32,7 @@ def build(folder: Path, source: str, *options: str) -> Path:
 
 def image_of(path: Path, executable: bool = True) -> Image:
     with open(path, "rb") as file:
-        return read_image(file, executable)
+        return read_image(file.fileno(), executable)
 
 
 def test_functions_are_found_where_they_are(tmp_path: Path) -> None:
