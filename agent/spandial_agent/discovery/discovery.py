@@ -21,6 +21,7 @@ from spandial_agent.processes.proc import (
     ancestors,
     read_process,
     read_traits,
+    same_process,
     thread_group,
 )
 from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
@@ -168,10 +169,16 @@ class Discovery:
         try:
             pidfd = self._pidfds[target.pid] = os.pidfd_open(target.pid)
             self._loop.add_reader(pidfd, self._targets.remove, target.pid)
+            if not same_process(target.process):  # somebody else had taken the pid by then
+                self._loop.call_soon(self._remove, target)
         except ProcessLookupError:  # it has ended meanwhile
-            self._loop.call_soon(self._targets.remove, target.pid)
+            self._loop.call_soon(self._remove, target)
         except OSError:  # there are too many: the next scan finds it gone
             pass
+
+    def _remove(self, target: Target) -> None:
+        if self._targets.get(target.pid) is target:
+            self._targets.remove(target.pid)
 
     def _unwatch(self, target: Target) -> None:
         pidfd = self._pidfds.pop(target.pid, None)
