@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
@@ -170,6 +171,8 @@ class LocalNode:
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
+            "target_refused": self._targets.crowded,
+            "environment_cut": self._discovery.cut,
             "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
@@ -184,10 +187,12 @@ class LocalNode:
             missing.append(self._discovery.reason)
         if self._tls is not None and self._tls.reason:
             missing.append(self._tls.reason)
-        if self._table.refused:
+        sharing = Counter(self._targets.sharing)
+        if sharing:
+            uid, most = sharing.most_common(1)[0]
             missing.append(
-                f"the rate table is full: {self._table.refused} processes share the node's default rate "
-                f"(there are {abi.ROWS - 2} rows)."
+                f"the rate table is full: {sharing.total()} processes share the node's default rate, {most} of them of "
+                f"user {uid} (there are {abi.ROWS - 2} rows, and what is free is for other users)."
             )
         missing += self._targets.operations.missing
         return Health(

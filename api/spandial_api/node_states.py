@@ -62,6 +62,7 @@ class TargetState(BaseModel):
     """A process that the agent controls."""
 
     pid: int
+    uid: int = Field(default=0, description="the user whose process it is, and whose share of rows it has one of")
     name: str = Field(description="the process's command name")
     service: str
     version: str
