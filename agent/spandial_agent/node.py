@@ -20,6 +20,7 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
+from spandial_agent.table.lease import LeaseKeeper
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.states import target_state, target_stats
 from spandial_agent.targets.target import Target
@@ -41,6 +42,7 @@ from spandial_api.selectors import Selector
 
 __all__ = ["LocalNode"]
 
+_BEAT_S = 5.0  # at least as often, the event loop says that it lives
 _ASKERS = 256  # processes of which one may be asking
 
 
@@ -77,6 +79,7 @@ class LocalNode:
         self._dispatch = dispatch
         self._missing = missing
         self._lease_s = lease_s
+        self._lease = LeaseKeeper(table, lease_s)
         self._tls = tls
         self._propagation = propagation
         self._steering = Steering(targets, capture, registrar.publish, thresholds)
@@ -91,15 +94,21 @@ class LocalNode:
         if self._capture is not None:
             self._capture.start(lambda records: self._dispatch.hand_over(loop, records))
         looking = loop.create_task(self._propagation.run()) if self._propagation is not None else None
+        self._lease.start()
         try:
             while True:
-                if self._table.renew_lease(self._lease_s):
+                if self._lease.beat():
                     self._targets.lease_ended()
                 self._targets.find_room()
-                await asyncio.sleep(self._lease_s / 4)
+                await asyncio.sleep(min(self._lease_s / 4, _BEAT_S))
         finally:
+            self.close()
             if looking is not None:
                 looking.cancel()
+
+    def close(self) -> None:
+        """Renew the lease no more: the table may be closed afterwards."""
+        self._lease.stop()
 
     async def steer(self) -> None:
         """Move rates by what is counted until cancelled."""

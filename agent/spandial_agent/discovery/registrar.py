@@ -35,6 +35,7 @@ _MESSAGE_MAX = 1 << 17  # the longest labels, escaped or not
 _PER_PROCESS = 8
 _WAITING_MAX = 1024  # connections that have not registered yet
 _AT_ONCE = 16  # connections that are accepted in one turn of the event loop
+_SAID_MAX = 128  # of those who have said something; the next wait to be accepted
 _SLICE_S = 0.005  # of registrations in one turn; afterwards the loop has as long for everything else
 _UCRED = struct.Struct("iII")
 _ACCEPT_RETRY_S = 0.5
@@ -171,6 +172,10 @@ class Registrar:
             if len(self._waiting) > _WAITING_MAX:
                 self._drop(self._longest_of_most())
 
+    def _accept_again(self) -> None:
+        self._retry = None
+        self._loop.add_reader(self._listener, self._accept)
+
     def _longest_of_most(self) -> _Connection:
         """Of the user with the most connections that wait, the one that has waited longest."""
         most = Counter(connection.uid for connection in self._waiting.values()).most_common(1)[0][0]
@@ -180,6 +185,8 @@ class Registrar:
         """It has said something, or has gone: it is its user's turn when it comes."""
         self._loop.remove_reader(connection.peer)
         self._said.setdefault(connection.uid, deque()).append(connection)
+        if sum(map(len, self._said.values())) >= _SAID_MAX:
+            self._loop.remove_reader(self._listener)
         if self._slice is None:
             self._slice = self._loop.call_later(0, self._take_slice)
 
@@ -192,6 +199,8 @@ class Registrar:
             if said:
                 self._said[uid] = said  # behind all others
             self._listen_to(connection)
+        if not self._said and self._retry is None:
+            self._accept_again()
         self._slice = self._loop.call_later(worked, self._take_slice) if self._said else None
 
     def _listen_to(self, connection: _Connection) -> None:
