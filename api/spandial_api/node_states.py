@@ -233,6 +233,11 @@ class TenantUse(BaseModel):
     lasted: float | None = Field(
         description="seconds for which the demand has been too great (closed), or small enough again (half-open)"
     )
+    open_for: list[int] = Field(
+        default=[],
+        description="users (uid) whose processes alone are held at SPANDIAL_BREAKER_RATE: what they ask for is more "
+        "than their share of the quota, and the tenant's other processes go on",
+    )
 
 
 class Health(BaseModel):

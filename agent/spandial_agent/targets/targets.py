@@ -41,7 +41,7 @@ class Targets:
     Attributes:
         emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
             not: only while somebody reads them. Call `rewrite` when it answers differently.
-        rate_of: the percentage that a rule has for processes with these labels. Call `refresh` when it answers
+        rate_of: the percentage that a rule has for a user's processes with these labels. Call `refresh` when it answers
             differently for rules with a target; a rule with a rate of its own always has that.
         answers: whether it shall emit the answers to those of processes without a hook, too.
         on_program: called with each target that comes, and when it runs another program.
@@ -74,7 +74,7 @@ class Targets:
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
-        self.rate_of: Callable[[Rule, Labels], float] = _fixed_rate
+        self.rate_of: Callable[[Rule, Labels, int], float] = _fixed_rate
         self.answers = False
         self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
@@ -88,10 +88,14 @@ class Targets:
         self._groups = Groups(
             default,
             emit=lambda labels, hooked: self.emit(labels, hooked),
-            percent_of=lambda rule, labels: self.rate_of(rule, labels),
+            percent_of=lambda rule, labels, uid: self.rate_of(rule, labels, uid),
         )
         self._rows = TargetRows(
-            table, self.operations, self._groups, self._by_pid, lambda rule, labels: self.rate_of(rule, labels)
+            table,
+            self.operations,
+            self._groups,
+            self._by_pid,
+            lambda rule, labels, uid: self.rate_of(rule, labels, uid),
         )
         self._rows.on_turned = self._on_turned
 
@@ -241,7 +245,7 @@ class Targets:
         """A row of its own for who shared the default row."""
         self._groups.shared.members.discard(target.pid)
         self._sharing.give_back(target.uid)
-        target.group = self._join(target.pid, target.labels, target.default, target.why == REGISTERED)
+        target.group = self._join(target.pid, target.labels, target.default, target.why == REGISTERED, target.uid)
         target.row = self._table.allocate(target.pid, *target.group.words, uid=target.uid)
         target.written = target.group.words
         if self._capture is not None and target.watched:
@@ -310,7 +314,7 @@ class Targets:
         return known
 
     def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
-        group = self._join(process.pid, labels, default, why == REGISTERED)
+        group = self._join(process.pid, labels, default, why == REGISTERED, process.uid)
         row = self._table.allocate(process.pid, *group.words, uid=process.uid)
         if row.number == DEFAULT_ROW:  # not its own
             self._leave(process.pid, group)
@@ -353,12 +357,12 @@ class Targets:
             left, hooked = target.group, target.why == REGISTERED
             if (left.labels, left.default, left.hooked) == (labels, default, hooked):
                 return
-            target.group = self._join(target.pid, labels, default, hooked)
+            target.group = self._join(target.pid, labels, default, hooked, target.uid)
             self._rows.write_targets([target])
             self._leave(target.pid, left)
 
-    def _join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
-        group = self._groups.join(pid, labels, default, hooked)
+    def _join(self, pid: int, labels: Labels, default: int, hooked: bool, uid: int) -> Group:
+        group = self._groups.join(pid, labels, default, hooked, uid)
         if len(group.members) == 1:
             self._rows.let_go([self._rows.house(group, {})])
         return group
@@ -383,5 +387,5 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _fixed_rate(rule: Rule, _labels: Labels) -> float:
+def _fixed_rate(rule: Rule, _labels: Labels, _uid: int) -> float:
     return rule.floor if rule.rate is None else rule.rate
