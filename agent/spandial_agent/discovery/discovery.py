@@ -320,10 +320,11 @@ class Discovery:
 
     def _look_at_coming(self) -> None:
         """Look at those of which events told, the first first, for no longer than a slice."""
-        begun = time.monotonic()
-        while self._coming and (worked := time.monotonic() - begun) < _SLICE_S:
+        begun, worked = time.monotonic(), 0.0
+        while self._coming and worked <= _SLICE_S:
             pid = next(iter(self._coming))
             self._look_at(pid, self._coming.pop(pid))
+            worked = time.monotonic() - begun
         self._looking = self._loop.call_later(worked, self._look_at_coming) if self._coming else None
 
     def _lose(self) -> None:

@@ -191,14 +191,15 @@ class Registrar:
             self._slice = self._loop.call_later(0, self._take_slice)
 
     def _take_slice(self) -> None:
-        begun = time.monotonic()
-        while self._said and (worked := time.monotonic() - begun) < _SLICE_S:
+        begun, worked = time.monotonic(), 0.0
+        while self._said and worked <= _SLICE_S:
             uid, said = next(iter(self._said.items()))
             del self._said[uid]
             connection = said.popleft()
             if said:
                 self._said[uid] = said  # behind all others
             self._listen_to(connection)
+            worked = time.monotonic() - begun
         if not self._said and self._retry is None:
             self._accept_again()
         self._slice = self._loop.call_later(worked, self._take_slice) if self._said else None
