@@ -120,6 +120,7 @@ async def run_agent(settings: Settings) -> None:
             propagation,
             settings.thresholds,
         )
+        stack.callback(node.close)
         try:
             copy = LastGoodRules(settings.state_dir / "rules.json")
             store = open_store(settings.state_dir / "rules.sqlite", copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from spandial_agent.errors import KernelUnavailable
 from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
+from spandial_agent.table.lease import LeaseKeeper
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.states import target_state, target_stats
 from spandial_agent.targets.target import Target
@@ -46,6 +48,7 @@ __all__ = ["LocalNode"]
 _log = structlog.get_logger("spandial.node")
 
 _ALTERED_SHOWN = 16  # in a line of the log
+_BEAT_S = 5.0  # at least as often, the event loop says that it lives
 _ASKERS = 256  # processes of which one may be asking
 
 
@@ -82,6 +85,7 @@ class LocalNode:
         self._dispatch = dispatch
         self._missing = missing
         self._lease_s = lease_s
+        self._lease = LeaseKeeper(table, lease_s)
         self._tls = tls
         self._propagation = propagation
         self._steering = Steering(targets, capture, registrar.publish, thresholds)
@@ -97,13 +101,16 @@ class LocalNode:
         if self._capture is not None:
             self._capture.start(lambda records: self._dispatch.hand_over(loop, records))
         looking = loop.create_task(self._propagation.run()) if self._propagation is not None else None
+        self._lease.start()
         try:
             while True:
-                self._renew_lease()
+                if self._lease.beat():
+                    self._targets.lease_ended()
                 self._check_rows()
                 self._targets.find_room()
-                await asyncio.sleep(self._lease_s / 4)
+                await asyncio.sleep(min(self._lease_s / 4, _BEAT_S))
         finally:
+            self.close()
             if looking is not None:
                 looking.cancel()
 
@@ -112,10 +119,14 @@ class LocalNode:
         if self._capture is not None and bool(off) != bool(was):
             self._switch_capture(self._capture, bool(off))
         if off:
-            self._table.end_lease()
+            self._lease.pause()
         else:
-            self._renew_lease()
+            self._lease.resume()
         self._waking = asyncio.ensure_future(self._registrar.publish())  # hooks look at the lease when they are asked
+
+    def close(self) -> None:
+        """Renew the lease no more: the table may be closed afterwards."""
+        self._lease.stop()
 
     async def steer(self) -> None:
         """Move rates by what is counted until cancelled."""
@@ -188,6 +199,8 @@ class LocalNode:
             "row_altered": self._table.altered,
             "registration_refused": self._registrar.refused,
             "target_unwatched": self._targets.unwatched,
+            "target_refused": self._targets.crowded,
+            "environment_cut": self._discovery.cut,
             "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
@@ -204,10 +217,12 @@ class LocalNode:
             missing.append(self._discovery.reason)
         if self._tls is not None and self._tls.reason:
             missing.append(self._tls.reason)
-        if self._table.refused:
+        sharing = Counter(self._targets.sharing)
+        if sharing:
+            uid, most = sharing.most_common(1)[0]
             missing.append(
-                f"the rate table is full: {self._table.refused} processes share the node's default rate "
-                f"(there are {abi.ROWS - 2} rows)."
+                f"the rate table is full: {sharing.total()} processes share the node's default rate, {most} of them of "
+                f"user {uid} (there are {abi.ROWS - 2} rows, and what is free is for other users)."
             )
         if self._table.altered:
             missing.append(
@@ -241,10 +256,6 @@ class LocalNode:
     def _check_rows(self) -> None:
         if altered := self._table.check():
             _log.error("somebody else wrote into the rate table; it is written anew", altered=altered[:_ALTERED_SHOWN])
-
-    def _renew_lease(self) -> None:
-        if not self._off and self._table.renew_lease(self._lease_s):
-            self._targets.lease_ended()
 
     def _tls_of(self, pid: int) -> str:
         if self._tls is not None:

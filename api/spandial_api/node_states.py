@@ -70,6 +70,7 @@ class TargetState(BaseModel):
     """A process that the agent controls."""
 
     pid: int
+    uid: int = Field(default=0, description="the user whose process it is, and whose share of rows it has one of")
     name: str = Field(description="the process's command name")
     service: str
     version: str
@@ -240,6 +241,11 @@ class TenantUse(BaseModel):
     circuit: CircuitState = Field(description="open: no rate of the tenant is above SPANDIAL_BREAKER_RATE")
     lasted: float | None = Field(
         description="seconds for which the demand has been too great (closed), or small enough again (half-open)"
+    )
+    open_for: list[int] = Field(
+        default=[],
+        description="users (uid) whose processes alone are held at SPANDIAL_BREAKER_RATE: what they ask for is more "
+        "than their share of the quota, and the tenant's other processes go on",
     )
 
 

@@ -216,6 +216,20 @@ def test_a_turn_of_the_dial_holds_from_the_next_request_on(watched: Watched) -> 
         assert watched.kept() == (turn + 1) // 2
 
 
+def test_a_process_that_gets_another_row_is_counted_in_it_from_zero_and_obeys_it(watched: Watched) -> None:
+    a, b = socket.socketpair()
+    a.send(REQUEST)
+    b.recv(4096)
+    assert (watched.seen(), watched.kept()) == (1, 1)
+    other = watched.table.allocate(os.getpid(), [abi.encode_word(0)] * len(abi.EntryKind), abi.encode_word(0))
+    watched.capture.move_target(os.getpid(), other)
+    a.send(REQUEST)
+    b.recv(4096)
+    counts = watched.capture.counts(other.number)
+    assert (sum(counts.seen), sum(counts.kept), watched.seen()) == (1, 0, 1)
+    watched.table.free(other)
+
+
 def test_an_expired_lease_means_the_fallback_word(watched: Watched) -> None:
     watched.set(abi.encode_word(100), fallback=abi.encode_word(0))
     watched.table.renew_lease(-1)

@@ -59,7 +59,7 @@ def registrar() -> Registrar:
 
 @pytest.fixture
 def discovery() -> SimpleNamespace:
-    return SimpleNamespace(how="events", reason="", lost=3)
+    return SimpleNamespace(how="events", reason="", lost=3, cut=0)
 
 
 @pytest.fixture

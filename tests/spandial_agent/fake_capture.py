@@ -53,6 +53,12 @@ class FakeCapture:
         self.calls.append(("add", tgid))
         self.watched[tgid] = row
 
+    def move_target(self, tgid: int, row: Row) -> None:
+        if tgid not in self.watched:
+            raise KeyError(tgid)
+        self.calls.append(("move", tgid))
+        self.watched[tgid] = row
+
     def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
         if tgid not in self.watched:
             raise KeyError(tgid)

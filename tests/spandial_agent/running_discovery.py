@@ -88,7 +88,10 @@ async def by_events(targets: Targets, monkeypatch: pytest.MonkeyPatch, rules: st
     async with discovering(targets, rules) as discovery:
         if discovery.how != "events":
             (pytest.fail if os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1" else pytest.skip)(discovery.reason)
-        monkeypatch.setattr(discovery, "scan", lambda: None)
+
+        async def scan() -> None: ...
+
+        monkeypatch.setattr(discovery, "scan_in_slices", scan)
         yield discovery
 
 

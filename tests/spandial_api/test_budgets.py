@@ -50,13 +50,14 @@ async def test_a_budget_is_held_and_shown_with_its_use(local: httpx.AsyncClient,
 
 
 async def test_a_quota_is_held_and_shown_with_the_circuit(local: httpx.AsyncClient, node: FakeNode) -> None:
-    node.tenants = [TenantUse(tenant="acme", quota=100, demand=130, circuit="closed", lasted=12)]
+    node.tenants = [TenantUse(tenant="acme", quota=100, demand=130, circuit="closed", lasted=12, open_for=[7])]
     answer = await local.post("/quotas", params={"tenant": "acme", "entries": "100"})
     assert answer.status_code == 200
     assert node.limits.quota_of("acme") == 100
     await local.put("/quotas", params={"tenant": "zeta", "entries": "5"})
     [acme, zeta] = (await local.get("/quotas")).json()["quotas"]
     assert (acme["tenant"], acme["demand"], acme["circuit"], acme["lasted"]) == ("acme", 130, "closed", 12)
+    assert acme["open_for"] == [7]
     assert (zeta["tenant"], zeta["entries"], zeta["demand"]) == ("zeta", 5, 0)
     assert (await local.delete("/quotas", params={"tenant": "acme"})).status_code == 200
     assert node.limits.quota_of("acme") is None

@@ -162,6 +162,12 @@ class Capture:
             self._counts[row.number] = bytes(abi.COUNTS.size)
         self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, False)
 
+    def move_target(self, tgid: int, row: Row) -> None:
+        """A watched process has got a row of its own, which begins at zero. Raises KeyError."""
+        *_, answers, follows = abi.TARGET.unpack(self._targets[tgid][0])
+        self._counts[row.number] = bytes(abi.COUNTS.size)
+        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows)
+
     def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
         """Whether to hand over the answers to a watched process's kept entries."""
         follows = abi.TARGET.unpack(self._targets[tgid][0])[-1]

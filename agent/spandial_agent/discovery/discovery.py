@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 
-from spandial_agent.discovery.rules import DiscoveryRule, Verdict, judge, wanted_traits
+from spandial.labels import Labels
+from spandial_agent.discovery.events import ProcessEvents
+from spandial_agent.discovery.rules import DiscoveryRule, Verdict, judge, wanted_traits, wanted_variables
 from spandial_agent.processes.proc import (
     NAMED,
     Process,
@@ -21,6 +22,7 @@ from spandial_agent.processes.proc import (
     ancestors,
     read_process,
     read_traits,
+    same_process,
     thread_group,
 )
 from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
@@ -37,6 +39,10 @@ _LOST_S = 0.5  # from a loss of events to the scan that makes it good
 _SCAN_ONLY_S = 2.0  # where there are no events
 _SHOWN_MAX = 100  # groups of connections
 _PORTS_S = 2.0  # the kernel tells nobody that a process begins to listen
+_SLICE_S = 0.005  # of looking in one turn of the event loop; afterwards the loop has as long for everything else
+_COMING_MAX = 1 << 16  # processes of which an event told, and that are to be looked at; beyond, a scan finds them
+_SEEN_MAX = 1 << 14  # processes that are remembered
+_NO_LABELS = Labels()
 
 
 @dataclass
@@ -64,46 +70,79 @@ class Discovery:
         agent_pid: this process and its descendants are never added; the own one unless told otherwise.
 
     Attributes:
-        how: "events", or "scan" where the kernel hands out none (that takes CAP_NET_ADMIN in the first namespaces).
         lost: how often the kernel dropped events because they were not read in time; a scan follows.
+        cut: how often an environment was longer than what is read of it.
     """
 
     def __init__(self, targets: Targets, rules: Sequence[DiscoveryRule] = (), agent_pid: int | None = None) -> None:
-        self.how: Literal["events", "scan"] = "scan"
-        self.reason = ""
         self.lost = 0
+        self.cut = 0
         self._targets = targets
+        self._events = ProcessEvents()
         self._pidfds: dict[int, int] = {}
         self._rules = rules
         self._wanted = wanted_traits(rules)
+        self._variables = wanted_variables(rules)
         self._ranges = [condition.ports for rule in rules for condition in rule.conditions if condition.ports]
-        self._lost_by = ""
         self._making_good: asyncio.TimerHandle | None = None
+        self._seen: dict[int, Process] = {}
+        self._coming: dict[int, int] = {}  # pids to look at, with that of the parent, or 0
+        self._looking: asyncio.TimerHandle | None = None
         self._ports: dict[int, _Ports] = {}  # stays empty unless a rule names a port
         self._agent_pid = os.getpid() if agent_pid is None else agent_pid
         self._closed = False
+
+    @property
+    def how(self) -> Literal["events", "scan"]:
+        """ "events", or "scan" where the kernel hands out none."""
+        return "scan" if self._events.reason else "events"
+
+    @property
+    def reason(self) -> str:
+        """Why there are no events; empty where there are."""
+        return self._events.reason
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._targets.on_added = self._watch
         self._targets.on_removed = self._unwatch
-        self._listen()
+        self._events.listen(lambda came: self._loop.call_soon_threadsafe(self._handle, came))
+        if self._events.reason:
+            _log.warning(self._events.reason)
         self.scan()
         self._tasks = [self._loop.create_task(self._rescan())]
         if self._ranges:
             self._tasks.append(self._loop.create_task(self._wait_for_ports()))
 
     def scan(self) -> None:
-        """Look at every process there is."""
+        """Look at every process there is, at once: before the agent serves."""
+        for _ in self._scanning():
+            pass
+
+    async def scan_in_slices(self) -> None:
+        """The same, with as much time for everything else on the event loop in between."""
+        begun = time.monotonic()
+        for _ in self._scanning():
+            if (worked := time.monotonic() - begun) > _SLICE_S:
+                await asyncio.sleep(worked)
+                begun = time.monotonic()
+
+    def _scanning(self) -> Iterator[int]:
+        """The pids looked at, one after the other. Raises OSError."""
         present = set()
         for pid in all_pids():
             present.add(pid)
             if pid in self._ports:  # a listener that it was looked at for may have been sent to it since
                 self._ports[pid].looked_for = frozenset()
             self._look_at(pid)
-        self._ports = {pid: ports for pid, ports in self._ports.items() if pid in present}
+            yield pid
+        # In slices, who has come meanwhile was not listed.
+        gone = {pid for pid in {*self._ports, *self._seen} - present if thread_group(pid) is None}
+        for pid in gone:
+            self._ports.pop(pid, None)
+            self._seen.pop(pid, None)
         for target in self._targets:
-            if target.pid not in present:
+            if target.pid not in present and not same_process(target.process):
                 self._targets.remove(target.pid)
 
     def close(self) -> None:
@@ -111,8 +150,9 @@ class Discovery:
         self._closed = True
         for task in self._tasks:
             task.cancel()
-        if self._making_good is not None:
-            self._making_good.cancel()
+        for timer in (self._making_good, self._looking):
+            if timer is not None:
+                timer.cancel()
         for target in self._targets:
             self._unwatch(target)
 
@@ -129,7 +169,7 @@ class Discovery:
             return _no_target(pid, "is a kernel thread", process.name)
         if pid in self._ports:
             ports = self._ports[pid].ports
-        traits = read_traits(pid)._replace(ports=ports)
+        traits = read_traits(pid, start_time=process.start_time, variables=self._variables)._replace(ports=ports)
         findings = [
             RuleFinding(rule=str(rule), matched=rule.holds(traits) is True, why=rule.finding(traits))
             for rule in self._rules
@@ -168,10 +208,16 @@ class Discovery:
         try:
             pidfd = self._pidfds[target.pid] = os.pidfd_open(target.pid)
             self._loop.add_reader(pidfd, self._targets.remove, target.pid)
+            if not same_process(target.process):  # somebody else had taken the pid by then
+                self._loop.call_soon(self._remove, target)
         except ProcessLookupError:  # it has ended meanwhile
-            self._loop.call_soon(self._targets.remove, target.pid)
+            self._loop.call_soon(self._remove, target)
         except OSError:  # there are too many: the next scan finds it gone
             pass
+
+    def _remove(self, target: Target) -> None:
+        if self._targets.get(target.pid) is target:
+            self._targets.remove(target.pid)
 
     def _unwatch(self, target: Target) -> None:
         pidfd = self._pidfds.pop(target.pid, None)
@@ -186,10 +232,16 @@ class Discovery:
             parent_pid: what it was forked from, if that is known.
             ports: what it has been seen to listen on.
         """
-        process = read_process(pid)
+        known = self._seen.get(pid)
+        process = read_process(pid, known)
         if process is None:
             self._ports.pop(pid, None)
+            self._seen.pop(pid, None)
             return None
+        if process.cut and (known is None or known.start_time != process.start_time or not known.cut):
+            self.cut += 1
+        if known is not None or len(self._seen) < _SEEN_MAX:
+            self._seen[pid] = process if process.memorable else process._replace(labels=_NO_LABELS, image=0)
         if process.kernel_thread:
             return process
         verdict, parent = self._judge(process, ports), self._targets.get(parent_pid)
@@ -201,7 +253,9 @@ class Discovery:
         return process
 
     def _judge(self, process: Process, ports: frozenset[int] = frozenset()) -> Verdict:
-        traits = read_traits(process.pid, self._wanted) if self._wanted else Traits()
+        traits = Traits()
+        if self._wanted:
+            traits = read_traits(process.pid, self._wanted, process.start_time, self._variables)
         if not self._ranges:
             return judge(self._rules, process, traits)
         program = process.start_time, process.image
@@ -238,68 +292,54 @@ class Discovery:
     async def _rescan(self) -> None:
         while True:
             await asyncio.sleep(_RESCAN_S if self.how == "events" else _SCAN_ONLY_S)
-            try:
-                self.scan()
-            except OSError as error:  # out of descriptors: the next scan may find some
-                _log.warning("processes could not be scanned", error=str(error))
+            await self._try_to_scan()
 
-    def _listen(self) -> None:
-        """Start the reader, and wait until it knows whether there are events."""
-        ready = threading.Event()
-        threading.Thread(target=self._read, args=(ready,), name="spandial-processes", daemon=True).start()
-        ready.wait(5)
-        if self.reason:
-            _log.warning(self.reason)
-
-    def _read(self, ready: threading.Event) -> None:
-        # pyroute2 runs an event loop of its own in the thread that makes the socket.
+    async def _try_to_scan(self) -> None:
         try:
-            from pyroute2 import ProcEventSocket
-
-            events = ProcEventSocket()
-            events.bind()
-            events.control(listen=True)
-            self.how = "events"
-        except Exception as error:  # pyroute2 has exceptions of its own for what the kernel refuses
-            self.reason = f"the kernel hands out no process events ({error}): new processes are found by scanning."
-            return
-        finally:
-            ready.set()
-        while True:
-            try:
-                came = [(pid, parent) for message in events.get() for pid, parent in _new_processes(message)]
-            except Exception as error:  # ENOBUFS: the kernel dropped events
-                came, self._lost_by = None, str(error)
-                time.sleep(0.1)
-            try:
-                if came is None or came:
-                    self._loop.call_soon_threadsafe(self._handle, came)
-            except RuntimeError:  # the loop is closed
-                return
+            await self.scan_in_slices()
+        except OSError as error:  # out of descriptors: the next scan may find some
+            _log.warning("processes could not be scanned", error=str(error))
 
     def _handle(self, came: list[tuple[int, int]] | None) -> None:
         if self._closed:  # what the reader had told by then
             return
         if came is None:
-            self.lost += 1
-            # Where the processor is short, a scan takes longer than events take to be lost again: scanning for each
-            # loss, the loop would do nothing else.
-            if self._making_good is None:
-                self._making_good = self._loop.call_later(_LOST_S, self._make_good)
+            self._lose()
             return
         for pid, parent in came:
             # A fork matters if it is a target's: its labels go on to the child. An exec shows new ones. The child of a
             # process that waits for a port may be the one to listen on it.
-            if not parent or self._targets.get(parent) is not None or self._waits(parent):
-                self._look_at(pid, parent)
+            if not parent or self._targets.get(parent) is not None or parent in self._coming or self._waits(parent):
+                self._coming[pid] = parent or self._coming.get(pid, 0)
+        if len(self._coming) > _COMING_MAX:
+            self._coming.clear()
+            self._events.lost_by = "more processes came than could be looked at"
+            self._lose()
+        elif self._looking is None:
+            self._look_at_coming()
+
+    def _look_at_coming(self) -> None:
+        """Look at those of which events told, the first first, for no longer than a slice."""
+        begun, worked = time.monotonic(), 0.0
+        while self._coming and worked <= _SLICE_S:
+            pid = next(iter(self._coming))
+            self._look_at(pid, self._coming.pop(pid))
+            worked = time.monotonic() - begun
+        self._looking = self._loop.call_later(worked, self._look_at_coming) if self._coming else None
+
+    def _lose(self) -> None:
+        """Events are lost: a scan makes it good."""
+        self.lost += 1
+        # Where the processor is short, a scan takes longer than events take to be lost again: scanning for each loss,
+        # the loop would do nothing else.
+        if self._making_good is None:
+            self._making_good = self._loop.call_later(_LOST_S, self._make_good)
 
     def _make_good(self) -> None:
         self._making_good = None
-        _log.warning("process events were lost", error=self._lost_by, losses=self.lost)
-        try:
-            self.scan()
-        except OSError as error:  # out of descriptors
-            _log.warning("processes could not be scanned", error=str(error))
+        _log.warning("process events were lost", error=self._events.lost_by, losses=self.lost)
+        self._tasks.append(self._loop.create_task(self._try_to_scan()))
+        self._tasks = [task for task in self._tasks if not task.done()]
 
     def _waits(self, pid: int) -> bool:
         return pid in self._ports and self._ports[pid].waits
@@ -307,11 +347,3 @@ class Discovery:
 
 def _no_target(pid: int, why: str, name: str = "") -> TargetExplanation:
     return TargetExplanation(pid=pid, name=name, target=False, why=why, rules=[])
-
-
-def _new_processes(message: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """The process of an exec or a fork, with its parent in case of a fork; new threads are none."""
-    if message["event"] == "PROC_EVENT_EXEC":
-        yield message["process_tgid"], 0
-    elif message["event"] == "PROC_EVENT_FORK" and message["child_pid"] == message["child_tgid"]:
-        yield message["child_tgid"], message["parent_tgid"]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
+import select
 import socket
 import struct
+import time
+from collections import Counter, deque
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,9 @@ import structlog
 from spandial import abi
 from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
 from spandial_agent.processes.counter_page import CounterPage, HookVersion
-from spandial_agent.processes.proc import read_process
+from spandial_agent.processes.pidfd import has_ended, peer_pidfd
+from spandial_agent.processes.proc import Process, read_process
+from spandial_agent.processes.shares import Shares
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
@@ -30,6 +36,9 @@ _MESSAGE_MAX = 1 << 17  # the longest labels, escaped or not
 _PER_PROCESS = 8
 _VERSION_MAX = 64
 _WAITING_MAX = 1024  # connections that have not registered yet
+_AT_ONCE = 16  # connections that are accepted in one turn of the event loop
+_SAID_MAX = 128  # of those who have said something; the next wait to be accepted
+_SLICE_S = 0.005  # of registrations in one turn; afterwards the loop has as long for everything else
 _UCRED = struct.Struct("iII")
 _ACCEPT_RETRY_S = 0.5
 _PUBLISH_WAIT_S = 0.05
@@ -41,14 +50,33 @@ class _BadHello(ValueError):
 
 
 class _Connection:
+    """
+    Attributes:
+        pid, uid: whose it is, as of its connect(2).
+        pidfd: the same process, until it has registered.
+    """
+
     def __init__(self, peer: socket.socket) -> None:
+        """Raises OSError: it is nobody's any more, or there are no descriptors left."""
         self.peer = peer
+        self.pid, self.uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.pidfd: int | None = peer_pidfd(peer, self.pid) if self.pid > 0 else None
         self.target: Target | None = None
         self.page: CounterPage | None = None
 
+    def lives(self) -> bool:
+        """Whether the process that connected has not ended: what its pid shows then is its own."""
+        return self.pidfd is not None and not has_ended(self.pidfd)
+
+    def forget_pidfd(self) -> None:
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
 
 class Registrar:
-    """Listens on `app.sock`. Everything happens on the event loop's thread, and no peer can make it wait.
+    """Listens on `app.sock`. Everything happens on the event loop's thread, and no peer can make it wait: registrations
+    are taken in slices, from one user after the other, and nothing is read from those who have registered.
 
     Attributes:
         refused: registrations that were refused.
@@ -62,6 +90,12 @@ class Registrar:
         self._lease_s = lease_s
         self._connections: dict[int, _Connection] = {}
         self._waiting: dict[int, _Connection] = {}  # those that have not registered yet, the longest first
+        self._said: dict[int, deque[_Connection]] = {}  # those of them that have said something, by uid
+        self._slice: asyncio.TimerHandle | None = None
+        self._registered = 0
+        self._capacity = _capacity()
+        self._shares = Shares(self._capacity // 8, self._capacity // 64)
+        self._ends = select.epoll()
         self._requests = 0
         self._retry: asyncio.TimerHandle | None = None
 
@@ -69,6 +103,8 @@ class Registrar:
         """Bind and listen. Any process may connect: what it gets is for reading only. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._listen()
+        self._loop.add_reader(self._ends, self._drop_ended)
+        self._targets.on_housed = self._send_away
 
     def renew(self) -> None:
         """Listen anew if somebody removed the socket. Who is registered already notices nothing. Raises OSError."""
@@ -121,69 +157,150 @@ class Registrar:
 
     def close(self) -> None:
         """Stop listening. Hooks keep their rates until the lease ends, and look for the next agent."""
-        if self._retry is not None:
-            self._retry.cancel()
+        for timer in (self._retry, self._slice):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._slice = None
         self._loop.remove_reader(self._listener)
+        self._loop.remove_reader(self._ends)
         self._listener.close()
         self._path.unlink(missing_ok=True)
         for connection in list(self._connections.values()):
             self._drop(connection)
 
     def _accept(self) -> None:
-        try:
-            peer, _ = self._listener.accept()
-        except OSError as error:  # out of descriptors, or the peer went away
-            _log.warning("a process could not register", error=str(error))
-            # Who waits is waiting still, and would wake the loop again at once.
-            self._loop.remove_reader(self._listener)
-            self._retry = self._loop.call_later(_ACCEPT_RETRY_S, self._loop.add_reader, self._listener, self._accept)
-            return
-        peer.setblocking(False)
-        connection = _Connection(peer)
-        self._connections[peer.fileno()] = self._waiting[peer.fileno()] = connection
-        self._loop.add_reader(peer, self._receive, connection)
-        if len(self._waiting) > _WAITING_MAX:
-            self._drop(next(iter(self._waiting.values())))
+        for _ in range(_AT_ONCE):
+            try:
+                peer, _address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of descriptors, or the peer went away
+                _log.warning("a process could not register", error=str(error))
+                # Who waits is waiting still, and would wake the loop again at once.
+                self._loop.remove_reader(self._listener)
+                self._retry = self._loop.call_later(
+                    _ACCEPT_RETRY_S, self._loop.add_reader, self._listener, self._accept
+                )
+                return
+            peer.setblocking(False)
+            try:
+                connection = _Connection(peer)
+            except OSError:  # its process has ended, or there are no descriptors left
+                peer.close()
+                continue
+            self._connections[peer.fileno()] = self._waiting[peer.fileno()] = connection
+            self._loop.add_reader(peer, self._receive, connection)
+            if len(self._waiting) > _WAITING_MAX:
+                self._drop(self._longest_of_most())
+
+    def _accept_again(self) -> None:
+        self._retry = None
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _longest_of_most(self) -> _Connection:
+        """Of the user with the most connections that wait, the one that has waited longest."""
+        most = Counter(connection.uid for connection in self._waiting.values()).most_common(1)[0][0]
+        return next(connection for connection in self._waiting.values() if connection.uid == most)
 
     def _receive(self, connection: _Connection) -> None:
+        """It has said something, or has gone: it is its user's turn when it comes."""
+        self._loop.remove_reader(connection.peer)
+        self._said.setdefault(connection.uid, deque()).append(connection)
+        if sum(map(len, self._said.values())) >= _SAID_MAX:
+            self._loop.remove_reader(self._listener)
+        if self._slice is None:
+            self._slice = self._loop.call_later(0, self._take_slice)
+
+    def _take_slice(self) -> None:
+        begun, worked = time.monotonic(), 0.0
+        while self._said and worked <= _SLICE_S:
+            uid, said = next(iter(self._said.items()))
+            del self._said[uid]
+            connection = said.popleft()
+            if said:
+                self._said[uid] = said  # behind all others
+            self._listen_to(connection)
+            worked = time.monotonic() - begun
+        if not self._said and self._retry is None:
+            self._accept_again()
+        self._slice = self._loop.call_later(worked, self._take_slice) if self._said else None
+
+    def _listen_to(self, connection: _Connection) -> None:
+        if self._waiting.get(connection.peer.fileno()) is not connection:  # dropped meanwhile
+            return
         try:
             message = connection.peer.recv(_MESSAGE_MAX)
-        except BlockingIOError:
-            return
         except OSError:
             message = b""
-        if not message:
-            self._drop(connection)
-        elif connection.target is None:
+        if message:
             self._register(connection, message)
-        # Registered hooks have nothing more to say; whatever they send is dropped.
+        else:
+            self._drop(connection)
 
     def _register(self, connection: _Connection, message: bytes) -> None:
-        pid = _UCRED.unpack(connection.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        pid = connection.pid
         try:
             labels, default, hook = _parse_hello(message)
-            process = read_process(pid)
-            if process is None:
-                raise _BadHello(f"process {pid} cannot be seen from the agent's pid namespace")
-            known = self._targets.get(pid)
-            if known is not None and len(known.pages) >= _PER_PROCESS:
-                raise _BadHello(f"process {pid} has registered {_PER_PROCESS} times already")
+            process = self._process_of(connection)
+            self._check_share(process)
             page = _make_page(hook)
         except _BadHello as error:
             self.refused += 1
-            _log.warning("registration refused", pid=pid, reason=str(error))
+            _log.warning("registration refused", pid=pid, uid=connection.uid, reason=str(error))
             self._answer(connection, {"error": str(error), "abi": abi.ABI}, [])
             self._drop(connection)
             return
+        connection.forget_pidfd()
         target = self._targets.hook(process, labels, default, page)
-        connection.target, connection.page = target, page
+        connection.target, connection.page, connection.uid = target, page, process.uid
+        self._shares.take(connection.uid)
+        self._registered += 1
         del self._waiting[connection.peer.fileno()]
+        # Registered hooks have nothing more to say: without EPOLLIN, what they send stays with them.
+        self._ends.register(connection.peer, 0)
         answer = {"abi": hook.abi, "row": target.row.number, "lease_ms": int(self._lease_s * 1000)}
         shared = [self._table.backend.descriptor, page.descriptor, self._table.sheet.descriptor]
         if not self._answer(connection, answer, shared):
             self._drop(connection)
             return
         _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number, hook=hook.spandial)
+
+    def _process_of(self, connection: _Connection) -> Process:
+        """Who connected: the process that had the pid then, as the same user. Raises _BadHello."""
+        pid = connection.pid
+        process = read_process(pid)
+        if process is None:
+            raise _BadHello(f"process {pid} cannot be seen from the agent's pid namespace")
+        if not connection.lives():  # asked last: it was alive while its pid was looked at
+            raise _BadHello(f"process {pid}, which connected, has ended")
+        # Who executes a program of another user's keeps its pid and its connections. Root may become anybody.
+        if connection.uid not in (process.uid, 0):
+            raise _BadHello(f"process {pid} connected as user {connection.uid}, and is user {process.uid} now")
+        return process
+
+    def _check_share(self, process: Process) -> None:
+        """Raises _BadHello."""
+        known = self._targets.get(process.pid)
+        if known is not None and len(known.pages) >= _PER_PROCESS:
+            raise _BadHello(f"process {process.pid} has registered {_PER_PROCESS} times already")
+        if not self._shares.may_take(process.uid, self._capacity - self._registered):
+            raise _BadHello(
+                f"user {process.uid} has {self._shares.held(process.uid)} connections of {self._capacity}, and what is "
+                "left is for other users: end some of his processes"
+            )
+        if not self._targets.has_room_for(process):
+            raise _BadHello(f"user {process.uid} has more processes than his share: end some of them")
+
+    def _drop_ended(self) -> None:
+        for descriptor, _ in self._ends.poll(0):
+            if (connection := self._connections.get(descriptor)) is not None:
+                self._drop(connection)
+
+    def _send_away(self, target: Target) -> None:
+        """Its hooks come back at once, and are told of its own row."""
+        for connection in list(self._connections.values()):
+            if connection.target is target:
+                self._drop(connection)
 
     def _answer(self, connection: _Connection, answer: dict[str, Any], descriptors: list[int]) -> bool:
         try:
@@ -196,10 +313,21 @@ class Registrar:
         if self._connections.pop(connection.peer.fileno(), None) is None:
             return
         self._waiting.pop(connection.peer.fileno(), None)
-        self._loop.remove_reader(connection.peer)
-        connection.peer.close()
-        if connection.target is not None and connection.page is not None:
+        connection.forget_pidfd()
+        if connection.target is None or connection.page is None:
+            self._loop.remove_reader(connection.peer)
+        else:
+            self._ends.unregister(connection.peer)
+            self._registered -= 1
+            self._shares.give_back(connection.uid)
             self._targets.unhook(connection.target, connection.page)
+        connection.peer.close()
+
+
+def _capacity() -> int:
+    """How many connections there may be: each takes three descriptors."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(max((limit - 512) // 3, limit // 6), _PER_PROCESS * abi.ROWS)
 
 
 def _make_page(hook: HookVersion) -> CounterPage:

@@ -29,7 +29,16 @@ from spandial.labels import Labels
 from spandial_agent.errors import SpandialError
 from spandial_agent.processes.proc import NAMED, Process, Traits
 
-__all__ = ["Condition", "DiscoveryRule", "RuleError", "Verdict", "judge", "parse_rules", "wanted_traits"]
+__all__ = [
+    "Condition",
+    "DiscoveryRule",
+    "RuleError",
+    "Verdict",
+    "judge",
+    "parse_rules",
+    "wanted_traits",
+    "wanted_variables",
+]
 
 Action = Literal["include", "exclude"]
 Kind = Literal["exe", "port", "cgroup", "environ", "cmdline"]
@@ -163,6 +172,12 @@ def wanted_traits(rules: Iterable[DiscoveryRule]) -> frozenset[str]:
     kinds = {condition.kind for rule in rules for condition in rule.conditions}
     # Whatever is included, the executable may have to give it its service's name.
     return frozenset({_TRAITS[kind] for kind in kinds if kind in _TRAITS} | ({"exe"} if kinds else set()))
+
+
+def wanted_variables(rules: Iterable[DiscoveryRule]) -> frozenset[str]:
+    """The names of the variables that it takes to judge by these rules."""
+    conditions = (condition for rule in rules for condition in rule.conditions if condition.kind == "environ")
+    return frozenset(condition.pattern.partition("=")[0] for condition in conditions)
 
 
 def parse_rules(text: str) -> tuple[DiscoveryRule, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from spandial import abi
@@ -14,6 +16,9 @@ __all__ = ["CounterPage", "HookVersion", "PageCount"]
 
 # Counts that grow past this are no counts: a century of a million decisions a second.
 _PLAUSIBLE = 1 << 52
+# A processor makes fewer decisions a second, in whatever language.
+_DECISIONS_PER_SECOND = 2_000_000 * (os.cpu_count() or 1)
+_AT_ONCE = 100_000
 
 
 class PageCount(NamedTuple):
@@ -40,12 +45,17 @@ class HookVersion(NamedTuple):
 class CounterPage:
     """A page of shared memory to hand out. Raises OSError where there are no descriptors left for it.
 
+    Args:
+        clock: seconds.
+
     Attributes:
         hook: who has it.
-        implausible: how often a count went backwards or beyond belief, and was ignored.
+        implausible: how often a count went backwards, or grew faster than processors decide, and was ignored.
     """
 
-    def __init__(self, hook: HookVersion = HookVersion(abi.ABI, "")) -> None:
+    def __init__(
+        self, hook: HookVersion = HookVersion(abi.ABI, ""), clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.hook = hook
         self.descriptor = os.memfd_create("spandial-counts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -61,7 +71,10 @@ class CounterPage:
             os.close(self.descriptor)
             raise
         self._words = memoryview(self._map).cast("Q")
-        self._last = [0] * abi.PAGE_COUNT_WORDS
+        self._found = [0] * abi.PAGE_COUNT_WORDS  # what the page said
+        self._last = [0] * abi.PAGE_COUNT_WORDS  # what of it is believed
+        self._clock = clock
+        self._read_before = self._read_last = clock()
         self.implausible = 0
 
     @property
@@ -70,15 +83,24 @@ class CounterPage:
         return self._words[abi.PAGE_PUBLISHED]
 
     def read(self) -> list[int]:
-        """The 32 counts; each never less than it was before."""
+        """The 32 counts; each never less than it was before, and never more than there was time for. What comes beyond
+        that is left out, and counting goes on from there."""
         found = self._words[abi.PAGE_COUNTS : abi.PAGE_COUNTS + abi.PAGE_COUNT_WORDS].tolist()
-        if found == self._last:
-            return found
-        for index, count in enumerate(found):
-            if self._last[index] <= count < _PLAUSIBLE:
-                self._last[index] = count
-            elif count != self._last[index]:
-                self.implausible += 1
+        # The process may have been late to publish at the last read.
+        seconds = self._clock() - self._read_before
+        self._read_before, self._read_last = self._read_last, self._clock()
+        if found == self._found:
+            return list(self._last)
+        most = _AT_ONCE + seconds * _DECISIONS_PER_SECOND
+        for index, (count, before) in enumerate(zip(found, self._found)):
+            if count == before:
+                continue
+            if before < count < _PLAUSIBLE:
+                self._found[index] = count
+                if count - before <= most:
+                    self._last[index] += count - before
+                    continue
+            self.implausible += 1
         return list(self._last)
 
     def traced(self, kind: EntryKind) -> PageCount:

@@ -14,15 +14,16 @@ from spandial.abi import DEFAULT_ROW, EntryKind
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.steering.arrivals import Arrivals
+from spandial_agent.steering.circuits import Circuits
 from spandial_agent.steering.loads import Run, budget_factors, load_at, runs_of, window_of
-from spandial_agent.steering.sharing import Asked
+from spandial_agent.steering.sharing import Asked, shares
 from spandial_agent.steering.tallies import Tallies
 from spandial_agent.steering.throughput import Load, Throughput, Window
 from spandial_agent.targets.group import Group
 from spandial_agent.targets.limit import Limit
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.breaker import CLOSED, Circuit, Thresholds, step
+from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
 from spandial_api.node_states import BudgetUse, TenantUse
 from spandial_api.rules import Rule, RuleBook
@@ -39,7 +40,7 @@ _NEAR = 0.5  # of the budget: from here on it is known what each target asks for
 
 _KINDS = tuple(EntryKind)
 _log = structlog.get_logger("spandial.steering")
-_Key = tuple[Selector, str]
+_Key = tuple[Selector, str, int]  # a rule's selector, a service, and the user whose processes they are
 
 
 class _Force(NamedTuple):
@@ -87,7 +88,6 @@ class Steering:
     ) -> None:
         self._targets = targets
         self._publish = publish
-        self._thresholds = thresholds or Thresholds()
         self._clock = clock
         self._tallies = Tallies(capture)
         self._limits = Limits()
@@ -102,18 +102,19 @@ class Steering:
         self._asked: dict[int, deque[Asked]] = {}
         self._factors: dict[int, float] = {}
         self._demand = Arrivals()
-        self._tenants: dict[str, Arrivals] = {}
-        self._circuits: dict[str, Circuit] = {}
+        self._circuits = Circuits(thresholds or Thresholds())
         targets.rate_of = self.rate_of
 
-    def rate_of(self, rule: Rule, labels: Labels) -> float:
-        """The percentage that a rule has for processes of a service."""
+    def rate_of(self, rule: Rule, labels: Labels, uid: int) -> float:
+        """The percentage that a rule has for a user's processes of a service. Any process may give itself any name:
+        what it counts moves the rates of its own user's processes and no others."""
         if rule.rate is not None:
             return rule.rate
-        steered = self._rules.get((rule.selector, labels.service))
+        key = rule.selector, labels.service, uid
+        steered = self._rules.get(key)
         if steered is None:
-            steered = self._rules[rule.selector, labels.service] = Throughput(rule)
-            if window := self._measured(rule, labels.service):
+            steered = self._rules[key] = Throughput(rule)
+            if window := self._measured(rule, labels.service, uid):
                 steered.add(window)
         elif steered.rule is not rule:
             steered.put(rule)
@@ -122,20 +123,21 @@ class Steering:
     def limit(self, limits: Limits) -> None:
         """Hold the node to these: what they no longer limit is as its rules say at once, the rest at the next look."""
         self._limits = limits
-        self._circuits = {t: circuit for t, circuit in self._circuits.items() if limits.quota_of(t) is not None}
+        self._circuits.limit(limits)
         if limits.budget is None:
             self._asked, self._factors = {}, {}
         if not self._limiting:
-            self._demand, self._tenants = Arrivals(), {}
+            self._demand = Arrivals()
+            self._circuits.forget_demands()
         self._write_limits()
 
     @property
     def circuits(self) -> dict[str, Circuit]:
-        return dict(self._circuits)
+        return self._circuits.by_tenant
 
     def restore(self, circuits: Mapping[str, Circuit]) -> None:
         """Go on with these."""
-        self._circuits = {tenant: circuit for tenant, circuit in circuits.items() if circuit != CLOSED}
+        self._circuits.restore(circuits)
 
     @property
     def budget_use(self) -> BudgetUse:
@@ -144,15 +146,7 @@ class Steering:
 
     @property
     def tenant_uses(self) -> list[TenantUse]:
-        uses = []
-        for tenant in sorted({*self._tenants, *self._circuits}):
-            quota = self._limits.quota_of(tenant)
-            if quota is not None:
-                demand = self._tenants[tenant].rate if tenant in self._tenants else 0.0
-                circuit = self._circuits.get(tenant, CLOSED)
-                use = TenantUse(tenant=tenant, quota=quota, demand=demand, circuit=circuit.state, lasted=circuit.lasted)
-                uses.append(use)
-        return uses
+        return self._circuits.uses(self._limits)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -220,7 +214,9 @@ class Steering:
     def _forget(self, groups: Iterable[Group]) -> None:
         """Rules that steer nobody any more."""
         groups = list(groups)
-        keys = {(rule.selector, g.labels.service) for g in groups for rule in g.rules if rule and rule.rate is None}
+        keys = {
+            (rule.selector, g.labels.service, g.uid) for g in groups for rule in g.rules if rule and rule.rate is None
+        }
         self._rules = {key: steered for key, steered in self._rules.items() if key in keys}
 
     def _changed(self, group: Group) -> bool:
@@ -238,17 +234,35 @@ class Steering:
             for run in held.runs[group]:
                 if run.rule is not None and run.rule.rate is None:
                     window = window_of(run, tally, held.seconds, limit, changed=group in held.changed)
-                    windows.setdefault((run.rule.selector, service), []).append(window)
+                    windows.setdefault((run.rule.selector, service, group.uid), []).append(window)
         moved, nothing = set(), Window(held.seconds)
         for key, steered in self._rules.items():
             before = steered.rate
             steered.add(Window.together(windows[key]) if key in windows else nothing)
             if steered.rate != before:
                 moved.add(key[1])
+        self._share_targets()
         if moved:
             self._targets.refresh(moved)
 
-    def _measured(self, rule: Rule, service: str) -> Window | None:
+    def _share_targets(self) -> None:
+        """Where a service's processes are of several users, these share a rule's target: each has what he asks for, up
+        to a level that is the same for all."""
+        by_rule: dict[tuple[Selector, str], list[Throughput]] = {}
+        for (selector, service, _), steered in self._rules.items():
+            by_rule.setdefault((selector, service), []).append(steered)
+        for parts in by_rule.values():
+            if len(parts) == 1:
+                parts[0].share = None
+                continue
+            target = parts[0].rule.target or 0.0
+            loads = [part.load for part in parts]
+            given = shares(target, [Asked(load.kept(100), load.forced) for load in loads])
+            left = max(target - sum(given), 0.0)
+            for part, share in zip(parts, given):
+                part.share = share + left
+
+    def _measured(self, rule: Rule, service: str, uid: int) -> Window | None:
         """What the last look found of the entries that a new rule is for."""
         windows = [
             window_of(
@@ -259,7 +273,7 @@ class Steering:
                 changed=True,
             )
             for group, tally in self._last.get(service, ())
-            if rule.selector.matches_labels(group.labels)
+            if group.uid == uid and rule.selector.matches_labels(group.labels)
         ]
         return Window.together(windows) if windows else None
 
@@ -270,15 +284,17 @@ class Steering:
         percents = {
             group: [run.percent for run in runs_of(group.rules, group.percents, group.default)] for group in held.runs
         }
-        tenants = {group.labels.tenant: 0.0 for group in held.runs}
+        tenants = {(group.labels.tenant, group.uid): 0.0 for group in held.runs}
         for (group, limit), tally in summed.items():
             loads = held.loads(group, tally, limit)
-            tenants[group.labels.tenant] += sum(load.kept(rate) for load, rate in zip(loads, percents[group]))
-        self._step_circuits(tenants, held.seconds)
+            tenants[group.labels.tenant, group.uid] += sum(
+                load.kept(rate) for load, rate in zip(loads, percents[group])
+            )
+        self._circuits.step(tenants, self._limits, held.seconds)
 
         def asked(group: Group, tally: int, limit: Limit | None) -> Asked:
             """What the rules ask for under the circuits as they are now."""
-            loads, most = held.loads(group, tally, limit), self._most(group.labels.tenant)
+            loads, most = held.loads(group, tally, limit), self._circuits.most(group.labels.tenant, group.uid)
             wanted = sum(load.kept(min(rate, most)) for load, rate in zip(loads, percents[group]))
             return Asked(wanted, min(sum(load.forced for load in loads), wanted))
 
@@ -290,7 +306,7 @@ class Steering:
         else:
             limits = self._targets.limits
             by_pid = {t.pid: asked(t.group, tally, limits.get(t.pid)) for t, tally in found}
-            self._factors = budget_factors(budget, self._smoothed(by_pid, held.changed), self._factors)
+            self._factors = self._share_budget(budget, self._smoothed(by_pid, held.changed))
         self._write_limits()
 
     def _write_limits(self) -> None:
@@ -298,30 +314,25 @@ class Steering:
         if self._factors or self._circuits:
             for target in self._targets:
                 factor = self._factors.get(target.pid, 1.0)
-                most = self._most(target.labels.tenant)
+                most = self._circuits.most(target.labels.tenant, target.uid)
                 if factor < 1 or most < 100:
                     limited[target.pid] = Limit(factor, most)
         self._targets.set_limits(limited)
 
-    def _most(self, tenant: str) -> float:
-        """The percentage that no rate of a tenant is above."""
-        is_open = bool(tenant) and self._circuits.get(tenant, CLOSED).state == "open"
-        return self._thresholds.rate if is_open else 100.0
-
-    def _step_circuits(self, demands: Mapping[str, float], seconds: float) -> None:
-        self._tenants = {tenant: self._tenants.get(tenant) or Arrivals() for tenant in demands if tenant}
-        for tenant, demand in demands.items():
-            if tenant:
-                self._tenants[tenant].add(demand * seconds, seconds)
-        circuits = {}
-        for tenant in {*self._tenants, *self._circuits}:
-            quota = self._limits.quota_of(tenant)
-            if quota is not None:
-                demand = self._tenants[tenant].rate if tenant in self._tenants else 0.0
-                circuit = step(self._circuits.get(tenant, CLOSED), demand, quota, seconds, self._thresholds)
-                if circuit != CLOSED:
-                    circuits[tenant] = circuit
-        self._circuits = circuits
+    def _share_budget(self, budget: float, asked: Mapping[int, Asked]) -> dict[int, float]:
+        """Users share the budget, and the targets of each share what he has of it."""
+        by_uid: dict[int, dict[int, Asked]] = {}
+        for pid, one in asked.items():
+            if (target := self._targets.get(pid)) is not None:
+                by_uid.setdefault(target.uid, {})[pid] = one
+        together = [
+            Asked(sum(one.wanted for one in ones.values()), sum(one.least for one in ones.values()))
+            for ones in by_uid.values()
+        ]
+        factors: dict[int, float] = {}
+        for ones, share in zip(by_uid.values(), shares(budget, together)):
+            factors |= budget_factors(share, ones, self._factors)
+        return factors
 
     def _smoothed(self, asked: Mapping[int, Asked], changed: Collection[Group]) -> dict[int, Asked]:
         """What each target asked for in the last few windows, on average."""

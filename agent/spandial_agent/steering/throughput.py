@@ -122,9 +122,11 @@ class Throughput:
 
     Attributes:
         rate: percentage that is to hold now.
+        share: of the rule's target, where others steer by it too; None: all of it.
     """
 
     def __init__(self, rule: Rule) -> None:
+        self.share: float | None = None
         self.rate = self._steered = max(FIRST_RATE, rule.floor)
         self._untraced, self._traced, self._kept = Arrivals(), Arrivals(), Arrivals()
         self._forced = _Share(0, 1)  # in boost, of the traced
@@ -178,6 +180,8 @@ class Throughput:
 
     def _wanted(self, seconds: float) -> float:
         target, load = self.rule.target or 0.0, self.load
+        if self.share is not None:
+            target = min(self.share, target)
         self._peak = max(self._peak * 0.5 ** (seconds / _PEAK_S), load.drawn)
         if load.drawn:
             rate = min((target - load.forced) / load.drawn, _FLOOD * target / self._peak) * 100

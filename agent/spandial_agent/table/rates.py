@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from spandial import abi
+from spandial_agent.processes.shares import Shares
 from spandial_agent.table.sheet import Sheet
 
 __all__ = ["RateTable", "Row", "TableBackend"]
@@ -51,6 +52,7 @@ _KINDS = (1 << len(abi.EntryKind)) - 1
 _RATES = 1 << abi.WORD_FALLBACK | _KINDS
 _ROW = _RATES | 1 << abi.WORD_OPERATIONS
 _ALL = 0b11111111
+_RESERVE, _OF_ROOT = 512, 64  # rows that no one user has all of, and those of them that are root's
 _OPERATION_ROWS = 1024  # that operations may have in any case; more while as many are left for processes
 
 
@@ -70,6 +72,8 @@ class RateTable:
         self.altered = 0
         self._free = deque(range(abi.DEFAULT_ROW + 1, abi.ROWS))
         self._of_operations = 0
+        self._shares = Shares(_RESERVE, _OF_ROOT)
+        self._uids: dict[int, int] = {}  # of rows of processes
         self._epoch = 0
         self._generation = 0
         backend.write(abi.HEADER_ROW, [abi.MAGIC | abi.ABI, 0, 0, abi.ROWS, 0, 0, 0, 0], _ALL)
@@ -78,20 +82,27 @@ class RateTable:
     def free_rows(self) -> int:
         return len(self._free)
 
-    def allocate(self, tgid: int, rates: Sequence[int], fallback: int, operations: int = 0) -> Row:
-        """A row of its own for a process, or the node's default row if none is left, which is counted.
+    def has_row_for(self, uid: int) -> bool:
+        """Whether a user's process may have a row of its own."""
+        return self._shares.may_take(uid, len(self._free))
+
+    def allocate(self, tgid: int, rates: Sequence[int], fallback: int, operations: int = 0, *, uid: int = 0) -> Row:
+        """A row of its own for a process, or the node's default row if none is left for its user, which is counted.
 
         Args:
             tgid: the process's id in the host's pid namespace.
             rates: the four rate words by entry kind.
             fallback: the word to obey once the lease has run out.
             operations: which set's operations have rates of their own, as `WORD_OPERATIONS` has it.
+            uid: the user whose share it is of.
         """
-        if not self._free:
+        if not self.has_row_for(uid):
             self.refused += 1
             return Row(abi.DEFAULT_ROW, 0)
+        self._shares.take(uid)
         # The longest free row first: a row's tenants are as far apart in time as can be.
         index = self._free.popleft()
+        self._uids[index] = uid
         self._epoch = self._epoch % 0xFFFFFFFF + 1
         owner = self._epoch << 32 | tgid
         self.backend.write(index, [*rates, 0, operations, fallback, owner], _ALL)
@@ -102,6 +113,8 @@ class RateTable:
         if row.number != abi.DEFAULT_ROW:
             self.backend.write(row.number, [0] * abi.ROW_WORDS, _ALL)
             self._free.append(row.number)
+            if (uid := self._uids.pop(row.number, None)) is not None:
+                self._shares.give_back(uid)
 
     def write(self, row: Row, rates: Sequence[int], fallback: int, operations: int | None = None) -> None:
         """Set a row's rates; every reader has them when this returns. What names its operations stays if not given."""

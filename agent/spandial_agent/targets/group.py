@@ -75,6 +75,7 @@ class Group:
 
     Attributes:
         default: the rate word where no rule applies.
+        uid: the user whose processes they are.
         members: their pids.
         rules: the rule in force for each kind of entry; None where the default is.
         operations: the rules by operation, the ones that win first; they win over all others. Never changed in place:
@@ -85,8 +86,9 @@ class Group:
         words: what `row` says.
     """
 
-    def __init__(self, labels: Labels, default: int, hooked: bool) -> None:
+    def __init__(self, labels: Labels, default: int, hooked: bool, uid: int = 0) -> None:
         self.labels = labels
+        self.uid = uid
         self.default = default
         self.hooked = hooked
         self.members: set[int] = set()
@@ -102,22 +104,22 @@ class Group:
     @property
     def alike(self) -> Hashable:
         """Groups of the same have the same rules by operation, and rates; a few that have them, too, may differ."""
-        return self.emit, id(self.operations), self.labels if self._steers_operations else None
+        return self.emit, id(self.operations), (self.labels, self.uid) if self._steers_operations else None
 
     @property
     def scope(self) -> Hashable:
         """The same, but for rates that have turned."""
         selectors = tuple(rule.selector for rule in self.operations)
-        return self.emit, selectors, self.labels if self._steers_operations else None
+        return self.emit, selectors, (self.labels, self.uid) if self._steers_operations else None
 
     def operation_words(
-        self, percent_of: Callable[[Rule, Labels], float], limit: Limit | None = None
+        self, percent_of: Callable[[Rule, Labels, int], float], limit: Limit | None = None
     ) -> Iterator[OperationWords]:
         """The rules by operation with their words, whose rates are under this limit."""
         emit = Flag.EMIT if self.emit else 0
         for rule in self.operations:
             if (pattern := rule.selector.pattern) is not None:
-                word = rule.word(_rate(rule, percent_of(rule, self.labels), limit)) | emit
+                word = rule.word(_rate(rule, percent_of(rule, self.labels, self.uid), limit)) | emit
                 for_all = rule.selector.protocol is None
                 words = (
                     (word,) * len(_KINDS) if for_all else tuple(word * rule.selector.matches_kind(k) for k in _KINDS)
@@ -144,13 +146,13 @@ class Group:
             return RowWords(tuple(rates), self.fallback)
         return RowWords(tuple(map(or_, rates, operations.flags)), self.fallback, operations.named)
 
-    def ask(self, percent_of: Callable[[Rule, Labels], float]) -> None:
+    def ask(self, percent_of: Callable[[Rule, Labels, int], float]) -> None:
         """Find the percentages anew, and the words with them."""
         percents: list[float] = []
         last, percent = None, 0.0
         for rule in self.rules:
             if rule is not last:
-                percent = 0.0 if rule is None else percent_of(rule, self.labels)
+                percent = 0.0 if rule is None else percent_of(rule, self.labels, self.uid)
                 last = rule
             percents.append(percent)
         self.percents = tuple(percents)

@@ -27,30 +27,30 @@ class Groups:
     Args:
         default: the rate word of those without a row.
         emit: whether the kernel shall emit the kept entries of processes with these labels, hooked or not.
-        percent_of: the percentage that a rule has for processes with these labels.
+        percent_of: the percentage that a rule has for a user's processes with these labels.
     """
 
     def __init__(
-        self, default: int, emit: Callable[[Labels, bool], bool], percent_of: Callable[[Rule, Labels], float]
+        self, default: int, emit: Callable[[Labels, bool], bool], percent_of: Callable[[Rule, Labels, int], float]
     ) -> None:
         self.book = RuleBook()
         self._fallback = self.book.fallback
         self._lists = OperationLists()
         self._emit = emit
         self._percent_of = percent_of
-        self._by_key: dict[tuple[Labels, int, bool], Group] = {}
+        self._by_key: dict[tuple[Labels, int, bool, int], Group] = {}
         self._by_label: dict[str, dict[str, set[Group]]] = {}  # by name and value; those of `shared` are not in it
-        self.shared = self._made(Labels(), default, False)
+        self.shared = self._made(Labels(), default, False, 0)
 
     def __iter__(self) -> Iterator[Group]:
         yield self.shared
         yield from self._by_key.values()
 
-    def join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
+    def join(self, pid: int, labels: Labels, default: int, hooked: bool, uid: int = 0) -> Group:
         """The group of these labels, with one member more."""
-        group = self._by_key.get((labels, default, hooked))
+        group = self._by_key.get((labels, default, hooked, uid))
         if group is None:
-            group = self._by_key[labels, default, hooked] = self._made(labels, default, hooked)
+            group = self._by_key[labels, default, hooked, uid] = self._made(labels, default, hooked, uid)
             for name, value in labels.pairs:
                 self._by_label.setdefault(name, {}).setdefault(value, set()).add(group)
         group.members.add(pid)
@@ -61,7 +61,7 @@ class Groups:
         group.members.discard(pid)
         if group.members or group is self.shared:
             return
-        del self._by_key[group.labels, group.default, group.hooked]
+        del self._by_key[group.labels, group.default, group.hooked, group.uid]
         for name, value in set(group.labels.pairs):
             values = self._by_label[name]
             values[value].discard(group)
@@ -153,8 +153,8 @@ class Groups:
                 if matches(value):
                     yield from groups
 
-    def _made(self, labels: Labels, default: int, hooked: bool) -> Group:
-        group = Group(labels, default, hooked)
+    def _made(self, labels: Labels, default: int, hooked: bool, uid: int) -> Group:
+        group = Group(labels, default, hooked, uid)
         group.resolve(self.book, self._lists)
         group.emit = self._emit(labels, hooked)
         self._reword(group)

@@ -51,7 +51,7 @@ class TargetRows:
 
     Args:
         by_pid: the targets, whoever they are at the time.
-        percent_of: the percentage that a rule has for processes with these labels.
+        percent_of: the percentage that a rule has for a user's processes with these labels.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TargetRows:
         operations: OperationSets,
         groups: Groups,
         by_pid: Mapping[int, Target],
-        percent_of: Callable[[Rule, Labels], float],
+        percent_of: Callable[[Rule, Labels, int], float],
     ) -> None:
         self.operations = operations
         self.limits: dict[int, Limit] = {}

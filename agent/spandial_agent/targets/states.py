@@ -35,6 +35,7 @@ def target_state(target: Target, words: Sequence[int], limit: Limit | None, tls:
     return TargetState.model_validate(
         {
             "pid": target.pid,
+            "uid": target.uid,
             "name": target.process.name,
             **target.labels.main,
             "tenant": target.labels.tenant,

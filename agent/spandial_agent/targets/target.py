@@ -29,6 +29,7 @@ class Target:
     Attributes:
         default: the rate word where no rule applies.
         group: those who obey as it does; of all without a row of their own, where it has none.
+        uid: the user whose share its row is of: whom it ran as when it became a target.
         pages: the counter pages of its hooks; empty for a discovered process.
         written: what its row says; in the node's default row, nobody keeps it up.
         own: where the rates of its operations are, if it has a limit.
@@ -45,6 +46,7 @@ class Target:
     row: Row
     group: Group
     written: RowWords
+    uid: int = 0
     pages: list[CounterPage] = field(default_factory=list)
     own: OperationSet | None = None
     base: Counts | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.capture.tally import by_kind
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import NAMED, Process
+from spandial_agent.processes.shares import Shares
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.group import Group
 from spandial_agent.targets.groups import Groups
@@ -29,6 +31,9 @@ __all__ = ["Targets"]
 
 _log = structlog.get_logger("spandial.targets")
 
+_SHARING = 4096  # processes that may share the node's default row
+_HOUSED_AT_ONCE = 128
+
 
 class Targets:
     """All targets. A row stays with its process until the process ends, whatever its hook does meanwhile.
@@ -36,13 +41,15 @@ class Targets:
     Attributes:
         emit: whether the kernel shall emit the kept entries of a process with these labels, which a hook registered or
             not: only while somebody reads them. Call `rewrite` when it answers differently.
-        rate_of: the percentage that a rule has for processes with these labels. Call `refresh` when it answers
+        rate_of: the percentage that a rule has for a user's processes with these labels. Call `refresh` when it answers
             differently for rules with a target; a rule with a rate of its own always has that.
         answers: whether it shall emit the answers to those of processes without a hook, too.
         on_program: called with each target that comes, and when it runs another program.
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
             their records.
+        on_housed: called with each target that has had to share the node's default row, and has a row of its own now.
         unwatched: targets for which the kernel side had no room.
+        crowded: how often a process was made no target, since those of its user were more than his share.
         operations: the rules by operation that they obey.
 
     Args:
@@ -67,21 +74,28 @@ class Targets:
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
-        self.rate_of: Callable[[Rule, Labels], float] = _fixed_rate
+        self.rate_of: Callable[[Rule, Labels, int], float] = _fixed_rate
         self.answers = False
         self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
+        self.on_housed: Callable[[Target], None] = lambda target: None
         self.unwatched = 0
+        self.crowded = 0
         self.operations = OperationSets(table, capture)
+        self._sharing = Shares(_SHARING // 8, _SHARING // 64)  # who has a place in the default row
         self._implausible = 0  # counts in pages that are closed
         # By name: both may be replaced at any time.
         self._groups = Groups(
             default,
             emit=lambda labels, hooked: self.emit(labels, hooked),
-            percent_of=lambda rule, labels: self.rate_of(rule, labels),
+            percent_of=lambda rule, labels, uid: self.rate_of(rule, labels, uid),
         )
         self._rows = TargetRows(
-            table, self.operations, self._groups, self._by_pid, lambda rule, labels: self.rate_of(rule, labels)
+            table,
+            self.operations,
+            self._groups,
+            self._by_pid,
+            lambda rule, labels, uid: self.rate_of(rule, labels, uid),
         )
         self._rows.on_turned = self._on_turned
 
@@ -121,6 +135,9 @@ class Targets:
             return self._see_again(known, process, labels, why, by_rule)
         if not labels.service or process.pid == os.getpid():
             return None
+        if not self.has_room_for(process):
+            self.crowded += 1
+            return None
         return self._add(process, labels, parent.default if parent else self._default, why, by_rule)
 
     def _see_again(self, known: Target, process: Process, labels: Labels, why: str, by_rule: bool) -> Target | None:
@@ -145,6 +162,17 @@ class Targets:
         known = self._current(process)
         if known is not None and known.why != REGISTERED:
             self.remove(known.pid)
+
+    def has_room_for(self, process: Process) -> bool:
+        """Whether it is a target or may become one: there is a row for its user, or a place in the default row."""
+        if self._current(process) is not None or self._table.has_row_for(process.uid):
+            return True
+        return self._sharing.may_take(process.uid, _SHARING - len(self._groups.shared.members))
+
+    @property
+    def sharing(self) -> Mapping[int, int]:
+        """How many processes of each user obey the node's default row, for want of one of their own."""
+        return Counter(self._by_pid[pid].process.uid for pid in self._groups.shared.members)
 
     def hook(self, process: Process, labels: Labels, default: int, page: CounterPage) -> Target:
         """A process registered: its labels and its own default hold from now on."""
@@ -177,6 +205,8 @@ class Targets:
         target.pages.clear()
         self._rows.limits.pop(pid, None)
         self._table.free(target.row)
+        if target.row.number == DEFAULT_ROW:
+            self._sharing.give_back(target.uid)
         self._leave(pid, target.group)
         self._rows.let_go([target.own])
 
@@ -199,8 +229,28 @@ class Targets:
         )
 
     def find_room(self) -> None:
-        """Have rules by operation obeyed for which there was no room, if some rows have become free since."""
+        """Give rows of their own to those who share the node's default row, and have rules by operation obeyed for
+        which there was no room, if some rows have become free since."""
+        housed = 0
+        for pid in sorted(self._groups.shared.members):
+            target = self._by_pid[pid]
+            if self._table.has_row_for(target.uid):
+                self._house(target)
+                housed += 1
+            if housed >= _HOUSED_AT_ONCE:
+                break
         self._rows.find_room()
+
+    def _house(self, target: Target) -> None:
+        """A row of its own for who shared the default row."""
+        self._groups.shared.members.discard(target.pid)
+        self._sharing.give_back(target.uid)
+        target.group = self._join(target.pid, target.labels, target.default, target.why == REGISTERED, target.uid)
+        target.row = self._table.allocate(target.pid, *target.group.words, uid=target.uid)
+        target.written = target.group.words
+        if self._capture is not None and target.watched:
+            self._capture.move_target(target.pid, target.row)
+        self.on_housed(target)
 
     def rewrite(self) -> None:
         """Write what is to be emitted: `emit` answers differently."""
@@ -251,21 +301,27 @@ class Targets:
         return self._groups.reached_by(selector)
 
     def _current(self, process: Process) -> Target | None:
-        """The target that this process is; one of the same pid that started at another time has ended."""
+        """The target that this process is; one of the same pid that started at another time, or ran another user's
+        program, has ended."""
         known = self._by_pid.get(process.pid)
-        if known is not None and known.process.start_time != process.start_time:
+        if known is None:
+            return None
+        # A program that runs as another user (execve(2) of a set-user-id file) owes nothing to the last one.
+        other_user = known.uid != process.uid and known.process.image != process.image
+        if other_user or known.process.start_time != process.start_time:
             self.remove(process.pid)
             return None
         return known
 
     def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
-        group = self._join(process.pid, labels, default, why == REGISTERED)
-        row = self._table.allocate(process.pid, *group.words)
+        group = self._join(process.pid, labels, default, why == REGISTERED, process.uid)
+        row = self._table.allocate(process.pid, *group.words, uid=process.uid)
         if row.number == DEFAULT_ROW:  # not its own
             self._leave(process.pid, group)
             group = self._groups.shared
             group.members.add(process.pid)
-        target = Target(process, labels, default, row, group, group.words, why=why, by_rule=by_rule)
+            self._sharing.take(process.uid)
+        target = Target(process, labels, default, row, group, group.words, process.uid, why=why, by_rule=by_rule)
         self._by_pid[process.pid] = target
         if self._capture is not None:
             try:
@@ -301,12 +357,12 @@ class Targets:
             left, hooked = target.group, target.why == REGISTERED
             if (left.labels, left.default, left.hooked) == (labels, default, hooked):
                 return
-            target.group = self._join(target.pid, labels, default, hooked)
+            target.group = self._join(target.pid, labels, default, hooked, target.uid)
             self._rows.write_targets([target])
             self._leave(target.pid, left)
 
-    def _join(self, pid: int, labels: Labels, default: int, hooked: bool) -> Group:
-        group = self._groups.join(pid, labels, default, hooked)
+    def _join(self, pid: int, labels: Labels, default: int, hooked: bool, uid: int) -> Group:
+        group = self._groups.join(pid, labels, default, hooked, uid)
         if len(group.members) == 1:
             self._rows.let_go([self._rows.house(group, {})])
         return group
@@ -331,5 +387,5 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _fixed_rate(rule: Rule, _labels: Labels) -> float:
+def _fixed_rate(rule: Rule, _labels: Labels, _uid: int) -> float:
     return rule.floor if rule.rate is None else rule.rate

@@ -76,6 +76,11 @@ class QuotaState(BaseModel):
     lasted: float | None = Field(
         description="seconds for which the demand has been too great (closed), or small enough again (half-open)"
     )
+    open_for: list[int] = Field(
+        default=[],
+        description="users (uid) whose processes alone are held, while the tenant's others go on: they ask for more "
+        "than their share of the quota",
+    )
     who: str = Field(description="who set it; empty: SPANDIAL_QUOTA", examples=["local"])
     why: str
     time: float | None = Field(description="when, in Unix time in seconds")
@@ -121,6 +126,7 @@ def _quotas(request: Request) -> dict[str, QuotaState]:
                     "demand": use.demand if use else 0.0,
                     "circuit": use.circuit if use else "closed",
                     "lasted": use.lasted if use else None,
+                    "open_for": use.open_for if use else [],
                     **_said(guard.quotas.get(tenant)),
                 }
             )

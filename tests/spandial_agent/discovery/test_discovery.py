@@ -15,7 +15,7 @@ import pytest
 
 from spandial.labels import Labels
 from spandial_agent.discovery import discovery as discovery_module
-from spandial_agent.discovery.discovery import _new_processes
+from spandial_agent.discovery.events import new_processes
 from spandial_agent.processes import proc as processes
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import read_process
@@ -186,7 +186,11 @@ async def test_losses_in_a_row_are_made_good_by_one_scan(
     monkeypatch.setattr(discovery_module, "_LOST_S", 0.05)
     async with discovering(targets) as discovery:
         scans: list[int] = []
-        monkeypatch.setattr(discovery, "scan", lambda: scans.append(discovery.lost))
+
+        async def scan() -> None:
+            scans.append(discovery.lost)
+
+        monkeypatch.setattr(discovery, "scan_in_slices", scan)
         before = discovery.lost
         for _ in range(10):
             discovery._handle(None)
@@ -236,5 +240,5 @@ def test_new_processes_are_those_that_exec_or_fork_and_not_threads() -> None:
     fork = {"event": "PROC_EVENT_FORK", "parent_pid": 7, "parent_tgid": 7, "child_pid": 8, "child_tgid": 8}
     thread = {"event": "PROC_EVENT_FORK", "parent_pid": 7, "parent_tgid": 7, "child_pid": 8, "child_tgid": 7}
     exit_ = {"event": "PROC_EVENT_EXIT", "process_pid": 7, "process_tgid": 7}
-    found = [list(_new_processes(message)) for message in (exec_, exec_of_a_thread, fork, thread, exit_)]
+    found = [list(new_processes(message)) for message in (exec_, exec_of_a_thread, fork, thread, exit_)]
     assert found == [[(7, 0)], [(7, 0)], [(8, 7)], [], []]

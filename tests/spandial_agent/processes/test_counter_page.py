@@ -93,3 +93,53 @@ def test_closing_frees_the_descriptor(page: CounterPage) -> None:
     other.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(other.descriptor)
+
+
+class Time:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def timed(clock: Time) -> Iterator[tuple[CounterPage, memoryview]]:
+    page = CounterPage(clock=clock)
+    yield page, memoryview(mmap.mmap(page.descriptor, abi.PAGE_SIZE)).cast("Q")
+    page.close()
+
+
+def test_more_than_there_was_time_for_is_left_out_and_counting_goes_on(
+    clock: Time, timed: tuple[CounterPage, memoryview]
+) -> None:
+    page, holder = timed
+    holder[abi.PAGE_COUNTS] = 1000
+    assert page.read()[0] == 1000
+    for _ in range(20):
+        clock.now += 0.25
+        holder[abi.PAGE_COUNTS] += 1 << 46
+        holder[abi.PAGE_COUNTS] += 5
+        page.read()
+    assert page.read()[0] == 1000
+    assert page.implausible == 20
+    clock.now += 0.25
+    holder[abi.PAGE_COUNTS] += 7
+    assert page.read()[0] == 1007
+
+
+def test_a_page_that_is_read_late_has_had_the_time(clock: Time, timed: tuple[CounterPage, memoryview]) -> None:
+    page, holder = timed
+    clock.now = 3600.0
+    holder[abi.PAGE_COUNTS] = 3600 * 1_000_000
+    assert page.read()[0] == 3600 * 1_000_000
+    clock.now += 0.5
+    page.read()  # the process was late to publish
+    clock.now += 0.5
+    holder[abi.PAGE_COUNTS] += 1_500_000
+    assert page.read()[0] == 3600 * 1_000_000 + 1_500_000
+    assert page.implausible == 0

@@ -43,9 +43,16 @@ class Traffic:
     async def publish(self, targets: Collection[Target]) -> None: ...
 
     def add(
-        self, pid: int, load: float, service: str = "shop", tenant: str = "", env: str = "", kept: float = 0
+        self,
+        pid: int,
+        load: float,
+        service: str = "shop",
+        tenant: str = "",
+        env: str = "",
+        kept: float = 0,
+        uid: int = 0,
     ) -> Target:
-        target = self.targets.discover(Process(pid, 1, "python", Labels(service, "1", env, tenant)))
+        target = self.targets.discover(Process(pid, 1, "python", Labels(service, "1", env, tenant), uid=uid))
         assert target is not None
         self.loads[pid], self.parents[pid] = load, kept
         return target

@@ -122,7 +122,7 @@ def test_rates_that_are_steered_are_asked_for_anew_where_a_rule_has_a_target(nod
     node.obey(node.book.change([Rule(CART, None, target=100), Rule(CHECKOUT, 5)]))
     asked: list[str] = []
 
-    def percent(rule: Rule, labels: Labels) -> float:
+    def percent(rule: Rule, labels: Labels, uid: int) -> float:
         asked.append(labels.service)
         return 12.5
 
@@ -153,7 +153,7 @@ _operation_selectors = st.builds(
 def test_every_process_has_the_rules_by_operation_that_the_book_has_for_it(
     steps: list[list[tuple[bool, Selector]]],
 ) -> None:
-    groups = Groups(DEFAULT, lambda *_: False, lambda rule, _: rule.rate or 0.0)
+    groups = Groups(DEFAULT, lambda *_: False, lambda rule, *_: rule.rate or 0.0)
     book = RuleBook()
     for pid, step in enumerate(steps):
         for put, selector in step:
@@ -167,7 +167,7 @@ def test_every_process_has_the_rules_by_operation_that_the_book_has_for_it(
 
 def test_a_change_makes_one_list_for_all_who_have_the_same() -> None:
     """Thousands of groups would else look through hundreds of rules each."""
-    groups = Groups(DEFAULT, lambda *_: False, lambda rule, _: rule.rate or 0.0)
+    groups = Groups(DEFAULT, lambda *_: False, lambda rule, *_: rule.rate or 0.0)
     for pid in range(3):
         groups.join(pid, Labels("cart", version=str(pid)), DEFAULT, False)
     book = RuleBook()

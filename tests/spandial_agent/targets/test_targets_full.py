@@ -132,7 +132,7 @@ class Comings(RuleBasedStateMachine):
         self.targets.rate_of = self.percent
         self.start_times = dict.fromkeys(range(100, 108), 1)
 
-    def percent(self, rule: Rule, labels: Labels) -> float:
+    def percent(self, rule: Rule, labels: Labels, uid: int = 0) -> float:
         return rule.rate if rule.rate is not None else self.steered + (labels.env == "gray")
 
     def process(self, pid: int, labels: Labels) -> Process:
