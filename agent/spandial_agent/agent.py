@@ -152,6 +152,7 @@ async def run_agent(settings: Settings) -> None:
             max_rate_without_ttl=settings.max_rate_without_ttl,
             guard=guard,
             remote=remote,
+            host_names=settings.own_names,
         )
         running = asyncio.create_task(_run(node, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent

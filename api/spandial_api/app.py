@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -16,6 +17,7 @@ from spandial_api.budgets import Limits
 from spandial_api.control import Control, RevisionConflict, TooManyRules
 from spandial_api.guard import Guard
 from spandial_api.node import Node
+from spandial_api.origins import OwnOrigin
 from spandial_api.problems import Problems, describe
 from spandial_api.remote import RemoteSampling
 from spandial_api.routes import (
@@ -46,6 +48,7 @@ def build_app(
     max_rate_without_ttl: float = 100.0,
     guard: Guard | None = None,
     remote: RemoteSampling | None = None,
+    host_names: Collection[str] = (),
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
@@ -54,6 +57,7 @@ def build_app(
         max_rate_without_ttl: a rule of a greater rate must say when it ends.
         guard: budget and quotas; without it there are those that are stored.
         remote: what SDKs without the hook are told.
+        host_names: by which the interface is asked over TCP, beside addresses and `localhost`.
     """
     app = FastAPI(
         title="spandial",
@@ -74,6 +78,7 @@ def build_app(
         app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)
+    app.add_middleware(OwnOrigin, names=host_names, refused=access.refused)  # first: the one that is added last
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)

@@ -20,7 +20,17 @@ from spandial_api.token_file import TokenFile
 from spandial_api.tokens import SCOPES
 from spandial_api.write_limit import RateLimit
 
-__all__ = ["REFUSALS", "Access", "Principal", "Refusal", "TrustedListener", "may_admin", "may_read", "may_write"]
+__all__ = [
+    "REFUSALS",
+    "Access",
+    "Principal",
+    "Refusal",
+    "TrustedListener",
+    "is_trusted",
+    "may_admin",
+    "may_read",
+    "may_write",
+]
 
 _PEER = "spandial.peer"
 
@@ -94,6 +104,11 @@ class TrustedListener:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app({**scope, _PEER: self._peer}, receive, send)
+
+
+def is_trusted(scope: Scope) -> bool:
+    """Whether a request came by a listener whose peers need no token."""
+    return isinstance(scope.get(_PEER), Principal)
 
 
 class Access:

@@ -73,7 +73,7 @@ async def test_a_reader_who_goes_away_is_watched_for_no_longer(app: FastAPI, nod
         "path": "/entries",
         "raw_path": b"/entries",
         "query_string": b"",
-        "headers": [],
+        "headers": [(b"host", b"127.0.0.1")],
     }
     await asyncio.wait_for(app(scope, receive, send), 10)
     assert node.watchers == 0

@@ -78,7 +78,7 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
     await local.put("/sampling", params={"rate": "100", "env": "gray"})
     for port, share in ((4711, 1.0), (4712, 0.01)):
         transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
-        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5778") as client:
             assert (await client.get("/sampling", params={"service": "shop"})).json() == probabilistic(share)
 
 

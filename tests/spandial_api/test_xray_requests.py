@@ -123,7 +123,7 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
     found = []
     for port in (1, 2, 3, 4):
         transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
-        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5778") as client:
             rules = await rules_of(client)
             told = await targets_of(client, *map(document, rules))
             assert len(told["SamplingTargetDocuments"]) == len(rules)
