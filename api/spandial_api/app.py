@@ -18,6 +18,7 @@ from spandial_api.control import Control, RevisionConflict, TooManyRules
 from spandial_api.guard import Guard
 from spandial_api.node import Node
 from spandial_api.origins import OwnOrigin
+from spandial_api.peers import InTurn
 from spandial_api.problems import Problems, describe
 from spandial_api.remote import RemoteSampling
 from spandial_api.routes import (
@@ -78,7 +79,8 @@ def build_app(
         app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)
-    app.add_middleware(OwnOrigin, names=host_names, refused=access.refused)  # first: the one that is added last
+    app.add_middleware(OwnOrigin, names=host_names, refused=access.refused)
+    app.add_middleware(InTurn)  # first: the one that is added last
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)

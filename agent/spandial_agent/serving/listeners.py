@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import grp
 import ipaddress
 import os
 import socket
 import ssl
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spandial_agent.errors import SpandialError
-from spandial_api.auth import TrustedListener
+from spandial_agent.serving.connections import BoundedProtocol, Connections
 
 __all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
 
-_PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_HEAD_MAX = 32 << 10  # bytes of a request's line and headers
 
 
 def is_loopback(listener: socket.socket) -> bool:
@@ -83,18 +82,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _UnixProtocol(H11Protocol):
-    """Tells the application who has connected, as the kernel says."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        credentials = transport.get_extra_info("socket").getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
-        )
-        _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-        self.app = TrustedListener(self.app, uid)
-
-
 async def serve(
     app: ASGIApp,
     tcp: socket.socket,
@@ -110,11 +97,11 @@ async def serve(
         end_streams: called when told to stop, to end the answers that would not end by themselves.
         tls: of the TCP listener.
     """
-    over_tcp = _config(app)
+    tcp_peers, unix_peers = Connections(), Connections()
+    over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
     if tls is not None:
         over_tcp.ssl_context_factory = lambda config, default: tls
-    over_unix = _config(app)
-    over_unix.http = _UnixProtocol
+    over_unix = _config(app, functools.partial(BoundedProtocol, connections=unix_peers, trusted=True))
     servers = [(_Server(over_tcp), tcp), (_Server(over_unix), unix)]
 
     async def stopper() -> None:
@@ -123,16 +110,24 @@ async def serve(
         for server, _ in servers:
             server.should_exit = True
 
-    await asyncio.gather(stopper(), *(server.serve(sockets=[listener]) for server, listener in servers))
+    sweeping = [asyncio.create_task(peers.run()) for peers in (tcp_peers, unix_peers)]
+    try:
+        await asyncio.gather(stopper(), *(server.serve(sockets=[listener]) for server, listener in servers))
+    finally:
+        for task in sweeping:
+            task.cancel()
     # uvicorn cancels what is late, and does not wait for it.
     late = [task for server, _ in servers for task in server.server_state.tasks]
     if late:
         await asyncio.wait(late, timeout=1)
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _config(app: ASGIApp, protocol: Callable[..., asyncio.Protocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=protocol,  # type: ignore[arg-type]
+        ws="none",
+        h11_max_incomplete_event_size=_HEAD_MAX,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from spandial_api.auth import Principal, may_write
+from spandial_api.auth import KnownFirst, Principal, may_write
 from spandial_api.control import RULES_MAX, Author, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
@@ -20,7 +20,7 @@ from spandial_api.states import Batch, Removed, Rules, RuleState
 
 __all__ = ["conflict", "full", "router"]
 
-router = APIRouter(tags=["sampling"])
+router = APIRouter(tags=["sampling"], route_class=KnownFirst)
 
 Writer = Annotated[Principal, Depends(may_write)]
 LabelGlobs = Annotated[tuple[tuple[str, str], ...], Depends(label_parameters)]
