@@ -40,6 +40,7 @@ from spandial_api.selectors import Selector
 
 __all__ = ["LocalNode"]
 
+_SLICE = 64  # targets
 _ASKERS = 256  # processes of which one may be asking
 
 
@@ -161,9 +162,11 @@ class LocalNode:
 
     async def stats(self) -> NodeStats:
         await self._registrar.publish()
-        targets = [
-            target_stats(target, self._counted(target)) for target in self._targets
-        ]  # first: it finds what is implausible
+        targets = []  # first: it finds what is implausible
+        for number, target in enumerate([*self._targets], 1):
+            targets.append(target_stats(target, self._counted(target)))
+            if not number % _SLICE:
+                await asyncio.sleep(0)  # a rule or the lease need not wait for thousands of them
         losses = {
             **self._dispatch.losses(),
             "process_events": self._discovery.lost,

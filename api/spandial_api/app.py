@@ -18,7 +18,7 @@ from spandial_api.control import Control, RevisionConflict, TooManyRules
 from spandial_api.guard import Guard
 from spandial_api.node import Node
 from spandial_api.origins import OwnOrigin
-from spandial_api.peers import InTurn
+from spandial_api.peers import InTurn, Shares
 from spandial_api.problems import Problems, describe
 from spandial_api.remote import RemoteSampling
 from spandial_api.routes import (
@@ -38,6 +38,9 @@ from spandial_api.routes import (
 from spandial_api.store import StoreError
 
 __all__ = ["build_app"]
+
+_STREAMS = 48
+_STREAMS_OF_A_PEER = 8
 
 
 def build_app(
@@ -69,9 +72,13 @@ def build_app(
     app.state.control = control
     app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
+    app.state.streams = Shares(_STREAMS, _STREAMS_OF_A_PEER), Shares(_STREAMS, _STREAMS)  # over TCP, over the socket
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
+    app.state.stats, app.state.targets = stats.stats_of(node), targets.targets_of(node)
+    app.state.metrics = metrics.metrics_of(node, access, app.state.guard, app.state.remote)
+    app.state.rules = sampling.rules_of(control)
     # Jaeger's before the rules: GET /sampling that names a service.
     nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, targets, stats, entries, metrics)
     guarded = [module.router for module in nouns]

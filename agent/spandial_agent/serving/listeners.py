@@ -21,6 +21,8 @@ from spandial_agent.serving.connections import BoundedProtocol, Connections
 
 __all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
 
+_BACKLOG = 512
+_ACCEPTED_AT_ONCE = 4  # asyncio accepts as many as the backlog in one round of its loop, and nothing else meanwhile
 _HEAD_MAX = 32 << 10  # bytes of a request's line and headers
 
 
@@ -76,6 +78,11 @@ def bind_unix(path: Path, group: str) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)  # what waits there, asyncio has set to what it accepts at once
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the composition root's."""
@@ -128,6 +135,7 @@ def _config(app: ASGIApp, protocol: Callable[..., asyncio.Protocol]) -> uvicorn.
         http=protocol,  # type: ignore[arg-type]
         ws="none",
         h11_max_incomplete_event_size=_HEAD_MAX,
+        backlog=_ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
         lifespan="off",
