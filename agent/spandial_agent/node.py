@@ -16,10 +16,10 @@ from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.dispatch import RecordDispatch
-from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
 from spandial_agent.table.rates import RateTable
+from spandial_agent.targets.askers import Askers
 from spandial_agent.targets.states import target_state, target_stats
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
@@ -41,7 +41,6 @@ from spandial_api.selectors import Selector
 __all__ = ["LocalNode"]
 
 _SLICE = 64  # targets
-_ASKERS = 256  # processes of which one may be asking
 
 
 class LocalNode:
@@ -83,6 +82,7 @@ class LocalNode:
         targets.on_ended = self._on_ended
         if tls is not None:
             targets.on_program = lambda target: tls.follow(target.pid)
+        self._askers = Askers(targets)
         self._revision = 0
 
     async def run(self) -> None:
@@ -135,10 +135,7 @@ class LocalNode:
         return self._targets.labels(service)
 
     async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        pids = [pid for service in services for pid in self._targets.of_service(service)][:_ASKERS]
-        pid = await asyncio.to_thread(asker, pids, *connection)
-        target = self._targets.get(pid) if pid is not None else None
-        return target.labels if target is not None else None
+        return await self._askers.find(services, connection)
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         target = self._targets.alike(labels)

@@ -10,10 +10,11 @@ import socket
 import struct
 from contextlib import suppress
 from ipaddress import ip_address
+from typing import NamedTuple
 
 from spandial_agent.processes.sockets import Endpoint, canonical_address
 
-__all__ = ["Diagnosis"]
+__all__ = ["Diagnosis", "Owner"]
 
 _SOCK_DIAG_BY_FAMILY = 20
 _REQUEST = 1  # NLM_F_REQUEST
@@ -26,18 +27,25 @@ _NO_COOKIE = 0xFFFFFFFF
 _LISTEN = 10  # include/net/tcp_states.h
 
 
+class Owner(NamedTuple):
+    """The user who has made a socket, and the inode by which processes have it open."""
+
+    uid: int
+    inode: int
+
+
 class Diagnosis:
     """One netlink socket, for one thread."""
 
     def __init__(self) -> None:
         self._netlink: socket.socket | None = None
 
-    def uid_of(self, local: Endpoint, remote: Endpoint) -> int | None:
-        """The user who has made the socket that is connected from `local` to `remote`; None where there is none such
-        here, or where the kernel does not say."""
+    def owner(self, local: Endpoint, remote: Endpoint) -> Owner | None:
+        """Whose socket it is that is connected from `local` to `remote`; None where there is none such here, or where
+        the kernel does not say."""
         try:
             return self._ask(local, remote)
-        except (OSError, ValueError, struct.error):
+        except (OSError, ValueError, OverflowError, struct.error):
             self.close()
             return None
 
@@ -46,7 +54,7 @@ class Diagnosis:
             self._netlink.close()
             self._netlink = None
 
-    def _ask(self, local: Endpoint, remote: Endpoint) -> int | None:
+    def _ask(self, local: Endpoint, remote: Endpoint) -> Owner | None:
         source, target = (ip_address(canonical_address(end.address)) for end in (local, remote))
         if source.version != target.version:
             return None
@@ -67,4 +75,4 @@ class Diagnosis:
             return None  # an error: no such socket
         said = _SAID.unpack_from(answer, _HEADER.size)
         # Where nothing is connected so, the kernel shows who listens there.
-        return None if said[1] == _LISTEN else int(said[14])
+        return None if said[1] == _LISTEN else Owner(said[14], said[15])

@@ -102,9 +102,9 @@ class Connections:
             return "somewhere"
         address = ipaddress.ip_address(canonical_address(client[0].partition("%")[0]))
         if address.is_loopback or client[0] == server[0]:
-            uid = self._diagnosis.uid_of(Endpoint(client[0], client[1]), Endpoint(server[0], server[1]))
-            if uid is not None:
-                return f"uid {uid}"
+            owner = self._diagnosis.owner(Endpoint(client[0], client[1]), Endpoint(server[0], server[1]))
+            if owner is not None:
+                return f"uid {owner.uid}"
         if address.version == 6:
             return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False))
         return str(address)
