@@ -14,8 +14,9 @@ from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
 from spandial_api.known import agreed, agreed_by_service, answers_to, reduced, selected_by
 from spandial_api.node import Connection, Node
+from spandial_api.reservoirs import Reservoirs
 from spandial_api.rules import RuleBook
-from spandial_api.xray import Reservoirs, XRayRule, xray_rules
+from spandial_api.xray import XRayRule, xray_rules
 
 __all__ = ["RemoteSampling", "XRayRules"]
 
