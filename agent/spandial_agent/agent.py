@@ -168,7 +168,8 @@ async def run_agent(settings: Settings) -> None:
             targets=len(targets),
         )
         async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
-            await serve(app, tcp, unix, stop, node.end_watches, certificate.context if certificate else None)
+            context = certificate.context if certificate else None
+            await serve(app, tcp, unix, stop, node.end_watches, context, access.refused)
         if running.done():
             running.result()
     _log.info("stopped")

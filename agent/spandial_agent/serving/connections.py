@@ -38,9 +38,7 @@ class Connections:
         each: how many of one peer.
         patience_s: for how long a peer may leave a request's head or body unfinished, or an answer unread.
         now: seconds of a monotonic clock.
-
-    Attributes:
-        refused: connections that were ended for the others' sake, by reason.
+        refused: where connections are counted that were ended for the others' sake, by reason.
     """
 
     def __init__(
@@ -49,9 +47,10 @@ class Connections:
         each: int = 256,
         patience_s: float = 10.0,
         now: Callable[[], float] = time.monotonic,
+        refused: Counter[str] | None = None,
     ) -> None:
         self.total, self.each, self.patience_s, self.now = total, each, patience_s, now
-        self.refused: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter() if refused is None else refused
         self._diagnosis = Diagnosis()
         self._of: dict[str, dict[BoundedProtocol, None]] = {}  # by peer, in the order in which they came
 

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,6 +97,7 @@ async def serve(
     stop: asyncio.Event,
     end_streams: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
+    refused: Counter[str] | None = None,
 ) -> None:
     """Serve on both until told to stop. Whatever is not done a second later is cancelled, and nothing runs on after
     this returns.
@@ -103,8 +105,9 @@ async def serve(
     Args:
         end_streams: called when told to stop, to end the answers that would not end by themselves.
         tls: of the TCP listener.
+        refused: where the connections over TCP are counted that were ended for the others' sake, by reason.
     """
-    tcp_peers, unix_peers = Connections(), Connections()
+    tcp_peers, unix_peers = Connections(refused=refused), Connections()
     over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
     if tls is not None:
         over_tcp.ssl_context_factory = lambda config, default: tls
