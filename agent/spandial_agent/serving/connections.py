@@ -39,6 +39,9 @@ class Connections:
         patience_s: for how long a peer may leave a request's head or body unfinished, or an answer unread.
         now: seconds of a monotonic clock.
         refused: where connections are counted that were ended for the others' sake, by reason.
+
+    Attributes:
+        on_made: called with the address of each that has been made, over TCP.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Connections:
     ) -> None:
         self.total, self.each, self.patience_s, self.now = total, each, patience_s, now
         self.refused: Counter[str] = Counter() if refused is None else refused
+        self.on_made: Callable[[str], None] = lambda address: None
         self._diagnosis = Diagnosis()
         self._of: dict[str, dict[BoundedProtocol, None]] = {}  # by peer, in the order in which they came
 
@@ -190,6 +194,8 @@ class BoundedProtocol(H11Protocol):
             name = f"uid {uid}"
         else:
             name = self._connections.peer_at(self.client, self.server)
+            if self.client is not None:
+                self._connections.on_made(self.client[0])
         self._peer = self._peer._replace(name=name)
         app, peer = self.app, self._peer
 

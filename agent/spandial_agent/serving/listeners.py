@@ -19,9 +19,11 @@ from starlette.types import ASGIApp
 
 from spandial_agent.errors import SpandialError
 from spandial_agent.serving.connections import BoundedProtocol, Connections
+from spandial_agent.serving.handshakes import HANDSHAKE_S, TlsListener
 
 __all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
 
+_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER = 256, 64  # each has a buffer of 256 KiB
 _BACKLOG = 512
 _ACCEPTED_AT_ONCE = 4  # asyncio accepts as many as the backlog in one round of its loop, and nothing else meanwhile
 _HEAD_MAX = 32 << 10  # bytes of a request's line and headers
@@ -36,7 +38,7 @@ def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
     """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms for the client's ACK.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = (TlsListener if tls else socket.socket)(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -80,9 +82,25 @@ def bind_unix(path: Path, group: str) -> socket.socket:
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """uvicorn's own would wait a minute for a handshake, and accept as many at once as may wait."""
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
+        self.servers = [
+            await loop.create_server(
+                self._protocol,
+                sock=listener,
+                ssl=tls,
+                ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+                backlog=_ACCEPTED_AT_ONCE,
+            )
+            for listener in sockets or ()
+        ]
         for listener in sockets or ():
-            listener.listen(_BACKLOG)  # what waits there, asyncio has set to what it accepts at once
+            listener.listen(_BACKLOG)
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state={})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -107,7 +125,12 @@ async def serve(
         tls: of the TCP listener.
         refused: where the connections over TCP are counted that were ended for the others' sake, by reason.
     """
-    tcp_peers, unix_peers = Connections(refused=refused), Connections()
+    unix_peers = Connections()
+    tcp_peers = Connections(refused=refused)
+    if tls is not None:
+        tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
+        if isinstance(tcp, TlsListener):
+            tcp_peers.on_made = tcp.handshakes.done
     over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
     if tls is not None:
         over_tcp.ssl_context_factory = lambda config, default: tls
