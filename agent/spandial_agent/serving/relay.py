@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import ipaddress
 import re
@@ -24,6 +25,7 @@ from starlette.routing import Route
 
 from spandial_agent.errors import SpandialError
 from spandial_agent.serving.certificate import ServerCertificate
+from spandial_agent.serving.connections import BoundedProtocol, Connections
 from spandial_api.origins import OwnOrigin
 
 __all__ = ["Lending", "Resolve", "build_relay", "run_relay"]
@@ -35,6 +37,7 @@ _METHODS = ["DELETE", "POST", "PUT"]
 _PATHS = ("/sampling", "/sampling/renew", "/sampling/restore", "/sampling/batch")
 _BODY_MAX = 1 << 20
 _CONNECTIONS_MAX = 100
+_CONNECTIONS_OF_A_PEER = 50
 _SECRET = re.compile(r"[A-Za-z0-9._~-]{22,512}", re.ASCII)  # 128 bits in base64, and nothing that a path must escape
 _TOLD_MAX = 100  # nodes that failed, in one answer
 
@@ -205,28 +208,31 @@ def run_relay(
             f"whoever reads what is sent to {host} could read secrets and tokens, and nobody could show a certificate: "
             "give --certificate and --key, or listen on 127.0.0.1 without --client-ca"
         )
+    connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
     config = uvicorn.Config(
         relay,
         host=host,
         port=port,
+        http=functools.partial(BoundedProtocol, connections=connections),  # type: ignore[arg-type]
+        ws="none",
+        backlog=_CONNECTIONS_MAX,
         log_level="warning",
         access_log=False,
-        limit_concurrency=_CONNECTIONS_MAX,
         proxy_headers=False,
     )
     tls = None if certificate is None else ServerCertificate(certificate, key, client_ca, _log.warning)
-    asyncio.run(_serve(config, tls))
+    asyncio.run(_serve(config, tls, connections))
 
 
-async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None) -> None:
-    renewing = None
+async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None, connections: Connections) -> None:
+    beside = [asyncio.create_task(connections.run())]
     if certificate is not None:
         context = certificate.context
         config.ssl_context_factory = lambda _config, _default: context
-        renewing = asyncio.create_task(certificate.run())
+        beside.append(asyncio.create_task(certificate.run()))
     await uvicorn.Server(config).serve()
-    if renewing is not None:
-        renewing.cancel()
+    for task in beside:
+        task.cancel()
 
 
 def _is_loopback(host: str) -> bool:
