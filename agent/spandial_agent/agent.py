@@ -166,6 +166,7 @@ async def run_agent(settings: Settings) -> None:
             guard=guard,
             remote=remote,
             turned=switch,
+            host_names=settings.own_names,
         )
         running = asyncio.create_task(_run(node, control, guard, switch))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
@@ -182,7 +183,7 @@ async def run_agent(settings: Settings) -> None:
         )
         async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
             context = certificate.context if certificate else None
-            await serve(app, tcp, unix, stop, node.end_watches, context, renewed)
+            await serve(app, tcp, unix, stop, node.end_watches, context, renewed, access.refused)
         if running.done():
             running.result()
     _log.info("stopped")

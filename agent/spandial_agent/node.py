@@ -20,11 +20,11 @@ from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import KernelUnavailable
-from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
 from spandial_agent.table.lease import LeaseKeeper
 from spandial_agent.table.rates import RateTable
+from spandial_agent.targets.askers import Askers
 from spandial_agent.targets.states import target_state, target_stats
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
@@ -49,7 +49,7 @@ _log = structlog.get_logger("spandial.node")
 
 _ALTERED_SHOWN = 16  # in a line of the log
 _BEAT_S = 5.0  # at least as often, the event loop says that it lives
-_ASKERS = 256  # processes of which one may be asking
+_SLICE = 64  # targets
 
 
 class LocalNode:
@@ -92,6 +92,7 @@ class LocalNode:
         targets.on_ended = self._on_ended
         if tls is not None:
             targets.on_program = lambda target: tls.follow(target.pid, target.process.start_time)
+        self._askers = Askers(targets)
         self._revision = 0
         self._off = ""  # why nothing is done
 
@@ -162,10 +163,7 @@ class LocalNode:
         return self._targets.labels(service)
 
     async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        pids = [pid for service in services for pid in self._targets.of_service(service)][:_ASKERS]
-        pid = await asyncio.to_thread(asker, pids, *connection)
-        target = self._targets.get(pid) if pid is not None else None
-        return target.labels if target is not None else None
+        return await self._askers.find(services, connection)
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:
         target = self._targets.alike(labels)
@@ -189,9 +187,11 @@ class LocalNode:
 
     async def stats(self) -> NodeStats:
         await self._registrar.publish()
-        targets = [
-            target_stats(target, self._counted(target)) for target in self._targets
-        ]  # first: it finds what is implausible
+        targets = []  # first: it finds what is implausible
+        for number, target in enumerate([*self._targets], 1):
+            targets.append(target_stats(target, self._counted(target)))
+            if not number % _SLICE:
+                await asyncio.sleep(0)  # a rule or the lease need not wait for thousands of them
         losses = {
             **self._dispatch.losses(),
             "process_events": self._discovery.lost,

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from spandial.decision import parse_rate
 from spandial_agent.discovery.rules import parse_rules
 from spandial_api.breaker import Thresholds
+from spandial_api.host_names import parse_host_names
 
 __all__ = ["Settings"]
 
@@ -27,6 +28,11 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=5778, ge=0, le=65535)
+    host_names: str = Field(
+        default="",
+        description="names, beside SPANDIAL_HOST, by which the interface is asked over TCP; addresses always are",
+        examples=["node-7.example,spandial-agents.spandial.svc"],
+    )
     jaeger_grpc_port: int | None = Field(
         default=None, ge=0, le=65535, description="where Jaeger's remote sampling is served over gRPC; unset: nowhere"
     )
@@ -139,6 +145,17 @@ class Settings(BaseSettings):
         wrong = next((number for number in text.split() if not (number.isascii() and number.isdigit())), None)
         if wrong is not None:
             raise ValueError(f"SPANDIAL_TLS_TRUST_OWNERS: {wrong!r} is no user's number: write 1000 1001")
+        return text
+
+    @property
+    def own_names(self) -> frozenset[str]:
+        """Of the interface over TCP."""
+        return parse_host_names(self.host_names) | {self.host.lower()}
+
+    @field_validator("host_names")
+    @classmethod
+    def _check_names(cls, text: str) -> str:
+        parse_host_names(text)
         return text
 
     @field_validator("discover")

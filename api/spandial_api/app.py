@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -16,6 +17,8 @@ from spandial_api.budgets import Limits
 from spandial_api.control import Control, RevisionConflict, TooManyRules
 from spandial_api.guard import Guard
 from spandial_api.node import Node
+from spandial_api.origins import OwnOrigin
+from spandial_api.peers import InTurn, Shares
 from spandial_api.problems import Problems, describe
 from spandial_api.remote import RemoteSampling
 from spandial_api.routes import (
@@ -38,6 +41,9 @@ from spandial_api.switch import Switch
 
 __all__ = ["build_app"]
 
+_STREAMS = 48
+_STREAMS_OF_A_PEER = 8
+
 
 def build_app(
     control: Control,
@@ -49,6 +55,7 @@ def build_app(
     guard: Guard | None = None,
     remote: RemoteSampling | None = None,
     turned: Switch | None = None,
+    host_names: Collection[str] = (),
 ) -> FastAPI:
     """The application. It starts nothing by itself: control, node and access are the caller's.
 
@@ -58,6 +65,7 @@ def build_app(
         guard: budget and quotas; without it there are those that are stored.
         remote: what SDKs without the hook are told.
         turned: the node's switch; without it there is the one that is stored.
+        host_names: by which the interface is asked over TCP, beside addresses and `localhost`.
     """
     app = FastAPI(
         title="spandial",
@@ -69,9 +77,13 @@ def build_app(
     app.state.guard = guard or Guard(control, node, Limits())
     app.state.node = node
     app.state.switch = turned or Switch(control, node)
+    app.state.streams = Shares(_STREAMS, _STREAMS_OF_A_PEER), Shares(_STREAMS, _STREAMS)  # over TCP, over the socket
     app.state.access = access
     app.state.max_rate_without_ttl = max_rate_without_ttl
     app.state.remote = remote or RemoteSampling(control, node)
+    app.state.stats, app.state.targets = stats.stats_of(node), targets.targets_of(node)
+    app.state.metrics = metrics.metrics_of(node, access, app.state.guard, app.state.remote)
+    app.state.rules = sampling.rules_of(control)
     # Jaeger's before the rules: GET /sampling that names a service.
     nouns = (jaeger, xray, sampling, restore, explain, audit, budgets, switch, targets, stats, entries, metrics)
     guarded = [module.router for module in nouns]
@@ -79,6 +91,8 @@ def build_app(
         app.include_router(router, dependencies=[Depends(may_read)], responses=REFUSALS)
     app.include_router(health.router)  # whoever looks whether it is alive has no token
     app.add_middleware(BodyLimit)
+    app.add_middleware(OwnOrigin, names=host_names, refused=access.refused)
+    app.add_middleware(InTurn)  # first: the one that is added last
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _bad_input)
     app.add_exception_handler(StoreError, _bad_store)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, HTTPException, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,7 +21,18 @@ from spandial_api.token_file import TokenFile
 from spandial_api.tokens import SCOPES
 from spandial_api.write_limit import RateLimit
 
-__all__ = ["REFUSALS", "Access", "Principal", "Refusal", "TrustedListener", "may_admin", "may_read", "may_write"]
+__all__ = [
+    "REFUSALS",
+    "Access",
+    "KnownFirst",
+    "Principal",
+    "Refusal",
+    "TrustedListener",
+    "is_trusted",
+    "may_admin",
+    "may_read",
+    "may_write",
+]
 
 _PEER = "spandial.peer"
 
@@ -94,6 +106,11 @@ class TrustedListener:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app({**scope, _PEER: self._peer}, receive, send)
+
+
+def is_trusted(scope: Scope) -> bool:
+    """Whether a request came by a listener whose peers need no token."""
+    return isinstance(scope.get(_PEER), Principal)
 
 
 class Access:
@@ -209,6 +226,20 @@ async def may_admin(request: Request, identified: _Identified) -> Principal:
     principal.check_scope("admin")
     _access(request).take_write(principal)
     return principal
+
+
+class KnownFirst(APIRoute):
+    """A route that changes something, and has a body: no part of it is read for who may not write."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_known(request: Request) -> Response:
+            if self.body_field is not None:
+                _known(request, await _identified(request)).check_scope("write")
+            return await handle(request)
+
+        return handle_known
 
 
 def _known(request: Request, identified: Principal | str) -> Principal:

@@ -6,9 +6,10 @@ import asyncio
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from spandial_api.audit import Action, Change, Entry, LimitChange, UndoConflict, changes_of, effective, undoing
 from spandial_api.clock import RunClock
@@ -23,6 +24,8 @@ __all__ = ["ANY_REVISION", "RULES_MAX", "Author", "Control", "Expected", "Revisi
 
 Expected = Callable[[int], bool]
 """Whether the rules of a revision are those that a change was meant for."""
+
+_T = TypeVar("_T")
 
 ANY_REVISION: Expected = lambda revision: True  # noqa: E731
 
@@ -91,6 +94,8 @@ class Control:
         self._copied: RuleBook | None = None
         self._obeyed = RuleBook()
         self._copy_at = self._probe_at = 0.0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._unwritten: list[Entry] = []  # rules that ended while the disk took nothing
@@ -175,7 +180,7 @@ class Control:
         Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, TooManyRules,
         StoreError, nothing changed.
         """
-        entry = await asyncio.to_thread(self._store.entry, revision)
+        entry = await self._reading(self._store.entry, revision)
         if entry is None:
             raise KeyError(revision)
         for changed in entry.changes:
@@ -187,7 +192,7 @@ class Control:
 
     async def audit(self, limit: int, before: int | None = None) -> list[Entry]:
         """The latest revisions, latest first. Raises StoreError."""
-        return await asyncio.to_thread(self._store.audit, limit, before)
+        return await self._reading(self._store.audit, limit, before)
 
     def document(self, name: str) -> Any:
         """What else is stored under a name; None where nothing is. Raises StoreError."""
@@ -199,7 +204,7 @@ class Control:
             book = self.book.change([])
             entry = Entry(book.revision, self.now(), author.who, action, author.why, limit=limit)
             write = functools.partial(self._store.write, *self._unwritten, entry, document=(name, body))
-            await asyncio.to_thread(self._check, write)
+            await self._on_disk(self._check, write)
             self._unwritten.clear()
             self.book = book
             self._obey(book.without_expired(self.now()))  # what ended meanwhile is not back, not for a moment
@@ -207,7 +212,7 @@ class Control:
     async def keep(self, name: str, body: Any) -> None:
         """Store something else under a name. Raises StoreError, nothing changed."""
         async with self._writing():
-            await asyncio.to_thread(self._check, lambda: self._store.set_document(name, body))
+            await self._on_disk(self._check, lambda: self._store.set_document(name, body))
 
     def reached(self) -> dict[Selector, int]:
         """For every rule, how many targets have at least one kind of entry under it."""
@@ -247,12 +252,12 @@ class Control:
             changes = changes_of(change, self.book, book)
             entry = Entry(book.revision, self.now(), author.who, change.action, author.why, changes)
             # The disk may be slow; the node goes on meanwhile. What no disk would take is found out first.
-            await asyncio.to_thread(self._check, lambda: self._store.prepare(*self._unwritten, entry))
+            await self._on_disk(self._check, lambda: self._store.prepare(*self._unwritten, entry))
             try:
                 self._obey(book)
-                await asyncio.to_thread(self._check, self._store.commit)
+                await self._on_disk(self._check, self._store.commit)
             except BaseException:
-                await asyncio.to_thread(self._store.forget)
+                await self._on_disk(self._store.forget)
                 self._obey(self.book.without_expired(self.now()))
                 raise
             self.book = book
@@ -264,6 +269,14 @@ class Control:
             self._obeyed = book
             self._turned.set()
             self._node.apply(book)
+
+    async def _on_disk(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """In a thread in which nothing else is done: a rule waits for nobody's look at anything."""
+        return await asyncio.get_running_loop().run_in_executor(self._writer, call, *arguments)
+
+    async def _reading(self, call: Callable[..., _T], *arguments: Any) -> _T:
+        """One at a time: whoever reads the log keeps those waiting who read it, too."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, call, *arguments)
 
     def _check(self, write: Callable[[], None]) -> None:
         """Write, and remember whether that could be done. Raises StoreError."""
@@ -313,12 +326,12 @@ class Control:
         async with self._lock:
             with suppress(StoreError):
                 if self._unwritten:
-                    await asyncio.to_thread(self._check, lambda: self._store.write(*self._unwritten))
+                    await self._on_disk(self._check, lambda: self._store.write(*self._unwritten))
                     self._unwritten.clear()
                 elif self.trouble and time.monotonic() >= self._probe_at:
-                    await asyncio.to_thread(self._check, self._store.probe)
+                    await self._on_disk(self._check, self._store.probe)
                 elif not self.trouble:  # somebody may have removed its files
-                    await asyncio.to_thread(self._check, self._store.look)
+                    await self._on_disk(self._check, self._store.look)
             book = self.book
         if self._copy is not None and not self._copy.is_there:
             self._copied = None

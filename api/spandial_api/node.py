@@ -18,11 +18,18 @@ __all__ = ["Connection", "KindName", "Node"]
 
 
 class Connection(NamedTuple):
-    """A TCP connection with the agent: the other side's address and port, and the agent's port."""
+    """A TCP connection with the agent: the other side's address and port, and the agent's.
+
+    Attributes:
+        to_address: empty where it is not known.
+        serial: its number, which no other has had; 0 where it is not known.
+    """
 
     address: str
     port: int
     to_port: int
+    to_address: str = ""
+    serial: int = 0
 
 
 class Node(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import HTTPException, Request
 
 from spandial_api.node import Connection
+from spandial_api.peers import peer_of
 
 __all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "connection_of", "only"]
 
@@ -46,4 +47,4 @@ def connection_of(request: Request) -> Connection | None:
     client, server = request.client, request.scope.get("server")
     if client is None or not client.port or server is None or server[1] is None:
         return None
-    return Connection(client.host, client.port, server[1])
+    return Connection(client.host, client.port, server[1], server[0], peer_of(request.scope).serial)

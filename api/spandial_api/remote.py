@@ -8,17 +8,20 @@ from collections import Counter
 from collections.abc import Collection
 from typing import NamedTuple
 
+from spandial.abi import EntryKind
 from spandial.labels import Labels
 from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
 from spandial_api.known import agreed, agreed_by_service, answers_to, reduced, selected_by
 from spandial_api.node import Connection, Node
+from spandial_api.reservoirs import Reservoirs
 from spandial_api.rules import RuleBook
-from spandial_api.xray import Reservoirs, XRayRule, xray_rules
+from spandial_api.xray import XRayRule, xray_rules
 
 __all__ = ["RemoteSampling", "XRayRules"]
 
 _LABELS_S = 1.0  # processes come and go: so often it is looked who is there
+_STRATEGIES = 256  # by labels and rates
 _MADE = 64  # answers; one that was forgotten is made again
 _MEMORY_POLLS = 3  # a client that missed so many is gone
 
@@ -65,6 +68,8 @@ class RemoteSampling:
         self._reduced_for: frozenset[str] | None = None
         self._known: dict[str, Labels] = {}
         self._differing: list[str] = []  # services whose processes differ
+        self._strategies: dict[tuple[object, ...], Strategy] = {}
+        self._strategies_of: RuleBook | None = None
         self._made: dict[Labels | None, _Made] = {}  # by who asks, the ones asked for last at the end
 
     async def strategy(
@@ -83,7 +88,7 @@ class RemoteSampling:
         else:
             asker = await self._node.asker([service], connection) if connection is not None else None
             labels = asker if asker is not None and answers_to(asker, asked) else agreed(known, asked)
-        return strategy_for(self._control.book, labels, lambda kind: self._node.rate(labels, kind), self._default_rate)
+        return self._strategy(labels)
 
     async def xray(self, connection: Connection | None = None) -> XRayRules:
         """The rules as X-Ray has them.
@@ -120,6 +125,21 @@ class RemoteSampling:
             if len(self._made) > _MADE:
                 del self._made[next(iter(self._made))]
             return made.answer
+
+    def _strategy(self, labels: Labels) -> Strategy:
+        """Made anew where the rules or the rates are others."""
+        rates = {kind: self._node.rate(labels, kind) for kind in EntryKind}
+        made_of = (labels, *rates.values())
+        if self._strategies_of is not self._control.book:
+            self._strategies_of = self._control.book
+            self._strategies.clear()
+        strategy = self._strategies.get(made_of)
+        if strategy is None:
+            if len(self._strategies) >= _STRATEGIES:
+                self._strategies.clear()
+            strategy = strategy_for(self._control.book, labels, rates.__getitem__, self._default_rate)
+            self._strategies[made_of] = strategy
+        return strategy
 
     def _differ(self, labels: Collection[Labels]) -> bool:
         """Whether any rule may tell these apart."""

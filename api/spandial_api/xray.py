@@ -15,7 +15,7 @@ from spandial_api.known import whole_per_second
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector, selector_text
 
-__all__ = ["DEFAULT_NAME", "RULES_MAX", "Reservoirs", "XRayRule", "xray_rules"]
+__all__ = ["DEFAULT_NAME", "RULES_MAX", "XRayRule", "xray_rules"]
 
 DEFAULT_NAME = "Default"  # clients give it to whatever no other rule matches
 _DEFAULT_PRIORITY = 10_000
@@ -75,60 +75,6 @@ def xray_rules(book: RuleBook, known: Mapping[str, Labels], default: float) -> l
     rest = book.rules.get(Selector())
     rate = _rate(rest) if rest is not None else (_share(default), 0)
     return [*found, XRayRule(DEFAULT_NAME, _DEFAULT_PRIORITY, "*", *_Match(), *rate)]
-
-
-class Reservoirs:
-    """Who shares the reservoirs: every client that had requests lately gets the same.
-
-    Args:
-        memory_s: how long a client counts that asks no more.
-        bound: clients of one rule; of more, the ones longest known are forgotten.
-
-    Attributes:
-        forgotten: how many were.
-    """
-
-    def __init__(self, memory_s: float, bound: int = 4096) -> None:
-        self.forgotten = 0
-        self._memory_s = memory_s
-        self._bound = bound
-        self._clients: dict[str, dict[str, float]] = {}
-
-    def quota(self, rule: XRayRule, client: str, requests: int, now: float) -> int:
-        """What one client may keep a second, of its requests under a rule.
-
-        Args:
-            requests: how many it had since it asked before.
-            now: seconds of any clock.
-        """
-        if not rule.reservoir:
-            return 0
-        clients = self._clients.setdefault(rule.name, {})
-        for idle in [name for name, seen in clients.items() if seen < now - self._memory_s]:
-            del clients[idle]
-        if requests:
-            clients[client] = now
-        if len(clients) > self._bound:
-            del clients[next(iter(clients))]
-            self.forgotten += 1
-        names = list(clients)
-        if client not in clients:  # idle: what it would get if it were not
-            names.append(client)
-        share, rest = divmod(rule.reservoir, len(names))
-        return share + (names.index(client) < rest)
-
-    @property
-    def rules(self) -> set[str]:
-        """The names of the rules that have clients."""
-        return set(self._clients)
-
-    def tidy(self, now: float) -> None:
-        """Forget the rules whose clients ask no more."""
-        self._clients = {
-            name: clients
-            for name, clients in self._clients.items()
-            if clients and max(clients.values()) >= now - self._memory_s
-        }
 
 
 def _services(selector: Selector, known: Mapping[str, Labels]) -> Iterator[str]:

@@ -20,12 +20,14 @@ class Flagger:
 
     Args:
         urls: what the recipe's URLs begin with, and what they begin with here.
+        secret: what whoever applies the recipe puts in for ${SPANDIAL_RELAY_SECRET}.
     """
 
-    def __init__(self, canary: dict[str, Any], http: httpx.Client, urls: tuple[str, str]) -> None:
+    def __init__(self, canary: dict[str, Any], http: httpx.Client, urls: tuple[str, str], secret: str) -> None:
         self._canary = canary
         self._http = http
         self._urls = urls
+        self._secret = secret
 
     def call(self, kind: str, phase: str = "Progressing") -> bool:
         """Call all webhooks of a type, as long as they succeed; whether all did."""
@@ -42,6 +44,8 @@ class Flagger:
         timeout = float(hook.get("timeout", "10s").removesuffix("s"))
         url = hook["url"].replace(*self._urls)
         assert url != hook["url"]
+        assert "${SPANDIAL_RELAY_SECRET}" in url
+        url = url.replace("${SPANDIAL_RELAY_SECRET}", self._secret)
         try:
             answer = self._http.post(url, json=body, timeout=timeout)
         except httpx.TransportError:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
-from spandial_agent.serving.relay import build_relay
+from spandial_agent.serving.relay import Lending, build_relay
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store
@@ -21,7 +21,9 @@ from tests.live_app import free_port, served
 from tests.spandial_api.conftest import TOKEN, access_of
 from tests.spandial_api.fake_node import FakeNode
 
-__all__ = ["TOKEN", "Clock", "Cluster"]
+__all__ = ["SECRET", "TOKEN", "Clock", "Cluster"]
+
+SECRET = "5f" * 32
 
 
 class Clock:
@@ -79,7 +81,7 @@ class Cluster:
 
     Attributes:
         url: the relay's.
-        token_file: what it lends those who bring none.
+        token_file: what it lends those who show its secret.
         tokens: of all agents, who have the same file.
         clock: of all agents.
     """
@@ -88,6 +90,7 @@ class Cluster:
         self.clock = Clock()
         self.token_file = folder / "relay-token"
         self.token_file.write_text(TOKEN)
+        (folder / "relay-secret").write_text(SECRET)
         port = free_port()
         self.tokens = TokenFile(folder)
         self.agents = [_Agent(folder, f"127.0.0.{n}", port, self.clock, tls) for n in (1, 2, 3)]
@@ -99,7 +102,10 @@ class Cluster:
             return [agent.address for agent in self.agents]
 
         relay = build_relay(
-            f"https://localhost:{port}", token_file=self.token_file, ca=tls.certificate, resolve=resolve
+            f"https://localhost:{port}",
+            lending=Lending(self.token_file, folder / "relay-secret"),
+            ca=tls.certificate,
+            resolve=resolve,
         )
         served_relay = served(relay, ssl_certfile=tls.certificate, ssl_keyfile=tls.key)
         self.url = stack.enter_context(served_relay).replace("127.0.0.1", "localhost")

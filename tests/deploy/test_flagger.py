@@ -10,7 +10,7 @@ from spandial_api.selectors import Selector
 from spandial_api.tokens import Token, digest_of
 from tests.agent_process import eventually
 from tests.deploy.flagger import Flagger
-from tests.deploy.nodes import TOKEN, Cluster
+from tests.deploy.nodes import SECRET, TOKEN, Cluster
 from tests.deploy.recipes import environment, only
 
 RELAY = "https://spandial-relay.spandial.svc:8443"
@@ -21,7 +21,7 @@ TEN_MINUTES = 600.0
 
 @pytest.fixture
 def flagger(cluster: Cluster, controller: httpx.Client) -> Flagger:
-    return Flagger(only("flagger/canary.yaml", "Canary"), controller, (RELAY, cluster.url))
+    return Flagger(only("flagger/canary.yaml", "Canary"), controller, (RELAY, cluster.url), SECRET)
 
 
 def canary(cluster: Cluster, app: str = "checkout") -> list[tuple[float, str] | None]:
@@ -141,6 +141,14 @@ def test_the_relays_token_need_not_do_more_than_the_release(
     assert flagger.call("rollout")
     assert canary(cluster) == RAISED
     for query in ("rate=100&service=cart", "rate=100"):
-        assert controller.post(f"{cluster.url}/sampling?{query}").status_code == 403
+        assert controller.post(f"{cluster.url}/via/{SECRET}/sampling?{query}").status_code == 403
     assert flagger.call("post-rollout", "Succeeded")
+    assert canary(cluster) == RESTORED
+
+
+def test_who_does_not_know_the_relays_secret_is_not_lent_its_token(cluster: Cluster, controller: httpx.Client) -> None:
+    canaries = only("flagger/canary.yaml", "Canary")
+    for secret in ("guessed", "${SPANDIAL_RELAY_SECRET}"):
+        assert not Flagger(canaries, controller, (RELAY, cluster.url), secret).call("pre-rollout")
+    assert controller.post(f"{cluster.url}/sampling?rate=100&ttl=1m").status_code == 401
     assert canary(cluster) == RESTORED

@@ -18,6 +18,7 @@ import yaml
 from spandial_api.durations import parse_duration
 from tests.agent_process import eventually
 from tests.certificates import Certificate
+from tests.deploy.nodes import SECRET
 from tests.deploy.recipes import FOLDER, documents, only
 from tests.live_app import free_port
 
@@ -108,11 +109,11 @@ def test_every_url_leads_to_the_relay_and_says_why(url: str) -> None:
     service = only("relay.yaml", "Service", "spandial-relay")
     [port] = service["spec"]["ports"]
     assert f"{parts.scheme}://{parts.netloc}" == f"https://spandial-relay.spandial.svc:{port['port']}"
-    assert parts.path in ("/sampling", "/sampling/restore")
+    assert parts.path.removeprefix("/via/${SPANDIAL_RELAY_SECRET}") in ("/sampling", "/sampling/restore")
     parameters = parse_qs(parts.query)
     assert parameters["why"]
     assert any(name.startswith("label.") for name in parameters), "the canary alone, and not the whole service"
-    if parts.path == "/sampling":
+    if parts.path.endswith("/sampling"):
         assert parameters["mode"] == ["boost"]
         assert parse_duration(parameters["ttl"][0]) == 600
 
@@ -122,6 +123,25 @@ def test_a_rule_outlives_some_missed_renewals() -> None:
     [metric] = only("argo-rollouts/rollout.yaml", "AnalysisTemplate")["spec"]["metrics"]
     for interval in (canary["interval"], metric["interval"]):
         assert parse_duration(interval) <= 600 / 5
+
+
+def test_every_request_of_the_recipes_shows_a_credential() -> None:
+    hooks = [hook["url"] for hook in only("flagger/canary.yaml", "Canary")["spec"]["analysis"]["webhooks"]]
+    assert all("/via/${SPANDIAL_RELAY_SECRET}/" in url for url in hooks)
+    [metric] = only("argo-rollouts/rollout.yaml", "AnalysisTemplate")["spec"]["metrics"]
+    assert {header["key"] for header in metric["provider"]["web"]["headers"]} == {"Authorization"}
+    service = yaml.safe_load(only("argo-rollouts/notifications.yaml", "ConfigMap")["data"]["service.webhook.spandial"])
+    assert {header["name"] for header in service["headers"]} == {"Authorization"}
+
+
+def test_network_policies_let_the_tools_reach_the_relay_and_the_relay_the_agents() -> None:
+    for name, port in (("spandial-relay", 8443), ("spandial-agent", 5778)):
+        policy = only("relay.yaml", "NetworkPolicy", name)["spec"]
+        assert policy["policyTypes"] == ["Ingress"]
+        assert policy["podSelector"]["matchLabels"] == {"app": name}
+        [rule] = policy["ingress"]
+        assert rule["from"]
+        assert rule["ports"] == [{"port": port}]
 
 
 def arguments() -> list[str]:
@@ -141,7 +161,7 @@ def test_the_relay_gives_up_before_the_tools_do() -> None:
 def test_the_relay_that_the_recipe_starts_serves(tmp_path: Path, tls: Certificate) -> None:
     pod = only("relay.yaml", "Deployment")["spec"]["template"]["spec"]
     files = {"tls.crt": tls.certificate.read_text(), "tls.key": tls.key.read_text()}
-    files |= {"token": "secret", "ca.pem": tls.certificate.read_text()}
+    files |= {"token": "token", "secret": SECRET, "ca.pem": tls.certificate.read_text()}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     port, agents = free_port(), free_port()
@@ -157,7 +177,9 @@ def test_the_relay_that_the_recipe_starts_serves(tmp_path: Path, tls: Certificat
         with httpx.Client(verify=trusted, base_url=f"https://localhost:{port}", trust_env=False) as client:
             probe = pod["containers"][0]["readinessProbe"]["httpGet"]
             eventually(lambda: client.get(probe["path"]).is_success, "the relay serves")
-            answer: Any = client.post("/sampling?rate=30")
+            name = urlsplit(urls()[0]).netloc
+            assert client.post("/sampling?rate=30").status_code == 401
+            answer: Any = client.post(f"/via/{SECRET}/sampling?rate=30", headers={"Host": name})
             assert answer.status_code == 502
             assert [failure["address"] for failure in answer.json()["failed"]] == ["127.0.0.1"]
     finally:

@@ -84,7 +84,7 @@ class FakeNode:
         return {labels for labels in self.processes if service in (None, labels.service)}
 
     async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        asker = self.askers.get(connection)
+        asker = self.askers.get(Connection(*connection[:3]))
         return asker if asker is not None and asker.service in services else None
 
     def rate(self, labels: Labels, kind: EntryKind) -> float | None:

@@ -397,3 +397,16 @@ async def until(holds: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it never came")
+
+
+@pytest.mark.anyio
+async def test_a_rule_waits_for_nobodys_look_at_anything(store: Store, node: FakeNode) -> None:
+    control, over = Control(store, node), threading.Event()
+    looks = [asyncio.ensure_future(asyncio.to_thread(over.wait, 60)) for _ in range(100)]
+    reads = [asyncio.ensure_future(control._reading(over.wait, 60)) for _ in range(10)]
+    try:
+        stored = await asyncio.wait_for(control.put(Rule(Selector(env="gray"), 30), AUTHOR), 30)
+        assert stored.revision == store.load().revision == 1
+    finally:
+        over.set()
+        await asyncio.gather(*looks, *reads)

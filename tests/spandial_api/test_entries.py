@@ -73,7 +73,31 @@ async def test_a_reader_who_goes_away_is_watched_for_no_longer(app: FastAPI, nod
         "path": "/entries",
         "raw_path": b"/entries",
         "query_string": b"",
-        "headers": [],
+        "headers": [(b"host", b"127.0.0.1")],
     }
     await asyncio.wait_for(app(scope, receive, send), 10)
     assert node.watchers == 0
+
+
+async def test_of_one_peer_there_are_only_so_many_streams_and_the_unix_socket_has_its_own(
+    app: FastAPI, remote: httpx.AsyncClient, local: httpx.AsyncClient, node: FakeNode
+) -> None:
+    over_tcp, _ = app.state.streams
+    node.entries = [entry()]
+    for _ in range(20):  # each is given back
+        assert len(await stream(remote)) == 1
+    while over_tcp.take("127.0.0.1"):
+        pass
+    answer = await remote.get("/entries")
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"]
+    assert len(await stream(local)) == 1
+    over_tcp.give("127.0.0.1")
+    assert len(await stream(remote)) == 1
+    for number in range(1000):
+        over_tcp.take(f"uid {number}")
+    assert (await remote.get("/entries")).status_code == 429
+
+
+async def test_a_glob_is_no_longer_than_a_label(remote: httpx.AsyncClient) -> None:
+    assert (await remote.get("/entries", params={"service": "*a" * 128})).status_code == 422

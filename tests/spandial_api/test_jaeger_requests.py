@@ -10,7 +10,10 @@ from fastapi import FastAPI
 
 from spandial.abi import EntryKind
 from spandial.labels import Labels
+from spandial_api import jaeger
+from spandial_api import remote as remote_module
 from spandial_api.node import Connection
+from spandial_api.rules import RuleBook
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -78,7 +81,7 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
     await local.put("/sampling", params={"rate": "100", "env": "gray"})
     for port, share in ((4711, 1.0), (4712, 0.01)):
         transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
-        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5778") as client:
             assert (await client.get("/sampling", params={"service": "shop"})).json() == probabilistic(share)
 
 
@@ -90,3 +93,25 @@ async def test_of_instances_that_no_rule_tells_apart_any_says_what_is_in_force(
     assert (await remote.get("/sampling", params={"service": "shop"})).json() == probabilistic(1.0)
     node.rates = {EntryKind.HTTP: 40.0}
     assert (await remote.get("/sampling", params={"service": "shop"})).json() == probabilistic(0.4)
+
+
+async def test_a_strategy_is_made_once_for_each_change(
+    local: httpx.AsyncClient, remote: httpx.AsyncClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Labels] = []
+
+    def counted(book: RuleBook, labels: Labels, rate_now: jaeger.RateNow, default: float) -> jaeger.Strategy:
+        made.append(labels)
+        return jaeger.strategy_for(book, labels, rate_now, default)
+
+    monkeypatch.setattr(remote_module, "strategy_for", counted)
+    node.processes = [Labels("shop", env="gray")]
+    for change, rate in enumerate((30, 40), 1):
+        await local.put("/sampling", params={"rate": str(rate), "env": "gray"})
+        for _ in range(20):
+            answer = await remote.get("/sampling", params={"service": "shop"})
+            assert answer.json()["probabilisticSampling"]["samplingRate"] == rate / 100
+        assert len(made) == change
+    node.rates = {EntryKind.HTTP: 2.0}
+    answer = await remote.get("/sampling", params={"service": "shop"})
+    assert answer.json()["probabilisticSampling"]["samplingRate"] == 0.02

@@ -1,4 +1,4 @@
-"""AWS X-Ray's centralized sampling: what the rules are in its shapes, who shares a reservoir."""
+"""AWS X-Ray's centralized sampling: what the rules are in its shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spandial.labels import Labels
 from spandial_api.known import agreed_by_service, whole_per_second
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
-from spandial_api.xray import RULES_MAX, Reservoirs, XRayRule, xray_rules
+from spandial_api.xray import RULES_MAX, XRayRule, xray_rules
 from tests.spandial_api import books
 
 
@@ -144,47 +144,3 @@ def test_a_client_does_what_the_rules_say(
         assert (got.rate, got.reservoir) == (pytest.approx(wanted.floor / 100), whole_per_second(wanted.target))
     else:
         assert (got.rate, got.reservoir) == (pytest.approx((wanted.rate or 0) / 100, abs=1e-12), 0)
-
-
-FULL = XRayRule("a", 1, "*", "*", "*", (), 0.0, 10)
-
-
-def test_a_reservoir_is_shared_by_those_who_have_requests() -> None:
-    reservoirs = Reservoirs(memory_s=30)
-    assert reservoirs.quota(FULL, "x", 5, 0) == 10
-    assert reservoirs.quota(FULL, "idle", 0, 0) == 5
-    assert [reservoirs.quota(FULL, client, 5, 1) for client in "xyz"] == [10, 5, 3]
-    assert [reservoirs.quota(FULL, client, 5, 2) for client in "xyz"] == [4, 3, 3]
-
-
-def test_who_asks_no_more_leaves_his_share() -> None:
-    reservoirs = Reservoirs(memory_s=30)
-    for client in "xy":
-        reservoirs.quota(FULL, client, 5, 0)
-    assert reservoirs.quota(FULL, "x", 5, 30) == 5
-    assert reservoirs.quota(FULL, "x", 5, 31) == 10
-
-
-@given(st.integers(0, 50), st.integers(1, 60))
-def test_no_more_is_given_than_there_is(size: int, clients: int) -> None:
-    reservoirs, shared = Reservoirs(memory_s=30), FULL._replace(reservoir=size)
-    for _ in range(2):
-        quotas = [reservoirs.quota(shared, str(client), 1, 0) for client in range(clients)]
-    assert sum(quotas) == size
-    assert max(quotas) - min(quotas) <= 1
-
-
-def test_clients_are_bounded_and_the_forgotten_counted() -> None:
-    reservoirs = Reservoirs(memory_s=30, bound=3)
-    for client in range(10):
-        reservoirs.quota(FULL, str(client), 1, 0)
-    assert reservoirs.forgotten == 7
-    assert reservoirs.quota(FULL, "9", 1, 0) == 3
-
-
-def test_rules_under_which_nobody_asks_are_forgotten() -> None:
-    reservoirs = Reservoirs(memory_s=30)
-    for name, now in (("old", 0), ("new", 1)):
-        reservoirs.quota(FULL._replace(name=name), "x", 1, now)
-    reservoirs.tidy(31)
-    assert reservoirs.rules == {"new"}

@@ -123,7 +123,7 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
     found = []
     for port in (1, 2, 3, 4):
         transport = httpx.ASGITransport(app, client=("10.0.0.1", port))
-        async with httpx.AsyncClient(transport=transport, base_url="http://node:5778") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:5778") as client:
             rules = await rules_of(client)
             told = await targets_of(client, *map(document, rules))
             assert len(told["SamplingTargetDocuments"]) == len(rules)
@@ -139,6 +139,27 @@ async def test_a_throughput_is_shared(local: httpx.AsyncClient, remote: httpx.As
         answers = [await targets_of(remote, document("service=shop", client)) for client in ("a", "b", "c")]
     quotas = [answer["SamplingTargetDocuments"][0]["ReservoirQuota"] for answer in answers]
     assert sorted(quotas) == [3, 3, 4]
+
+
+async def test_a_reader_takes_no_honest_clients_reservoir(
+    app: FastAPI, local: httpx.AsyncClient, remote: httpx.AsyncClient
+) -> None:
+    await local.put("/sampling", params={"target": "1000", "service": "shop"})
+    made_up = [document("service=shop", f"made-up-{number}", 1) for number in range(4000)]
+
+    async def quota() -> int:
+        told = await targets_of(remote, document("service=shop", "honest"))
+        return int(told["SamplingTargetDocuments"][0]["ReservoirQuota"])
+
+    assert await quota() == 1000
+    await targets_of(remote, *made_up)
+    assert await quota() == 500, "one request is one client's"
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, client=("10.0.0.9", 1)), base_url="http://127.0.0.1"
+    ) as stranger:
+        for each in made_up[:500]:
+            await targets_of(stranger, each)
+    assert await quota() == 250, "the stranger has what one peer has, and the two clients here share the rest"
 
 
 async def test_a_rule_that_went_is_said(remote: httpx.AsyncClient) -> None:

@@ -18,6 +18,8 @@ from spandial_agent.cli.rules import rules
 from spandial_agent.cli.switch import switch
 from spandial_agent.cli.tables import explanation_table, lost_context, printable, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
+from spandial_agent.errors import SpandialError
+from spandial_api.host_names import parse_host_names
 
 __all__ = ["app"]
 
@@ -54,15 +56,33 @@ def relay(
         Path | None, typer.Option(envvar="SPANDIAL_TLS_CERT", help="Serve by TLS with this certificate, in PEM.")
     ] = None,
     key: Annotated[Path | None, typer.Option(envvar="SPANDIAL_TLS_KEY", help="Its key, in PEM.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="Token for requests that bring none.")] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(envvar="SPANDIAL_TLS_CLIENT_CA", help="Clients must show a certificate of these, in PEM."),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Token for requests that bring none but a secret.")] = None,
+    secret_file: Annotated[
+        Path | None, typer.Option(help="Who names what is in it, as /via/SECRET/sampling, is lent the token.")
+    ] = None,
+    host_name: Annotated[
+        str, typer.Option(envvar="SPANDIAL_HOST_NAMES", help="Names by which the relay is asked, with commas.")
+    ] = "",
     ca: Annotated[Path | None, typer.Option(help="Trust these certificates of the agents, in PEM.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for all agents together.", min=0.1, max=600)] = 8.0,
 ) -> None:
     """Pass changes of rules on to every agent behind a name, as a release tool calls one URL alone."""
-    from spandial_agent.serving.relay import build_relay, run_relay
+    from spandial_agent.serving.relay import Lending, build_relay, run_relay
 
     with reported():
-        run_relay(build_relay(to, token_file=token_file, ca=ca, timeout_s=timeout), host, port, certificate, key)
+        lending = None if token_file is None else Lending(token_file, secret_file, client_ca is not None)
+        try:
+            names = parse_host_names(host_name) | {host.lower()}
+        except ValueError as error:
+            raise SpandialError(f"--host-name: {error}") from None
+        built = build_relay(to, lending=lending, ca=ca, timeout_s=timeout, host_names=names)
+        if lending is not None and secret_file is None and client_ca is None:
+            err.print("nobody is lent the token of --token-file: give --secret-file, or --client-ca with --certificate")
+        run_relay(built, host, port, certificate, key, client_ca)
 
 
 @app.command(epilog="Example: spandial targets --explain 4711")

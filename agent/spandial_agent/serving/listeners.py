@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import grp
 import ipaddress
 import os
 import socket
 import ssl
-import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spandial_agent.errors import SpandialError
-from spandial_api.auth import TrustedListener
+from spandial_agent.serving.connections import BoundedProtocol, Connections
+from spandial_agent.serving.handshakes import HANDSHAKE_S, TlsListener
 
 __all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
 
 _RENEW_S = 1.0
-_PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER = 256, 64  # each has a buffer of 256 KiB
+_BACKLOG = 512
+_ACCEPTED_AT_ONCE = 4  # asyncio accepts as many as the backlog in one round of its loop, and nothing else meanwhile
+_HEAD_MAX = 32 << 10  # bytes of a request's line and headers
 
 
 def is_loopback(listener: socket.socket) -> bool:
@@ -35,7 +39,7 @@ def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
     """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms for the client's ACK.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = (TlsListener if tls else socket.socket)(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
@@ -78,22 +82,31 @@ def bind_unix(path: Path, group: str) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own would wait a minute for a handshake, and accept as many at once as may wait."""
+        loop, tls = asyncio.get_running_loop(), self.config.ssl
+        self.servers = [
+            await loop.create_server(
+                self._protocol,
+                sock=listener,
+                ssl=tls,
+                ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+                backlog=_ACCEPTED_AT_ONCE,
+            )
+            for listener in sockets or ()
+        ]
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
+        self.started = True
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state={})
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the composition root's."""
         yield
-
-
-class _UnixProtocol(H11Protocol):
-    """Tells the application who has connected, as the kernel says."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        credentials = transport.get_extra_info("socket").getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size
-        )
-        _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
-        self.app = TrustedListener(self.app, uid)
 
 
 async def serve(
@@ -104,6 +117,7 @@ async def serve(
     end_streams: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
     renewed: Callable[[], socket.socket | None] = lambda: None,
+    refused: Counter[str] | None = None,
 ) -> None:
     """Serve on both until told to stop. Whatever is not done a second later is cancelled, and nothing runs on after
     this returns.
@@ -112,12 +126,18 @@ async def serve(
         end_streams: called when told to stop, to end the answers that would not end by themselves.
         tls: of the TCP listener.
         renewed: asked every second for a Unix socket that takes the place of the one before.
+        refused: where the connections over TCP are counted that were ended for the others' sake, by reason.
     """
-    over_tcp = _config(app)
+    unix_peers = Connections()
+    tcp_peers = Connections(refused=refused)
+    if tls is not None:
+        tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
+        if isinstance(tcp, TlsListener):
+            tcp_peers.on_made = tcp.handshakes.done
+    over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
     if tls is not None:
         over_tcp.ssl_context_factory = lambda config, default: tls
-    over_unix = _config(app)
-    over_unix.http = _UnixProtocol
+    over_unix = _config(app, functools.partial(BoundedProtocol, connections=unix_peers, trusted=True))
     servers = [(_Server(over_tcp), tcp), (_Server(over_unix), unix)]
 
     async def stopper() -> None:
@@ -139,16 +159,25 @@ async def serve(
                 running.append(asyncio.create_task(servers[-1][0].serve(sockets=[listener])))
         await asyncio.gather(*running)
 
-    await asyncio.gather(stopper(), renewer(), *(server.serve(sockets=[listener]) for server, listener in servers))
+    sweeping = [asyncio.create_task(peers.run()) for peers in (tcp_peers, unix_peers)]
+    try:
+        await asyncio.gather(stopper(), renewer(), *(server.serve(sockets=[listener]) for server, listener in servers))
+    finally:
+        for task in sweeping:
+            task.cancel()
     # uvicorn cancels what is late, and does not wait for it.
     late = [task for server, _ in servers for task in server.server_state.tasks]
     if late:
         await asyncio.wait(late, timeout=1)
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def _config(app: ASGIApp, protocol: Callable[..., asyncio.Protocol]) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=protocol,  # type: ignore[arg-type]
+        ws="none",
+        h11_max_incomplete_event_size=_HEAD_MAX,
+        backlog=_ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hmac
 import ipaddress
+import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +18,17 @@ import httpx
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from spandial_agent.errors import SpandialError
 from spandial_agent.serving.certificate import ServerCertificate
+from spandial_agent.serving.connections import BoundedProtocol, Connections
+from spandial_api.origins import OwnOrigin
 
-__all__ = ["Resolve", "build_relay", "run_relay"]
+__all__ = ["Lending", "Resolve", "build_relay", "run_relay"]
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -31,7 +37,14 @@ _METHODS = ["DELETE", "POST", "PUT"]
 _PATHS = ("/sampling", "/sampling/renew", "/sampling/restore", "/sampling/batch")
 _BODY_MAX = 1 << 20
 _CONNECTIONS_MAX = 100
+_CONNECTIONS_OF_A_PEER = 50
+_SECRET = re.compile(r"[A-Za-z0-9._~-]{22,512}", re.ASCII)  # 128 bits in base64, and nothing that a path must escape
 _TOLD_MAX = 100  # nodes that failed, in one answer
+
+_NO_TOKEN = (
+    "the relay lends its token to who names its secret (--secret-file) in the path, as /via/SECRET/sampling, or shows "
+    "a certificate (--client-ca); others bring a token of their own in the header 'Authorization: Bearer <token>'"
+)
 
 # RFC 9110, section 7.6.1, and what belongs to one connection or is made anew.
 _NOT_FORWARDED = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -52,6 +65,42 @@ class _Outcome(NamedTuple):
         return 200 <= self.status < 300
 
 
+class Lending(NamedTuple):
+    """A token for requests that bring none, and who gets it.
+
+    Attributes:
+        token_file: read anew for each request.
+        secret_file: who names what is in it in the path, as `/via/SECRET/sampling`. Read anew, too.
+        to_all: every client has shown a certificate.
+    """
+
+    token_file: Path
+    secret_file: Path | None = None
+    to_all: bool = False
+
+    def check(self) -> None:
+        """Raises SpandialError for files that cannot be used."""
+        try:
+            self.token_file.read_text()
+            if self.secret_file is None or _SECRET.fullmatch(self.secret_file.read_text().strip()):
+                return
+        except (OSError, ValueError) as error:
+            raise SpandialError(f"--token-file and --secret-file take files that can be read: {error}") from error
+        raise SpandialError(
+            f"--secret-file={self.secret_file} must hold 22 to 512 letters, digits and . _ ~ -: "
+            "'openssl rand -hex 32' makes one"
+        )
+
+    def token(self, shown: str | None) -> str | None:
+        """The token for who has shown this, None where he gets none. Takes as long for every secret that is wrong.
+        Raises OSError."""
+        allowed = self.to_all
+        if shown is not None and self.secret_file is not None:
+            secret = self.secret_file.read_text().strip()
+            allowed = bool(_SECRET.fullmatch(secret)) and hmac.compare_digest(secret.encode(), shown.encode())
+        return self.token_file.read_text().strip() if allowed else None
+
+
 async def _resolve(host: str, port: int) -> list[str]:
     """Every address of a name. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -61,9 +110,10 @@ async def _resolve(host: str, port: int) -> list[str]:
 def build_relay(
     to: str,
     *,
-    token_file: Path | None = None,
+    lending: Lending | None = None,
     ca: Path | None = None,
     timeout_s: float = 8.0,
+    host_names: Collection[str] = (),
     resolve: Resolve = _resolve,
 ) -> Starlette:
     """The relay. It answers 200 once every agent has done what was asked; what they all refuse alike as they refuse it;
@@ -71,9 +121,10 @@ def build_relay(
 
     Args:
         to: the agents' URL. Each address that its host's name has is an agent; certificates are checked for the name.
-        token_file: the token for requests that bring none, read anew for each of them.
+        lending: the token for requests that bring none.
         ca: certificates to trust, instead of the system's.
         timeout_s: for all agents together, who are asked at the same time.
+        host_names: by which the relay is asked, beside addresses and `localhost`.
 
     Raises SpandialError for a URL or files that cannot be used.
     """
@@ -81,13 +132,13 @@ def build_relay(
     if url.scheme not in ("http", "https") or not url.host or url.path != "/" or url.query:
         raise SpandialError(f"--to takes a URL such as https://spandial-agents:5778; received {to!r}")
     trusted: ssl.SSLContext | bool = True
+    if lending is not None:
+        lending.check()
     try:
-        if token_file is not None:
-            token_file.read_text()
         if ca is not None:
             trusted = ssl.create_default_context(cadata=ca.read_text())
     except (OSError, ValueError) as error:
-        raise SpandialError(f"--ca and --token-file take files that can be read, in PEM and text: {error}") from error
+        raise SpandialError(f"--ca takes a file that can be read, in PEM: {error}") from error
     limits = httpx.Limits(max_connections=_CONNECTIONS_MAX)
 
     @contextlib.asynccontextmanager
@@ -100,7 +151,7 @@ def build_relay(
         to_one = client.build_request(
             request.method,
             request.url.copy_with(host=address),
-            headers=request.headers,
+            headers={name: value for name, value in request.headers.items() if name != "host"},  # its own: the address
             content=request.content,
             extensions={"sni_hostname": url.host},
         )
@@ -112,61 +163,76 @@ def build_relay(
             return _Outcome(address, answer.status_code, answer.json())
         return _Outcome(address, answer.status_code, {"detail": answer.text[:200]})
 
-    async def relay(request: Request) -> JSONResponse:
-        body = await _read(request)
-        if body is None:
-            return JSONResponse({"detail": f"a body of more than {_BODY_MAX} bytes"}, 413)
+    async def relay(request: Request, path: str) -> JSONResponse:
         headers = {name: value for name, value in request.headers.items() if name not in _NOT_FORWARDED}
-        headers["host"] = url.netloc.decode()
-        target = url.copy_with(raw_path=request.scope["raw_path"] + b"?" + request.scope["query_string"])
+        shown = request.path_params.get("secret")
         try:
-            if token_file is not None and "authorization" not in headers:
-                headers["authorization"] = f"Bearer {(await asyncio.to_thread(token_file.read_text)).strip()}"
+            if "authorization" not in headers or shown is not None:
+                token = None if lending is None else await asyncio.to_thread(lending.token, shown)
+                if token is None:
+                    return JSONResponse({"detail": _NO_TOKEN}, 401, {"WWW-Authenticate": "Bearer"})
+                headers["authorization"] = f"Bearer {token}"
+            body = await _read(request)
+            if body is None:
+                return JSONResponse({"detail": f"a body of more than {_BODY_MAX} bytes"}, 413)
             addresses = await asyncio.wait_for(resolve(url.host, url.port or 0), timeout_s)
         except (OSError, asyncio.TimeoutError) as error:
             return JSONResponse({"detail": f"the agents of {url.host} cannot be asked: {error}"}, 502)
+        target = url.copy_with(raw_path=path.encode() + b"?" + request.scope["query_string"])
         one = httpx.Request(request.method, target, headers=headers, content=body)
         outcomes = await asyncio.gather(*(ask(request.app.state.client, address, one) for address in addresses))
         return _answer(outcomes)
+
+    def endpoint(path: str) -> Callable[[Request], Awaitable[JSONResponse]]:
+        async def relay_one(request: Request) -> JSONResponse:
+            return await relay(request, path)
+
+        return relay_one
 
     async def healthz(_request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok"})
 
     routes = [Route("/healthz", healthz, methods=["GET"])]
-    routes += [Route(path, relay, methods=_METHODS) for path in _PATHS]
-    return Starlette(routes=routes, lifespan=lifespan)
+    for path in _PATHS:
+        routes += [Route(prefix + path, endpoint(path), methods=_METHODS) for prefix in ("", "/via/{secret}")]
+    own = Middleware(OwnOrigin, names=host_names, setting="--host-name")
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[own])
 
 
-def run_relay(relay: Starlette, host: str, port: int, certificate: Path | None, key: Path | None) -> None:
+def run_relay(
+    relay: Starlette, host: str, port: int, certificate: Path | None, key: Path | None, client_ca: Path | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT. Raises SpandialError."""
-    if certificate is None and not _is_loopback(host):
+    if certificate is None and (client_ca is not None or not _is_loopback(host)):
         raise SpandialError(
-            f"whoever reaches {host} could write, and read the token of those who bring one: "
-            "give --certificate and --key, or listen on 127.0.0.1"
+            f"whoever reads what is sent to {host} could read secrets and tokens, and nobody could show a certificate: "
+            "give --certificate and --key, or listen on 127.0.0.1 without --client-ca"
         )
+    connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
     config = uvicorn.Config(
         relay,
         host=host,
         port=port,
+        http=functools.partial(BoundedProtocol, connections=connections),  # type: ignore[arg-type]
+        ws="none",
+        backlog=_CONNECTIONS_MAX,
         log_level="warning",
         access_log=False,
-        limit_concurrency=_CONNECTIONS_MAX,
         proxy_headers=False,
     )
-    asyncio.run(
-        _serve(config, None if certificate is None else ServerCertificate(certificate, key, None, _log.warning))
-    )
+    tls = None if certificate is None else ServerCertificate(certificate, key, client_ca, _log.warning)
+    asyncio.run(_serve(config, tls, connections))
 
 
-async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None) -> None:
-    renewing = None
+async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None, connections: Connections) -> None:
+    beside = [asyncio.create_task(connections.run())]
     if certificate is not None:
         context = certificate.context
         config.ssl_context_factory = lambda _config, _default: context
-        renewing = asyncio.create_task(certificate.run())
+        beside.append(asyncio.create_task(certificate.run()))
     await uvicorn.Server(config).serve()
-    if renewing is not None:
-        renewing.cancel()
+    for task in beside:
+        task.cancel()
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,6 +13,7 @@ from spandial_api.guard import Guard
 from spandial_api.node import Node
 from spandial_api.node_states import BudgetUse, Health, NodeStats, TargetState, TenantUse
 from spandial_api.remote import RemoteSampling
+from spandial_api.shared_answer import SharedAnswer
 
 router = APIRouter(tags=["node"])
 
@@ -167,22 +168,29 @@ class _Remote:
         )
 
 
+def metrics_of(node: Node, access: Access, guard: Guard, remote: RemoteSampling) -> SharedAnswer[bytes]:
+    """For all who ask."""
+
+    async def make() -> bytes:
+        registry = CollectorRegistry(auto_describe=False)
+        snapshot = _Snapshot(
+            await node.stats(),
+            node.targets(),
+            node.health(),
+            access.refused,
+            guard.limits.budget,
+            node.budget_use(),
+            node.tenant_uses(),
+        )
+        registry.register(snapshot)
+        registry.register(_Remote(remote))
+        return bytes(generate_latest(registry))
+
+    return SharedAnswer(make)
+
+
 @router.get("/metrics", response_class=Response)
 async def get_metrics(request: Request) -> Response:
     """Counts, losses, rates and rows in Prometheus' text format."""
-    node: Node = request.app.state.node
-    registry = CollectorRegistry(auto_describe=False)
-    access: Access = request.app.state.access
-    guard: Guard = request.app.state.guard
-    snapshot = _Snapshot(
-        await node.stats(),
-        node.targets(),
-        node.health(),
-        access.refused,
-        guard.limits.budget,
-        node.budget_use(),
-        node.tenant_uses(),
-    )
-    registry.register(snapshot)
-    registry.register(_Remote(request.app.state.remote))
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    shared: SharedAnswer[bytes] = request.app.state.metrics
+    return Response(await shared.get(), media_type=CONTENT_TYPE_LATEST)

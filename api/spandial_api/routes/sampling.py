@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from spandial_api.auth import Principal, may_write
+from spandial_api.auth import KnownFirst, Principal, may_write
 from spandial_api.control import RULES_MAX, Author, Control, Expected
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
@@ -16,11 +16,12 @@ from spandial_api.problems import no_such_rule, too_many
 from spandial_api.requests import BatchBody, RemovalQuery, RenewalQuery, RuleQuery, label_parameters
 from spandial_api.rules import Rule
 from spandial_api.selectors import Selector, selector_text
+from spandial_api.shared_answer import SharedAnswer
 from spandial_api.states import Batch, Removed, Rules, RuleState
 
-__all__ = ["conflict", "full", "router"]
+__all__ = ["conflict", "full", "router", "rules_of"]
 
-router = APIRouter(tags=["sampling"])
+router = APIRouter(tags=["sampling"], route_class=KnownFirst)
 
 Writer = Annotated[Principal, Depends(may_write)]
 LabelGlobs = Annotated[tuple[tuple[str, str], ...], Depends(label_parameters)]
@@ -137,13 +138,23 @@ async def change_rules(
     )
 
 
-@router.get("/sampling", dependencies=[Depends(only())])
-async def get_rules(request: Request, response: Response) -> Rules:
+def rules_of(control: Control) -> SharedAnswer[tuple[int, bytes]]:
+    """For all who ask, with their revision."""
+
+    async def make() -> tuple[int, bytes]:
+        rules = _rules(control)
+        return rules.revision, rules.model_dump_json().encode()
+
+    return SharedAnswer(make)
+
+
+@router.get("/sampling", dependencies=[Depends(only())], response_model=Rules)
+async def get_rules(request: Request) -> Response:
     """The rules, the ones that win first, and how many targets each reaches. The ETag is their revision. With the
     parameter `service` it is Jaeger's remote sampling that answers: see `/api/sampling`."""
-    rules = _rules(_control(request))
-    response.headers["ETag"] = etag(rules.revision)
-    return rules
+    shared: SharedAnswer[tuple[int, bytes]] = request.app.state.rules
+    revision, body = await shared.get()
+    return Response(body, media_type="application/json", headers={"ETag": etag(revision)})
 
 
 async def conflict(request: Request, _error: Exception) -> JSONResponse:

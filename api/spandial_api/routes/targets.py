@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import TypeAdapter
 
 from spandial_api.node import Node
 from spandial_api.node_states import TargetExplanation, TargetState
 from spandial_api.parameters import only
+from spandial_api.shared_answer import SharedAnswer
 
 router = APIRouter(tags=["node"])
 
+_TARGETS = TypeAdapter(list[TargetState])
 _PID_MAX = (1 << 31) - 1  # pid_t
 
 
-@router.get("/targets", dependencies=[Depends(only())])
-async def get_targets(request: Request) -> list[TargetState]:
+def targets_of(node: Node) -> SharedAnswer[bytes]:
+    """For all who ask."""
+
+    async def make() -> bytes:
+        return _TARGETS.dump_json(node.targets())
+
+    return SharedAnswer(make)
+
+
+@router.get("/targets", dependencies=[Depends(only())], response_model=list[TargetState])
+async def get_targets(request: Request) -> Response:
     """Every target, its labels, why it is one, and the rate of each kind of entry with the rule that set it."""
-    node: Node = request.app.state.node
-    return node.targets()
+    shared: SharedAnswer[bytes] = request.app.state.targets
+    return Response(await shared.get(), media_type="application/json")
 
 
 @router.get("/targets/explain", dependencies=[Depends(only("pid"))])

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Annotated, TypeVar
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_pascal
 
 from spandial_api.body_limit import BODY_MAX
 from spandial_api.parameters import connection_of
+from spandial_api.peers import peer_of
 from spandial_api.remote import RemoteSampling
 from spandial_api.xray import RULES_MAX, XRayRule
 
 router = APIRouter(tags=["SDKs without the hook"])
 
+_SLICE = 256  # rules or documents; what else the event loop has to do is done between them
 _COUNT_MAX = (1 << 53) - 1
 
 
@@ -240,28 +243,42 @@ def _responses(example: object) -> dict[int | str, dict[str, object]]:
     "/GetSamplingRules",
     openapi_extra=_documented(RulesRequest, required=False, example={}),
     responses=_responses(_RULES_EXAMPLE),
+    response_model=SamplingRules,
 )
-async def get_sampling_rules(request: Request, _: Annotated[RulesRequest, Depends(_rules_request)]) -> SamplingRules:
+async def get_sampling_rules(request: Request, _: Annotated[RulesRequest, Depends(_rules_request)]) -> Response:
     """The rules as AWS X-Ray has them. Nothing is changed, and no token is needed."""
     remote: RemoteSampling = request.app.state.remote
     rules, _modified = await remote.xray(connection_of(request))
-    return SamplingRules(sampling_rule_records=[SamplingRuleRecord(sampling_rule=_rule(r)) for r in rules.values()])
+    records = []
+    for number, rule in enumerate(rules.values(), 1):
+        if not number % _SLICE:
+            await asyncio.sleep(0)
+        records.append(SamplingRuleRecord(sampling_rule=_rule(rule)))
+    return _answer(SamplingRules(sampling_rule_records=records))
 
 
 @router.post(
     "/SamplingTargets",
     openapi_extra=_documented(TargetsRequest, required=True, example=_STATISTICS_EXAMPLE),
     responses=_responses(_TARGETS_EXAMPLE),
+    response_model=Targets,
 )
 async def get_sampling_targets(
     request: Request, asked: Annotated[TargetsRequest, Depends(_targets_request)]
-) -> Targets:
+) -> Response:
     """What a client of AWS X-Ray is to do under each of its rules. No rule is changed, and no token is needed."""
     remote: RemoteSampling = request.app.state.remote
     rules, modified = await remote.xray(connection_of(request))
     now = request.app.state.control.now()
+    documents = asked.sampling_statistics_documents
     targets, unprocessed = [], []
-    for document in asked.sampling_statistics_documents:
+    peer, client = (
+        peer_of(request.scope).name,
+        documents[0].client_id if documents else "",
+    )  # a request is of one client
+    for number, document in enumerate(documents, 1):
+        if not number % _SLICE:
+            await asyncio.sleep(0)
         rule = rules.get(document.rule_name)
         if rule is None:
             unprocessed.append(Unprocessed(rule_name=document.rule_name, error_code="404", message="no such rule"))
@@ -270,16 +287,22 @@ async def get_sampling_targets(
             TargetDocument(
                 rule_name=rule.name,
                 fixed_rate=rule.rate,
-                reservoir_quota=remote.reservoirs.quota(rule, document.client_id, document.request_count, now),
+                reservoir_quota=remote.reservoirs.quota(rule, client, document.request_count, now, peer),
                 reservoir_quota_ttl=now + remote.quota_ttl_s,
                 interval=remote.interval_s,
             )
         )
-    return Targets(
+    answer = Targets(
         sampling_target_documents=targets,
         last_rule_modification=float(math.ceil(modified)),
         unprocessed_statistics=unprocessed,
     )
+    return _answer(answer)
+
+
+def _answer(answer: BaseModel) -> Response:
+    """As it is: it has been validated when it was made."""
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
 
 
 def _rule(rule: XRayRule) -> SamplingRule:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from spandial_agent.processes import asker as asker_module
 from spandial_agent.processes.asker import asker
 
 
@@ -39,6 +40,19 @@ def test_it_is_the_process_that_has_the_other_end(listener: socket.socket, clien
         assert asker([os.getpid(), client.pid], address, from_port, port) == client.pid
         assert asker([os.getpid()], address, from_port, port) is None
         assert asker([client.pid], address, from_port, port + 1) is None
+        at = listener.getsockname()[0]
+        assert asker([os.getpid(), client.pid], address, from_port, port, at) == client.pid
+        assert asker([os.getpid()], address, from_port, port, at) is None
+
+
+def test_a_connection_that_the_kernel_knows_is_found_without_a_list_of_all(
+    listener: socket.socket, client: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asker_module, "whose_connection", None)
+    at, port = listener.getsockname()[:2]
+    accepted, (address, from_port, *_) = listener.accept()
+    with accepted:
+        assert asker([os.getpid(), client.pid], address, from_port, port, at) == client.pid
 
 
 def test_of_a_listener_for_both_families_it_is_the_address_that_counts() -> None:

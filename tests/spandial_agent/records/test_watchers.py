@@ -11,6 +11,7 @@ from spandial.labels import Labels
 from spandial_agent.records import watchers as watchers_module
 from spandial_agent.records.watchers import Watchers
 from spandial_api.node_states import EntryEvent
+from tests.agent_process import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +20,7 @@ GRAY, BLUE = Labels("checkout", "v1", "gray"), Labels("checkout", "v1", "blue")
 
 @pytest.fixture
 def watchers() -> Watchers:
-    return Watchers(lambda: None)
+    return Watchers(lambda: None, pause_s=0)
 
 
 def event(number: int, labels: Labels = GRAY) -> EntryEvent:
@@ -39,7 +40,7 @@ def event(number: int, labels: Labels = GRAY) -> EntryEvent:
 
 async def test_every_coming_and_going_is_told_after_it_has_happened() -> None:
     told: list[tuple[bool, bool]] = []
-    some = Watchers(lambda: told.append((some.wants(GRAY), some.wants(BLUE))))
+    some = Watchers(lambda: told.append((some.wants(GRAY), some.wants(BLUE))), pause_s=0)
     async with some.watch("*", "gray"):
         assert told == [(True, False)]
         async with some.watch("check*", "*"):
@@ -143,3 +144,27 @@ async def test_when_entries_end_so_do_the_streams_after_what_was_queued(watchers
         assert [entry.path async for entry in behind] == ["/0"]
     async with watchers.watch("*", "*") as late:
         assert [entry async for entry in late] == []
+
+
+async def test_however_many_come_and_go_it_is_told_now_and_then() -> None:
+    told: list[int] = []
+    some = Watchers(lambda: told.append(len(some)), pause_s=0.2)
+
+    async def look_in() -> None:
+        async with some.watch("*", "gray"):
+            assert told  # it has been told before anything is read
+
+    await asyncio.gather(*(look_in() for _ in range(500)))
+    await asyncio.to_thread(eventually, lambda: told[-1] == 0, "it has been told that all have gone")
+    assert len(told) < 100
+    async with some.watch("*", "gray"):
+        assert told[-1] == 1
+
+
+async def test_the_more_watch_the_less_each_may_be_behind(watchers: Watchers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchers_module, "_QUEUES", 12)
+    async with watchers.watch("*", "*"), watchers.watch("*", "*"), watchers.watch("*", "*") as slow:
+        for number in range(10):
+            watchers.offer(event(number))
+        assert watchers.lost == 3 * 6
+        assert [(await anext(slow)).path for _ in range(4)] == ["/0", "/1", "/2", "/3"]

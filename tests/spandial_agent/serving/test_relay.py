@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from spandial_agent.errors import SpandialError
-from spandial_agent.serving.relay import build_relay, run_relay
+from spandial_agent.serving.relay import Lending, build_relay, run_relay
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.selectors import selector_text
@@ -23,6 +24,7 @@ from tests.spandial_api.conftest import TOKEN, access_of
 from tests.spandial_api.fake_node import FakeNode
 
 GRAY = "/sampling?rate=100&env=gray&mode=boost&ttl=10m"
+SECRET = "0123456789abcdefghijkl.~_-"
 ADDRESSES = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 
 
@@ -74,19 +76,38 @@ def agents(tmp_path: Path, stack: ExitStack) -> Agents:
 Relay = Callable[..., httpx.Client]
 
 
+def secret_file(folder: Path) -> Path:
+    (folder / "secret").write_text(f"{SECRET}\n")
+    return folder / "secret"
+
+
 @pytest.fixture
 def relay(stack: ExitStack) -> Relay:
-    """A client of a relay with these options."""
+    """A client of a relay with these options, which lends its token to who shows the secret.
 
-    def start(agents: Agents, to: str = "http://agents.example", **options: Any) -> httpx.Client:
+    Args:
+        via: what the client's paths begin with.
+    """
+
+    def start(
+        agents: Agents,
+        to: str = "http://agents.example",
+        *,
+        token: Path | None = None,
+        via: str = f"/via/{SECRET}",
+        **options: Any,
+    ) -> httpx.Client:
+        if token is not None:
+            options["lending"] = Lending(token, secret_file(agents.folder))
         app = build_relay(f"{to}:{agents.port}", resolve=agents.resolve, **options)
-        return stack.enter_context(httpx.Client(base_url=stack.enter_context(served(app)), timeout=PATIENCE_S))
+        url = stack.enter_context(served(app)) + (via if token is not None else "")
+        return stack.enter_context(httpx.Client(base_url=url, timeout=PATIENCE_S))
 
     return start
 
 
 def test_every_agent_does_what_one_request_asks(agents: Agents, relay: Relay) -> None:
-    client = relay(agents, token_file=agents.folder / "token")
+    client = relay(agents, token=agents.folder / "token")
     answer = client.post(GRAY, json={"name": "checkout", "phase": "Progressing"})
     assert answer.status_code == 200
     assert answer.json() == {"nodes": 3, "reached": 0, "failed": []}
@@ -100,12 +121,12 @@ def test_the_targets_of_all_nodes_are_added_up(agents: Agents, relay: Relay) -> 
 
     agents.nodes["127.0.0.1"].processes = [Labels("checkout", env="gray")] * 2
     agents.nodes["127.0.0.3"].processes = [Labels("checkout", env="gray")]
-    answer = relay(agents, token_file=agents.folder / "token").put(GRAY)
+    answer = relay(agents, token=agents.folder / "token").put(GRAY)
     assert answer.json()["reached"] == 3
 
 
 def test_who_brings_a_token_is_asked_by_that_one(agents: Agents, relay: Relay) -> None:
-    client = relay(agents, token_file=agents.folder / "token")
+    client = relay(agents, token=agents.folder / "token", via="")
     answer = client.put(GRAY, headers={"Authorization": "Bearer wrong"})
     assert answer.status_code == 401
     assert {failure["status"] for failure in answer.json()["failed"]} == {401}
@@ -117,10 +138,88 @@ def test_a_relay_without_a_token_lends_none(agents: Agents, relay: Relay) -> Non
     assert agents.rules() == everywhere()
 
 
+@pytest.mark.parametrize("via", ["", "/via/wrong", f"/via/{SECRET}x", "/via/%00", "/via/%C3%A9", f"/via/{SECRET[:-1]}"])
+def test_who_shows_no_secret_is_lent_no_token(agents: Agents, relay: Relay, via: str) -> None:
+    answer = relay(agents, token=agents.folder / "token", via=via).put(GRAY)
+    assert answer.status_code == 401
+    assert "--secret-file" in answer.json()["detail"]
+    assert SECRET not in answer.text
+    assert agents.rules() == everywhere()
+
+
+def test_a_relay_without_a_secret_lends_its_token_to_nobody(agents: Agents, relay: Relay) -> None:
+    client = relay(agents, lending=Lending(agents.folder / "token"))
+    for path in (GRAY, f"/via/{GRAY}", f"/via/x{GRAY}"):
+        assert client.put(path).status_code in (401, 404)
+    assert agents.rules() == everywhere()
+
+
+def test_a_new_secret_holds_from_the_next_request_on(agents: Agents, relay: Relay) -> None:
+    client = relay(agents, token=agents.folder / "token")
+    for text in ("another-secret-of-this-relay", "", "short"):
+        (agents.folder / "secret").write_text(text)
+        assert client.put(GRAY).status_code == 401
+    secret_file(agents.folder)
+    assert client.put(GRAY).status_code == 200
+
+
+def test_who_has_shown_a_certificate_needs_no_secret(agents: Agents, relay: Relay) -> None:
+    assert relay(agents, lending=Lending(agents.folder / "token", to_all=True)).put(GRAY).status_code == 200
+    assert agents.rules() == everywhere("env=gray")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "null"},
+        {"Host": "evil.example:5779"},
+        {"Host": "evil.example:5779", "Origin": "http://evil.example:5779", "Sec-Fetch-Site": "same-origin"},
+    ],
+    ids=str,
+)
+def test_no_page_of_a_browser_uses_it_even_with_the_secret(
+    agents: Agents, relay: Relay, headers: dict[str, str]
+) -> None:
+    assert relay(agents, token=agents.folder / "token").post(GRAY, headers=headers).status_code == 403
+    assert agents.rules() == everywhere()
+
+
+def test_it_is_asked_by_the_names_that_it_was_given(agents: Agents, relay: Relay) -> None:
+    client = relay(agents, token=agents.folder / "token", host_names=["spandial-relay.spandial.svc"])
+    assert client.put(GRAY, headers={"Host": "spandial-relay.spandial.svc:8443"}).status_code == 200
+    answer = client.put(GRAY, headers={"Host": "spandial-relay.spandial:8443"})
+    assert answer.status_code == 403
+    assert "--host-name" in answer.json()["detail"]
+
+
+def test_the_secret_is_in_no_line_of_the_log(agents: Agents, relay: Relay, caplog: pytest.LogCaptureFixture) -> None:
+    agents.known.append("127.0.0.4")
+    client = relay(agents, token=agents.folder / "token")
+    with structlog.testing.capture_logs() as logged:
+        assert client.put(GRAY).status_code == 502
+        assert client.put("/nothing").status_code == 404
+        assert client.get("/sampling").status_code == 405
+        (agents.folder / "token").unlink()
+        assert client.put(GRAY).status_code == 502
+    said = [record.getMessage() for record in caplog.records if not record.name.startswith("http")]  # the client's
+    assert any("127.0.0.4" in str(line) for line in logged)
+    assert SECRET not in str(logged) + "".join(said)
+
+
+@pytest.mark.parametrize("text", ["", "short", "x" * 21, "a secret with spaces in it", "y" * 513, "a/b" * 10, "é" * 30])
+def test_a_secret_that_could_be_guessed_or_is_no_path_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "secret").write_text(text)
+    with pytest.raises(SpandialError, match="--secret-file"):
+        build_relay("http://agents", lending=Lending(tmp_path / "token", tmp_path / "secret"))
+
+
 def test_a_new_token_holds_from_the_next_request_on(agents: Agents, relay: Relay) -> None:
     token = agents.folder / "mounted"
     token.write_text("old")
-    client = relay(agents, token_file=token)
+    client = relay(agents, token=token)
     assert client.put(GRAY).status_code == 401
     token.write_text(TOKEN)
     assert client.put(GRAY).status_code == 200
@@ -129,7 +228,7 @@ def test_a_new_token_holds_from_the_next_request_on(agents: Agents, relay: Relay
 
 
 def test_what_all_agents_refuse_alike_is_refused_so(agents: Agents, relay: Relay) -> None:
-    answer = relay(agents, token_file=agents.folder / "token").put("/sampling?rate=200&env=gray")
+    answer = relay(agents, token=agents.folder / "token").put("/sampling?rate=200&env=gray")
     assert answer.status_code == 422
     assert [failure["address"] for failure in answer.json()["failed"]] == ADDRESSES
     assert answer.json()["failed"][0]["detail"][0]["field"] == "rate"
@@ -137,7 +236,7 @@ def test_what_all_agents_refuse_alike_is_refused_so(agents: Agents, relay: Relay
 
 def test_an_agent_that_does_not_answer_is_named_and_the_others_have_done_it(agents: Agents, relay: Relay) -> None:
     agents.known.append("127.0.0.4")
-    answer = relay(agents, token_file=agents.folder / "token").put(GRAY)
+    answer = relay(agents, token=agents.folder / "token").put(GRAY)
     assert answer.status_code == 502
     assert answer.json()["nodes"] == 4
     assert [(f["address"], f["status"]) for f in answer.json()["failed"]] == [("127.0.0.4", 0)]
@@ -152,14 +251,14 @@ def test_an_agent_that_hangs_costs_its_time_and_no_more(agents: Agents, relay: R
     silent.bind(("127.0.0.4", agents.port))
     silent.listen()
     agents.known.append("127.0.0.4")
-    answer = relay(agents, token_file=agents.folder / "token", timeout_s=1.0).put(GRAY)
+    answer = relay(agents, token=agents.folder / "token", timeout_s=1.0).put(GRAY)
     assert answer.status_code == 502
     assert [f["address"] for f in answer.json()["failed"]] == ["127.0.0.4"]
 
 
 def test_nobody_behind_the_name_is_told(agents: Agents, relay: Relay) -> None:
     agents.known.clear()
-    answer = relay(agents).put(GRAY)
+    answer = relay(agents, token=agents.folder / "token").put(GRAY)
     assert answer.status_code == 502
     assert "agents.example" in answer.json()["detail"]
 
@@ -179,7 +278,8 @@ def test_only_changes_of_rules_are_passed_on(agents: Agents, relay: Relay, metho
 
 
 def test_a_body_without_end_is_refused(agents: Agents, relay: Relay) -> None:
-    assert relay(agents).post(GRAY, content=b"x" * ((1 << 20) + 1)).status_code == 413
+    client = relay(agents, token=agents.folder / "token")
+    assert client.post(GRAY, content=b"x" * ((1 << 20) + 1)).status_code == 413
 
 
 def test_the_relay_answers_for_itself(agents: Agents, relay: Relay) -> None:
@@ -191,16 +291,16 @@ def test_a_certificate_is_that_of_the_name_whatever_the_address(tmp_path: Path, 
     made = self_signed(tmp_path)
     files = {"ssl_certfile": made.certificate, "ssl_keyfile": made.key}
     agents = Agents(tmp_path, ["127.0.0.1", "127.0.0.2"], stack, **files)
-    options = {"token_file": tmp_path / "token", "ca": made.certificate}
+    options: dict[str, Any] = {"token": tmp_path / "token", "ca": made.certificate}
     assert relay(agents, "https://localhost", **options).put(GRAY).status_code == 200
     assert agents.rules() == {"127.0.0.1": ["env=gray"], "127.0.0.2": ["env=gray"]}
     assert relay(agents, "https://agents.example", **options).put(GRAY).status_code == 502
-    assert relay(agents, "https://localhost", token_file=tmp_path / "token").put(GRAY).status_code == 502
+    assert relay(agents, "https://localhost", token=tmp_path / "token").put(GRAY).status_code == 502
 
 
 def test_rules_that_change_together_do_so_on_every_node(agents: Agents, relay: Relay) -> None:
     body = {"put": [{"env": "gray", "rate": 100, "ttl": "10m"}, {"env": "blue", "rate": 5}]}
-    assert relay(agents, token_file=agents.folder / "token").post("/sampling/batch", json=body).status_code == 200
+    assert relay(agents, token=agents.folder / "token").post("/sampling/batch", json=body).status_code == 200
     assert {tuple(sorted(rules)) for rules in agents.rules().values()} == {("env=blue", "env=gray")}
 
 
@@ -212,7 +312,7 @@ def test_a_url_that_is_none_of_agents_is_refused(to: str) -> None:
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(SpandialError, match="nothing"):
-        build_relay("http://agents", token_file=tmp_path / "nothing")
+        build_relay("http://agents", lending=Lending(tmp_path / "nothing"))
     with pytest.raises(SpandialError, match="nothing"):
         build_relay("https://agents", ca=tmp_path / "nothing")
 
@@ -220,3 +320,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 def test_without_tls_a_relay_serves_its_own_host_only() -> None:
     with pytest.raises(SpandialError, match="--certificate"):
         run_relay(build_relay("http://agents"), "0.0.0.0", 0, None, None)
+
+
+def test_certificates_can_be_shown_by_tls_alone(tmp_path: Path) -> None:
+    with pytest.raises(SpandialError, match="--client-ca"):
+        run_relay(build_relay("http://agents"), "127.0.0.1", 0, None, None, tmp_path / "ca.pem")
