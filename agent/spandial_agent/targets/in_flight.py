@@ -22,14 +22,15 @@ class InFlight:
 
     Kernel and hook count the same requests, in the same order but for those in flight. What the kernel had seen when
     the turn was over, less what the hook had decided when it met the new word, were in flight at most. Where that
-    cannot be told (two turns between two reports of the hook, rules by operation), what the hook had last reported
-    before the turn stands in for it.
+    cannot be told (two turns between two reports of the hook, a turn back before the hook met the word between, rules
+    by operation), what the hook had last reported before the turn stands in for it.
     """
 
     def __init__(self) -> None:
         self._settled = 0
         self._settled_to = 0  # of the requests that the kernel has seen: none is counted twice
         self._open: _Turn | None = None
+        self._last: _Turn | None = None
 
     def turn(self, seen: int, pages: Sequence[PageCount], *, certain: bool) -> None:
         """The rate has just turned.
@@ -40,6 +41,8 @@ class InFlight:
             certain: the hook counts how often it meets another word for these requests.
         """
         self._settle(pages)
+        certain = certain and self._has_met(pages)
+        self._last = _Turn(seen, tuple(pages), certain)
         if self._open is not None:  # of turns that cannot be told apart, all requests since the first are in question
             self._open = _Turn(seen, self._open.pages, False)
         elif seen > sum(page.decided for page in pages):
@@ -49,6 +52,18 @@ class InFlight:
         """The count, by what the hooks report now."""
         self._settle(pages)
         return self._settled + (self._count(self._open, pages)[0] if self._open is not None else 0)
+
+    def _has_met(self, pages: Sequence[PageCount]) -> bool:
+        """Whether the hooks are known to have met the word of the last turn: a hook that has not meets nothing when the
+        rate turns back to the one before."""
+        last = self._last
+        if last is None:
+            return True
+        same = last.certain and len(pages) == len(last.pages)
+        if same and all(now.met - then.met == 1 for now, then in zip(pages, last.pages)):
+            return True
+        # Whoever met a word when he had decided all that the kernel had seen until the turn met it after the turn.
+        return len(pages) == 1 and pages[0].before >= max(last.seen, 1)
 
     def _settle(self, pages: Sequence[PageCount]) -> None:
         if self._open is None:

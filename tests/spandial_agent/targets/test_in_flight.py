@@ -114,6 +114,14 @@ def test_what_comes_and_is_decided_between_the_two_writes_of_a_turn_counts() -> 
     assert process.finish() == process.differing == 2
 
 
+def test_a_turn_back_to_a_word_that_the_hook_has_not_left_counts_what_came_between() -> None:
+    process = Process()
+    process.turn(False)
+    process.receive()
+    process.turn(True)
+    assert process.finish() == process.differing == 1
+
+
 def test_many_turns_each_with_a_report_add_up_exactly() -> None:
     process = Process()
     for turn in range(100):
@@ -140,8 +148,8 @@ def test_a_hook_that_has_not_decided_since_leaves_the_turn_open() -> None:
     in_flight.turn(9, [PageCount(6, 1, 0)], certain=True)
     assert in_flight.at_most([PageCount(8, 1, 0)]) == 1
     assert in_flight.at_most([PageCount(9, 1, 0)]) == 0
-    in_flight.turn(12, [PageCount(9, 1, 0)], certain=True)
-    assert in_flight.at_most([PageCount(13, 2, 10)]) == 2
+    in_flight.turn(12, [PageCount(10, 2, 9)], certain=True)
+    assert in_flight.at_most([PageCount(13, 3, 10)]) == 2
 
 
 def test_the_hooks_of_one_process_are_added_up() -> None:

@@ -44,17 +44,12 @@ class Writes:
 
     def __init__(self, table: RateTable, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[tuple[int, int]] = []
-        write, write_many = table.backend.write, table.backend.write_many
-
-        def one(row: int, words: Sequence[int], mask: int) -> None:
-            self.rows.append((row, mask))
-            write(row, words, mask)
+        write_many = table.backend.write_many  # of a memfd, also for a single row
 
         def many(rows: Sequence[int], words: Sequence[int], mask: int) -> None:
             self.rows.extend((row, mask) for row in rows)
             write_many(rows, words, mask)
 
-        monkeypatch.setattr(table.backend, "write", one)
         monkeypatch.setattr(table.backend, "write_many", many)
 
 
