@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from spandial_api.audit import Entry
-from spandial_api.folders import check_file, remove_readable, sync_folder
+from spandial_api.folders import check_file, make_folder, remove_readable, sync_folder
 from spandial_api.last_good import LastGoodRules
 from spandial_api.rules import RuleBook
 from spandial_api.stored import entry_changes, parse_entry, rule_text, selector_key
@@ -243,6 +243,7 @@ class Store:
             self._make_anew()
 
     def _make_anew(self) -> None:
+        os.close(make_folder(self.path.parent, 0o700))
         new = self.path.with_name(self.path.name + ".new")
         new.unlink(missing_ok=True)
         os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
