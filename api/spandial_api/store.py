@@ -136,6 +136,7 @@ class Store:
     def commit(self) -> None:
         """Have what is prepared reach the disk. Raises StoreError: what was stored before still is."""
         with self._writing():
+            self._be_there()  # another file in its place is found out while nothing is changed
             self._database.execute("COMMIT")
             self._be_there()
             if self._copy is not None:
