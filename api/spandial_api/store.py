@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from spandial_api.audit import Entry
-from spandial_api.folders import check_file, remove_readable, sync_folder
+from spandial_api.folders import check_file, make_folder, remove_readable, sync_folder
 from spandial_api.last_good import LastGoodRules
 from spandial_api.rules import RuleBook
 from spandial_api.stored import entry_changes, parse_entry, rule_text, selector_key
@@ -139,6 +139,7 @@ class Store:
     def commit(self) -> None:
         """Have what is prepared reach the disk. Raises StoreError: what was stored before still is."""
         with self._writing():
+            self._be_there()  # another file in its place is found out while nothing is changed
             self._database.execute("COMMIT")
             self._be_there()
             if self._copy is not None:
@@ -246,6 +247,7 @@ class Store:
             self._make_anew()
 
     def _make_anew(self) -> None:
+        os.close(make_folder(self.path.parent, 0o700))
         new = self.path.with_name(self.path.name + ".new")
         new.unlink(missing_ok=True)
         os.close(os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))

@@ -225,6 +225,26 @@ async def test_a_store_that_was_replaced_takes_no_change_and_says_why(
     assert "move it away" in control.trouble
     assert set(control.book.rules) == {OLD}
     assert (tmp_path / "rules.sqlite").read_text() == "somebody's"
+    assert store.load() == control.book
     (tmp_path / "rules.sqlite").unlink()  # as it says
     await control.put(Rule(Selector(), 30), Author("uid 0"))
     assert control.trouble == ""
+
+
+@pytest.mark.anyio
+async def test_a_store_that_is_replaced_in_the_middle_of_a_change_does_not_have_it(
+    copied: tuple[Store, LastGoodRules], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, copy = copied
+    node = FakeNode()
+    control = Control(store, node, copy=copy)
+
+    def replace(book: RuleBook) -> None:  # the change is prepared, and obeyed from now on
+        if book.revision == 1 and not (tmp_path / "away").exists():
+            (tmp_path / "rules.sqlite").rename(tmp_path / "away")
+            (tmp_path / "rules.sqlite").write_text("somebody's")
+
+    node.on_apply = replace
+    with pytest.raises(StoreError, match="was replaced by another file"):
+        await control.put(Rule(OLD, 1), Author("uid 0"))
+    assert store.load() == control.book == node.applied[-1] == RuleBook()

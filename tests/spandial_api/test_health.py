@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from spandial_api.store import Store
+from tests.spandial_api.conftest import client_of
 from tests.spandial_api.fake_node import FakeNode
 
 pytestmark = pytest.mark.anyio
@@ -37,3 +41,10 @@ async def test_a_store_that_takes_no_change_is_missing(remote: httpx.AsyncClient
     answer = await remote.get("/healthz")
     assert answer.json()["status"] == "degraded"
     assert answer.json()["missing"] == ["the rules in x cannot be written: disk is full."]
+
+
+async def test_what_the_store_has_lost_is_said(make_app: Callable[[Store], FastAPI], store: Store) -> None:
+    store.damage = ["revisions 3 to 4 were lost in the store"]
+    health = (await client_of(make_app(store)).get("/healthz")).json()
+    assert health["status"] == "degraded"
+    assert "revisions 3 to 4 were lost in the store." in health["missing"]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
+import io
+import os
+import shutil
+import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -14,18 +18,31 @@ from tests.agent_process import AgentProcess, import_path
 from tests.spandial import reporting
 from tests.spandial.applications import Application, hook_counts
 
-# Made by `make_wheel.py 70eb7c4`: the last version whose hooks map the BPF map. Its ABI is 2, as is today's.
-_WHEEL = Path(__file__).parent / "spandial-0.1.0-py3-none-any.whl"
+_BEFORE = "70eb7c4"  # the last version whose hooks map the BPF map; its ABI is 2, as is today's
+_ROOT = Path(__file__).parents[2]
+# What a wheel of that version holds, and where.
+_PLACES = {
+    "agent/spandial": "spandial",
+    "agent/spandial_agent": "spandial_agent",
+    "api/spandial_api": "spandial_api",
+    "bpf": "spandial_agent/bpf",
+}
 _SHOWS = "import spandial; print(os.path.dirname(spandial.__file__), file=sys.stderr, flush=True)\n"
 _COUNTS = _SHOWS + "serve(linked(Sampler()))"
 
 
 @pytest.fixture(scope="module")
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder where the version before is unpacked."""
-    folder = tmp_path_factory.mktemp("before")
-    with zipfile.ZipFile(_WHEEL) as wheel:
-        wheel.extractall(folder)
+    """The folder where the version before lies as an installed wheel of it would."""
+    archive = subprocess.run(["git", "archive", _BEFORE], cwd=_ROOT, capture_output=True)
+    if archive.returncode:
+        absent = pytest.fail if os.environ.get("SPANDIAL_REQUIRE_KERNEL") == "1" else pytest.skip
+        absent(f"the checkout has no history: {archive.stderr.decode(errors='replace').strip()}")
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("before")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(source, filter="data")
+    for begins, place in _PLACES.items():
+        shutil.copytree(source / begins, folder / place)
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,9 +26,9 @@ def test_what_is_removed_in_the_run_directory_is_made_anew(memfd_agent: AgentPro
     known.connect(memfd_agent.run_dir / "app.sock")
     assert "row" in known.register(hello())
     if whole:
-        shutil.rmtree(memfd_agent.run_dir)
+        memfd_agent.run_dir.rename(memfd_agent.run_dir.with_name("away"))
     else:
-        for path in memfd_agent.run_dir.iterdir():
+        for path in list(memfd_agent.run_dir.iterdir()):
             path.unlink()
     memfd_agent.http = AgentProcess(memfd_agent.run_dir.parent).http  # one that must connect anew
     eventually(lambda: serves(memfd_agent), "the API's socket is there again")
@@ -66,8 +65,7 @@ def test_a_change_that_is_answered_survives_though_the_store_was_removed(
 
 def test_a_store_that_was_removed_is_there_again_though_nobody_changes_anything(memfd_agent: AgentProcess) -> None:
     memfd_agent.set(30)
-    for path in memfd_agent.state_dir.glob("rules.*"):
-        path.unlink()
+    memfd_agent.state_dir.rename(memfd_agent.state_dir.with_name("away"))
     eventually(lambda: (memfd_agent.state_dir / "rules.sqlite").exists(), "the store is made anew")
     memfd_agent.kill()
     memfd_agent.start()
