@@ -106,9 +106,12 @@ class Watchers:
     def _tell(self) -> None:
         told, self._to_be_told = self._to_be_told, None
         self._told_at = asyncio.get_running_loop().time()
-        self._on_change()
-        if told is not None:
-            told.set_result(None)
+        try:
+            if not self._ended:  # else the rows may be gone already
+                self._on_change()
+        finally:
+            if told is not None:
+                told.set_result(None)
 
     def __len__(self) -> int:
         return len(self._watchers)

@@ -168,3 +168,15 @@ async def test_the_more_watch_the_less_each_may_be_behind(watchers: Watchers, mo
             watchers.offer(event(number))
         assert watchers.lost == 3 * 6
         assert [(await anext(slow)).path for _ in range(4)] == ["/0", "/1", "/2", "/3"]
+
+
+async def test_nothing_is_told_once_entries_have_ended() -> None:
+    told: list[int] = []
+    some = Watchers(lambda: told.append(len(some)), pause_s=0.1)
+    async with some.watch("*", "gray"):
+        assert told == [1]
+        some.end()
+    async with some.watch("*", "gray"):
+        pass
+    await asyncio.sleep(0.2)
+    assert told == [1]
