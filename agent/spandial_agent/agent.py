@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import logging
 import os
 import resource
 import signal
@@ -25,6 +24,7 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
+from spandial_agent.log import Log
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.certificate import ServerCertificate
@@ -34,6 +34,7 @@ from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.frozen import FrozenTable
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable, TableBackend
@@ -49,26 +50,12 @@ from spandial_api.remote import RemoteSampling
 from spandial_api.store import LastGoodRules, StoreError, open_store
 from spandial_api.token_file import TokenFile
 
-__all__ = ["configure_log", "run_agent"]
+__all__ = ["run_agent"]
 
 _log = structlog.get_logger("spandial.agent")
 
 
-def configure_log(how: str) -> None:
-    renderer = structlog.processors.JSONRenderer() if how == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(os.dup(2), "w", buffering=1)),
-    )
-
-
-async def run_agent(settings: Settings) -> None:
+async def run_agent(settings: Settings, log: Log) -> None:
     """Run until SIGTERM or SIGINT. Raises SpandialError where it cannot start."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -100,6 +87,15 @@ async def run_agent(settings: Settings) -> None:
         propagation = None
         if capture is not None and settings.propagation_seconds:
             propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
+        telling = Supervised("spandial-log", "telling of what the log leaves out")
+        renewing = Supervised("spandial-certificate", "renewal of the certificate")
+        supervised = [telling, renewing, *discovery.supervised]
+        if capture is not None:
+            supervised.append(capture.reader)
+        if tls is not None:
+            supervised.append(tls.thread)
+        if spans is not None:
+            supervised += spans.supervised
         lease_s = settings.lease_seconds
         node = LocalNode(
             table,
@@ -113,6 +109,8 @@ async def run_agent(settings: Settings) -> None:
             tls,
             propagation,
             settings.thresholds,
+            log.losses,
+            supervised,
         )
         try:
             copy = LastGoodRules(settings.state_dir / "rules.json")
@@ -156,8 +154,9 @@ async def run_agent(settings: Settings) -> None:
         running = asyncio.create_task(_run(node, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
+        stack.callback(asyncio.create_task(telling.run_task(log.run)).cancel)
         if certificate is not None:
-            stack.callback(asyncio.create_task(certificate.run()).cancel)
+            stack.callback(asyncio.create_task(renewing.run_task(certificate.run)).cancel)
         _log.info(
             "serving",
             url=_url(settings.host, tcp.getsockname()[1], certificate is not None),

@@ -7,6 +7,8 @@ import contextlib
 import time
 from typing import Any
 
+import structlog
+
 from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
@@ -24,6 +26,8 @@ from spandial_agent.targets.targets import Targets
 from spandial_api.node_states import EntryEvent, ProtocolName
 
 __all__ = ["RecordDispatch"]
+
+_log = structlog.get_logger("spandial.dispatch")
 
 _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.HTTP1: "http/1",
@@ -126,13 +130,14 @@ class RecordDispatch:
         for record in records:
             try:
                 entry = decode_entry(record)
-            except ValueError:
+                if self._propagation is not None:
+                    self._propagation.take(entry)
+                if entry.event != Event.EXAMPLE:
+                    self._pass_on(entry)
+            except Exception as error:  # what one process sent takes no other's records away
                 self._bad_records += 1
-                continue
-            if self._propagation is not None:
-                self._propagation.take(entry)
-            if entry.event != Event.EXAMPLE:
-                self._pass_on(entry)
+                if not isinstance(error, ValueError):
+                    _log.warning("a record could not be taken", exc_info=error)
 
     def _pass_on(self, entry: Entry) -> None:
         target = self._targets.get(entry.tgid)

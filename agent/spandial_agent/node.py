@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -19,6 +19,7 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.processes.asker import asker
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.states import target_state, target_stats
 from spandial_agent.targets.target import Target
@@ -52,6 +53,8 @@ class LocalNode:
         tls: what follows the TLS of targets, where there is capture.
         propagation: what looks for lost trace contexts, where that is wanted.
         thresholds: of tenants' circuits.
+        log_losses: lines of the log that were lost, by reason.
+        supervised: threads and tasks whose trouble `/healthz` tells.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class LocalNode:
         tls: TlsFollower | None = None,
         propagation: PropagationWatch | None = None,
         thresholds: Thresholds | None = None,
+        log_losses: Callable[[], Mapping[str, int]] = dict,
+        supervised: Sequence[Supervised] = (),
     ) -> None:
         self._table = table
         self._targets = targets
@@ -78,6 +83,8 @@ class LocalNode:
         self._lease_s = lease_s
         self._tls = tls
         self._propagation = propagation
+        self._log_losses = log_losses
+        self._supervised = supervised
         self._steering = Steering(targets, capture, registrar.publish, thresholds)
         targets.on_ended = self._on_ended
         if tls is not None:
@@ -166,6 +173,7 @@ class LocalNode:
         ]  # first: it finds what is implausible
         losses = {
             **self._dispatch.losses(),
+            **self._log_losses(),
             "process_events": self._discovery.lost,
             "row_refused": self._table.refused,
             "registration_refused": self._registrar.refused,
@@ -190,6 +198,7 @@ class LocalNode:
                 f"(there are {abi.ROWS - 2} rows)."
             )
         missing += self._targets.operations.missing
+        missing += [part.trouble for part in self._supervised if part.trouble]
         return Health(
             status="degraded" if missing else "ok",
             version=version("spandial"),

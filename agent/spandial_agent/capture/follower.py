@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import os
 import queue
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ import structlog
 from spandial_agent.capture.mappings import Identity, Library, Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.supervised import Supervised
+from spandial_agent.text import text_of
 
 __all__ = ["TlsFollower"]
 
@@ -25,6 +26,7 @@ _log = structlog.get_logger("spandial.tls")
 _LOOKS_S = (0.0, 0.2, 1.0, 5.0, 30.0)
 _AGAIN_S = 300.0  # from then on
 _UNUSED_S = 120.0  # a service may come back, and nobody wants to miss its first requests
+_STILL_S = _UNUSED_S + 180.0  # it waits for so long, and then a compiler may take minutes where there is no time
 _LIBRARIES = 512  # attached to at once; each takes ten descriptors
 _LIBRARY_FAILED = "cannot be probed"
 
@@ -65,9 +67,10 @@ class TlsFollower:
         self._libraries: dict[Identity, _Attached] = {}
         self._due: list[tuple[float, int, _Process]] = []
         self._order = count()
+        self._closing = False
         self._news: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="spandial-tls")
-        self._thread.start()
+        self.thread = Supervised("spandial-tls", "follower of TLS", self._run, at_end=self._end, still_s=_STILL_S)
+        self.thread.start()
 
     @property
     def reason(self) -> str:
@@ -93,27 +96,32 @@ class TlsFollower:
 
     def close(self) -> None:
         """Detach from everything. Waits for the compiler, if it is at work."""
+        self._closing = True
         self._news.put(None)
-        self._thread.join()
+        self.thread.join()
 
     def _run(self) -> None:
-        try:
-            while self._take_news():
-                while self._due and self._due[0][0] <= time.monotonic():
-                    process = heapq.heappop(self._due)[2]
-                    if not process.gone:
-                        self._look(process)
-                        self._plan(process)
-                self._detach_unused()
-        finally:
-            for library in self._libraries.values():
-                _detach(library)
-            if self._capture is not None:
-                self._capture.close()
+        while self._take_news():
+            while self._due and self._due[0][0] <= time.monotonic():
+                self.thread.beat()
+                process = heapq.heappop(self._due)[2]
+                if not process.gone:
+                    self._plan(process)
+                    self._try_to_look(process)
+            self._detach_unused()
+
+    def _end(self) -> None:
+        for library in self._libraries.values():
+            _detach(library)
+        if self._capture is not None:
+            self._capture.close()
 
     def _take_news(self) -> bool:
         """Wait until something is to be done. False at the end."""
         wait = max(0.0, self._due[0][0] - time.monotonic()) if self._due else _UNUSED_S
+        if self._closing:
+            return False
+        self.thread.beat()
         try:
             process = self._news.get(timeout=wait)
             while process is not None:
@@ -128,6 +136,13 @@ class TlsFollower:
         looks, process.looks = process.looks, process.looks + 1
         due = process.began + _LOOKS_S[looks] if looks < len(_LOOKS_S) else time.monotonic() + _AGAIN_S
         heapq.heappush(self._due, (due, next(self._order), process))
+
+    def _try_to_look(self, process: _Process) -> None:
+        try:
+            self._look(process)
+        except Exception as error:  # what one process maps ends nobody else's TLS
+            process.words = text_of(f"not seen: the process could not be looked at ({error})")
+            _log.warning("a process could not be looked at", pid=process.pid, exc_info=error)
 
     def _look(self, process: _Process) -> None:
         try:

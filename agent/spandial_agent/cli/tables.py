@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from spandial_agent.text import printable
 from spandial_api.durations import format_duration
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "budget_line",
     "explanation_table",
     "lost_context",
-    "printable",
     "quotas_table",
     "rule_line",
     "rules_table",
@@ -28,11 +28,6 @@ __all__ = [
 ]
 
 _OPERATIONS = 3  # that a target is shown with
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer the terminal: processes and their clients choose their names and paths."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _table(*columns: str) -> Table:

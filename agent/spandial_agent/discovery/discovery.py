@@ -24,6 +24,7 @@ from spandial_agent.processes.proc import (
     thread_group,
 )
 from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
+from spandial_agent.supervised import Supervised
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.node_states import Connections, RuleFinding, TargetExplanation
@@ -82,6 +83,11 @@ class Discovery:
         self._ports: dict[int, _Ports] = {}  # stays empty unless a rule names a port
         self._agent_pid = os.getpid() if agent_pid is None else agent_pid
         self._closed = False
+        self.supervised = (
+            Supervised("spandial-processes", "reading of process events", self._read),
+            Supervised("spandial-scan", "scanning for processes"),
+            Supervised("spandial-ports", "looking for listening ports"),
+        )
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -89,9 +95,9 @@ class Discovery:
         self._targets.on_removed = self._unwatch
         self._listen()
         self.scan()
-        self._tasks = [self._loop.create_task(self._rescan())]
+        self._tasks = [self._loop.create_task(self.supervised[1].run_task(self._rescan))]
         if self._ranges:
-            self._tasks.append(self._loop.create_task(self._wait_for_ports()))
+            self._tasks.append(self._loop.create_task(self.supervised[2].run_task(self._wait_for_ports)))
 
     def scan(self) -> None:
         """Look at every process there is."""
@@ -245,13 +251,13 @@ class Discovery:
 
     def _listen(self) -> None:
         """Start the reader, and wait until it knows whether there are events."""
-        ready = threading.Event()
-        threading.Thread(target=self._read, args=(ready,), name="spandial-processes", daemon=True).start()
-        ready.wait(5)
+        self._ready = threading.Event()
+        self.supervised[0].start()
+        self._ready.wait(5)
         if self.reason:
             _log.warning(self.reason)
 
-    def _read(self, ready: threading.Event) -> None:
+    def _read(self) -> None:
         # pyroute2 runs an event loop of its own in the thread that makes the socket.
         try:
             from pyroute2 import ProcEventSocket
@@ -264,8 +270,8 @@ class Discovery:
             self.reason = f"the kernel hands out no process events ({error}): new processes are found by scanning."
             return
         finally:
-            ready.set()
-        while True:
+            self._ready.set()
+        while not self._closed:
             try:
                 came = [(pid, parent) for message in events.get() for pid, parent in _new_processes(message)]
             except Exception as error:  # ENOBUFS: the kernel dropped events

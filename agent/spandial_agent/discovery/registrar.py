@@ -138,7 +138,7 @@ class Registrar:
         # Registered hooks have nothing more to say; whatever they send is dropped.
 
     def _register(self, connection: _Connection, message: bytes) -> None:
-        pid = _UCRED.unpack(connection.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
+        pid, uid, _ = _UCRED.unpack(connection.peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
         try:
             labels, default = _parse_hello(message)
             process = read_process(pid)
@@ -150,7 +150,7 @@ class Registrar:
             page = _make_page()
         except _BadHello as error:
             self.refused += 1
-            _log.warning("registration refused", pid=pid, reason=str(error))
+            _log.warning("registration refused", pid=pid, uid=uid, reason=str(error))
             self._answer(connection, {"error": str(error), "abi": abi.ABI}, [])
             self._drop(connection)
             return
@@ -162,7 +162,7 @@ class Registrar:
         if not self._answer(connection, answer, shared):
             self._drop(connection)
             return
-        _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number)
+        _log.info("hooked", pid=pid, uid=uid, service=labels.service, env=labels.env, row=target.row.number)
 
     def _answer(self, connection: _Connection, answer: dict[str, Any], descriptors: list[int]) -> bool:
         try:

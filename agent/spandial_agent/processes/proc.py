@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from spandial.labels import Labels, labels_from_environ
+from spandial.labels import LABEL_MAX, Labels, labels_from_environ
+from spandial_agent.text import text_of
 
 __all__ = [
     "NAMED",
@@ -79,7 +80,7 @@ def read_process(pid: int) -> Process | None:
         pid,
         int(fields[19]),
         name,
-        labels_from_environ(variables),
+        _shown(labels_from_environ(variables)),
         parent_pid=int(fields[1]),
         image=int(fields[25]),
         kernel_thread=kernel_thread,
@@ -154,7 +155,14 @@ def _read_stat(pid: int) -> tuple[str, list[bytes]]:
     stat = (_PROC / str(pid) / "stat").read_bytes()
     # The name may hold spaces and parentheses: fields are counted from the last one (proc(5)).
     name, _, rest = stat.partition(b"(")[2].rpartition(b")")
-    return name.decode(errors="replace"), rest.split()
+    return text_of(name), rest.split()
+
+
+def _shown(labels: Labels) -> Labels:
+    """Labels as they are shown, and as rules select them: whoever chose them says nothing with them that steers a
+    terminal. The others are printable already."""
+    service, version, env, tenant = (text_of(label, LABEL_MAX) for label in labels[:4])
+    return Labels(service, version, env, tenant, labels.others)
 
 
 def _read(pid: int, name: str) -> bytes:

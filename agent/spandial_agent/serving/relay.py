@@ -150,6 +150,7 @@ def run_relay(relay: Starlette, host: str, port: int, certificate: Path | None, 
         port=port,
         log_level="warning",
         access_log=False,
+        log_config=None,
         limit_concurrency=_CONNECTIONS_MAX,
         proxy_headers=False,
     )

@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, Tra
 from spandial_agent.errors import SpandialError
 from spandial_agent.spans.conventions import SCHEMA_URL, describe
 from spandial_agent.spans.record import Exchange
+from spandial_agent.supervised import Supervised
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -31,6 +32,7 @@ _log = structlog.get_logger("spandial.export")
 _QUEUE = 20_000  # spans
 _BATCH = 512  # spans; OTEL_BSP_MAX_EXPORT_BATCH_SIZE's default
 _DELAY_S = 1.0  # a span waits no longer for its batch to fill
+_STILL_S = 300.0  # one request to the collector may take OTEL_EXPORTER_OTLP_TIMEOUT
 _PAUSE_S = 1.0  # after a batch that failed, on top of the exporter's own retries
 
 _SCOPE = InstrumentationScope("spandial", version("spandial"), SCHEMA_URL)
@@ -146,8 +148,8 @@ class Exporter:
         _SDK.addHandler(self._said)
         _SDK.propagate = False
         _SDK_TRACE_STATE.setLevel(logging.ERROR)  # it warns of each malformed tracestate: any peer can send those
-        self._thread = threading.Thread(target=self._run, name="spandial-export", daemon=True)
-        self._thread.start()
+        self.thread = Supervised("spandial-export", "export of spans", self._run, still_s=_STILL_S)
+        self.thread.start()
 
     @classmethod
     def from_environ(cls, enabled: bool = False, queue_size: int = _QUEUE) -> Exporter | None:
@@ -191,9 +193,9 @@ class Exporter:
                 return
             self._closing = True
             self._changed.notify()
-        self._thread.join(timeout)
+        self.thread.join(timeout)
         self._exporter.shutdown()  # ends its waits and retries
-        self._thread.join(1.0)
+        self.thread.join(1.0)
         with self._changed:
             self._give_up()
         _SDK.removeHandler(self._said)
@@ -204,6 +206,7 @@ class Exporter:
 
     def _run(self) -> None:
         while batch := self._take():
+            self.thread.beat()
             works = self._export(batch)
             with self._changed:
                 self._on_their_way = 0
@@ -221,6 +224,7 @@ class Exporter:
         """The next batch; empty: there will be none any more."""
         with self._changed:
             while True:
+                self.thread.beat()
                 self._changed.wait_for(lambda: len(self._queue) >= self._batch_size or self._closing, self._delay_s)
                 if self._queue or self._closing:
                     break

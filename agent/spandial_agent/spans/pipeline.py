@@ -14,6 +14,7 @@ from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.record import Exchange
 from spandial_agent.spans.resource import Resources
+from spandial_agent.supervised import Supervised
 
 __all__ = ["SpanPipeline"]
 
@@ -21,6 +22,7 @@ _QUEUE = 65_536  # records
 _LOOK_S = 0.05
 _SWEEP_S = 0.25
 _CLOCK_S = 1.0
+_STILL_S = 60.0
 _LATE_NS = 500_000_000  # a process's records come no later than that after its end
 
 
@@ -41,7 +43,8 @@ class SpanPipeline:
         self._exits: deque[tuple[int, int]] = deque()
         self._lost = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="spandial-spans", daemon=True)
+        self._thread = Supervised("spandial-spans", "pairing of requests and answers", self._run, still_s=_STILL_S)
+        self.supervised = (self._thread, exporter.thread)
         self._thread.start()
 
     def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
@@ -73,6 +76,7 @@ class SpanPipeline:
     def _run(self) -> None:
         next_sweep = next_clock = time.monotonic()
         while not self._stop.wait(_LOOK_S):
+            self._thread.beat()
             self._drain()
             self._end_exited(_boottime_ns() - _LATE_NS)
             now = time.monotonic()

@@ -22,6 +22,6 @@ def offered(exporter: Exporter, count: int, start: int = 1) -> None:
 def settled(exporter: Exporter) -> ExportCounts:
     """The counts once nothing is queued any more."""
     counts: ExportCounts = eventually(
-        lambda: counts if (counts := exporter.counts()).queued == 0 else None, "the queue is empty", 60
+        lambda: counts if (counts := exporter.counts()).queued == 0 else None, "the queue is empty"
     )
     return counts
