@@ -78,7 +78,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
         discovery = Discovery(targets, parse_rules(settings.discover))
-        spans = _spans(settings.raw_statements) if capture is not None else None
+        spans = _spans(settings) if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
         tls = TlsFollower(capture.tls) if capture is not None and settings.capture_tls == "auto" else None
@@ -228,16 +228,16 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
     return backend or MemfdTable(), None, missing
 
 
-def _spans(raw_statements: bool) -> SpanPipeline | None:
+def _spans(settings: Settings) -> SpanPipeline | None:
     """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
-    exporter = Exporter.from_environ()
+    exporter = Exporter.from_environ(ledger=settings.state_dir / "spans")
     if exporter is None:
         return None
     _log.info("exporting the spans of processes without a hook")
-    if raw_statements:
+    if settings.raw_statements:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
-    return SpanPipeline(exporter, resources, raw_statements)
+    return SpanPipeline(exporter, resources, settings.raw_statements)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.conversations import Call, Conversations
-from spandial_agent.records.record import Entry, decode_entry
+from spandial_agent.records.record import Entry, decode_entry, is_entry
 from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
@@ -23,7 +23,7 @@ from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.states import KIND_NAMES
 from spandial_agent.targets.target import REGISTERED, Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.node_states import EntryEvent, ProtocolName
+from spandial_api.node_states import EntryEvent, ProtocolName, SpanStats
 
 __all__ = ["RecordDispatch"]
 
@@ -67,13 +67,13 @@ class RecordDispatch:
         self._propagation = propagation
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
-        self._nobodys = 0  # records of processes that ended longer ago
+        self._nobodys = 0  # entries and calls of processes that ended longer ago
         targets.emit = self._wants_entries
         targets.answers = spans is not None
         # Each is written by one thread only: by the ring buffer's, by the loop's.
         self._handed_over = 0
         self._taken = 0
-        self._lost_records = 0
+        self._lost_records = self._lost_entries = 0
         self._bad_records = 0
         self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
@@ -84,6 +84,7 @@ class RecordDispatch:
         """From the ring buffer's thread to the event loop."""
         if self._handed_over - self._taken >= _BACKLOG:
             self._lost_records += len(records)
+            self._lost_entries += sum(is_entry(record) for record in records)
             return
         self._handed_over += len(records)
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -104,12 +105,25 @@ class RecordDispatch:
         """What was lost on the way, by reason."""
         found = {
             "watcher_slow": self.watchers.lost,
-            "agent_slow": self._lost_records,
+            "agent_slow": self._lost_entries,
+            "agent_slow_others": self._lost_records - self._lost_entries,
             "bad_record": self._bad_records,
         }
         if self._spans is not None:
             found |= {"span_process_unknown": self._nobodys, **self._spans.losses()}
         return found
+
+    def spans(self) -> SpanStats | None:
+        """What became of the entries that are to be spans; None where none are exported."""
+        if self._spans is None:
+            return None
+        stats = self._spans.spans()
+        before = {"span_process_unknown": self._nobodys, "agent_slow": self._lost_entries}
+        if self._capture is not None:
+            before["ring_full"] = self._capture.losses()["ring_full"]
+        stats.kept += sum(before.values())
+        stats.lost |= before
+        return stats
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self.watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -147,7 +161,7 @@ class RecordDispatch:
             if process is not None:
                 self._spans.take(entry, said, process)
             elif target is None and entry.tgid not in self._ended:
-                self._nobodys += 1
+                self._nobodys += isinstance(said, Call)
         if isinstance(said, Call) and entry.entered and self.watchers:
             self.watchers.offer(self._shown(entry, said, target.labels if target else Labels()))
 

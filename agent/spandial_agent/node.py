@@ -184,7 +184,7 @@ class LocalNode:
         if self._capture is not None:
             losses |= self._capture.losses()
         context_lost = self._propagation.lost() if self._propagation is not None else []
-        return NodeStats(targets=targets, losses=losses, context_lost=context_lost)
+        return NodeStats(targets=targets, losses=losses, spans=self._dispatch.spans(), context_lost=context_lost)
 
     def health(self) -> Health:
         missing = [*self._missing]

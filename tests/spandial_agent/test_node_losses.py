@@ -12,7 +12,7 @@ from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
-from spandial_api.node_states import NodeStats
+from spandial_api.node_states import NodeStats, SpanStats
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_node import (
@@ -74,6 +74,9 @@ class Spans:
     def exited(self, pid: int) -> None:
         pass
 
+    def spans(self) -> SpanStats:
+        return SpanStats(kept=len(self.pids), exported=len(self.pids), queued=0, lost={})
+
     def losses(self) -> dict[str, int]:
         return {}
 
@@ -100,7 +103,11 @@ async def test_records_of_a_process_that_ended_too_long_ago_are_counted(
         capture.hand_over([record(tgid=4711)])
         await asyncio.sleep(0.01)
     assert spans.pids == [2, 3]
-    assert (await node.stats()).losses["span_process_unknown"] == 1
+    stats = await node.stats()
+    assert stats.losses["span_process_unknown"] == 1
+    assert stats.spans == SpanStats(
+        kept=3, exported=2, queued=0, lost={"span_process_unknown": 1, "agent_slow": 0, "ring_full": 0}
+    )
 
 
 async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture: FakeCapture) -> None:

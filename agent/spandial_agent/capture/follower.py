@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import heapq
 import os
 import queue
@@ -49,6 +50,7 @@ class _Attached:
 
     events: list[int] = field(default_factory=list)
     failure: str = ""
+    unreached: bool = False  # another process may still lead to it
     unused_since: float = 0.0
 
 
@@ -172,7 +174,8 @@ class TlsFollower:
         return "; ".join(parts) or "none found"
 
     def _attach(self, library: Library) -> None:
-        if library.identity in self._libraries:
+        known = self._libraries.get(library.identity)
+        if known is not None and not known.unreached:
             return
         attached = self._libraries[library.identity] = _Attached()
         try:
@@ -184,6 +187,7 @@ class TlsFollower:
             attached.failure = " ".join(error.missing)
         except OSError as error:
             attached.failure = f"{_LIBRARY_FAILED}: {error.strerror}"
+            attached.unreached = error.errno in (errno.ENOENT, errno.ESRCH)  # the process it was reached by has ended
             _log.warning("TLS is not followed", library=library.name, error=str(error))
 
     def _programs(self) -> TlsCapture:
