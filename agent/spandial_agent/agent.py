@@ -86,7 +86,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
             stack.callback(tls.close)
         propagation = None
         if capture is not None and settings.propagation_seconds:
-            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
+            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
         telling = Supervised("spandial-log", "telling of what the log leaves out")
         renewing = Supervised("spandial-certificate", "renewal of the certificate")
         supervised = [telling, renewing, *discovery.supervised]
@@ -103,7 +103,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
             registrar,
             discovery,
             capture,
-            RecordDispatch(table, targets, capture, spans, propagation),
+            RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths),
             missing,
             lease_s,
             tls,

@@ -16,6 +16,7 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.conversations import Call, Conversations
 from spandial_agent.records.record import Entry, decode_entry, is_entry
+from spandial_agent.records.redaction import PathRedaction, redact_path
 from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
@@ -49,6 +50,7 @@ class RecordDispatch:
     Args:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         propagation: what looks for lost trace contexts, where that is wanted.
+        redact_paths: before anybody is shown them, or they become spans.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RecordDispatch:
         capture: Capture | None,
         spans: SpanPipeline | None = None,
         propagation: PropagationWatch | None = None,
+        redact_paths: PathRedaction = "off",
     ) -> None:
         self.watchers = Watchers(targets.rewrite)
         self._table = table
@@ -65,6 +68,7 @@ class RecordDispatch:
         self._capture = capture
         self._spans = spans
         self._propagation = propagation
+        self._redact_paths = redact_paths
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # entries and calls of processes that ended longer ago
@@ -156,6 +160,8 @@ class RecordDispatch:
     def _pass_on(self, entry: Entry) -> None:
         target = self._targets.get(entry.tgid)
         said = self._conversations.read(entry)
+        if self._redact_paths != "off" and isinstance(said, Call) and not said.service:
+            said = said._replace(path=redact_path(said.path, self._redact_paths))
         if self._spans is not None:
             process = _peer(target) if target is not None else self._ended.get(entry.tgid)
             if process is not None:

@@ -27,11 +27,15 @@ _TRACE_MAX = 60  # lines of a traceback: its last ones
 _WINDOW_S = 60.0
 _PER_WINDOW = 10  # lines of one event about one user's processes
 _PER_EVENT = 60  # lines of one event, whoever they are about
+_PER_LOG = 600  # lines of all events: their names are few, but some hold a reason
 _KEYS_MAX = 1024
 _TELL_S = 10.0
 
 
 _Key: TypeAlias = "tuple[str, object]"  # an event, and whom it is about
+
+
+_ALL: _Key = ("all events", None)
 
 
 @dataclass
@@ -60,7 +64,7 @@ class LogStream:
         self._descriptor = descriptor
         self._notice = notice
         self._torn = False  # the last line was written in part
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a destructor may fail, and be told, while a line is written
 
     def write(self, line: str) -> None:
         with self._lock:
@@ -96,7 +100,7 @@ class LogLimit:
     """Leaves out what would be said too often, and counts it: whatever a process can do, it can do without end.
 
     Lines are counted by their event, and by the user whose process they are about (`uid`), or the library that says
-    them (`library_log`); and all of an event together.
+    them (`library_log`); all of an event together; and all there are.
 
     Attributes:
         left_out: lines, since the start.
@@ -105,7 +109,7 @@ class LogLimit:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.left_out = 0
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a destructor may fail, and be told, while a line is written
         self._windows: dict[_Key, _Window] = {}
         self._owed: dict[_Key, int] = {}  # left out in windows that have ended, and not told yet
 
@@ -116,6 +120,8 @@ class LogLimit:
             if about is not None and not self._passes((event, about), _PER_WINDOW):
                 raise structlog.DropEvent
             if not self._passes((event, None), _PER_EVENT if about is not None else _PER_WINDOW):
+                raise structlog.DropEvent
+            if not self._passes(_ALL, _PER_LOG):
                 raise structlog.DropEvent
         return event_dict
 
@@ -135,7 +141,8 @@ class LogLimit:
         if key not in self._windows:
             if len(self._windows) >= _KEYS_MAX:
                 users = (known for known in self._windows if known[1] is not None)  # those of events are few
-                self._end(next(users, next(iter(self._windows))))
+                events = (known for known in self._windows if known != _ALL)
+                self._end(next(users, None) or next(events))
             self._windows[key] = _Window(now)
         window = self._windows[key]
         if window.lines >= most:

@@ -31,6 +31,7 @@ def make(path: Path) -> Iterator[Callable[..., Log]]:
     """What configures the log as an agent does; all is as before after the test."""
     before = structlog.get_config()
     handlers, level, raising = logging.root.handlers[:], logging.root.level, logging.raiseExceptions
+    thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
     opened: list[int] = []
 
     def make(how: Any = "console", where: str | None = None) -> Log:
@@ -41,8 +42,7 @@ def make(path: Path) -> Iterator[Callable[..., Log]]:
     structlog.configure(**before)
     logging.root.handlers[:], logging.raiseExceptions = handlers, raising
     logging.root.setLevel(level)
-    threading.excepthook = threading.__excepthook__
-    sys.unraisablehook = sys.__unraisablehook__
+    threading.excepthook, sys.unraisablehook = thread_hook, unraisable_hook
     for descriptor in opened:
         os.close(descriptor)
 
@@ -151,6 +151,18 @@ def test_many_users_together_are_bounded_too_and_what_was_left_out_is_told() -> 
     now[0] = 61.0
     assert sum(limit.ended().values()) == limit.left_out
     assert limit.ended() == {}
+
+
+def test_events_that_are_never_the_same_are_bounded_too() -> None:
+    limit, passed = LogLimit(lambda: 0.0), 0
+    for number in range(2000):
+        try:
+            limit(None, "info", {"event": f"failed: {number}"})
+            passed += 1
+        except structlog.DropEvent:
+            pass
+    assert passed == 600
+    assert len(limit._windows) <= 1024
 
 
 def test_a_flood_that_does_not_end_is_told_all_the_same(make: Callable[..., Log], path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from spandial_agent import dispatch as dispatch_module
 from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
 from spandial_api.node_states import NodeStats, SpanStats
@@ -129,3 +130,31 @@ async def test_what_the_event_loop_is_too_slow_for_is_counted(
         await asyncio.sleep(0)
         capture.hand_over([record()])
         assert (await node.stats()).losses["agent_slow"] == 8
+
+
+async def test_paths_are_redacted_before_anybody_sees_them(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> None:
+    seen: list[object] = []
+    spans = Spans()
+    spans.take = lambda _entry, call, _process: seen.append(call.path)  # type: ignore[attr-defined, method-assign, assignment]
+    dispatch = dispatch_module.RecordDispatch(table, targets, capture, spans, redact_paths="ids")  # type: ignore[arg-type]
+    node = LocalNode(table, targets, registrar, discovery, capture, dispatch, [], lease_s=0.2)  # type: ignore[arg-type]
+    discovered(targets)
+    entries = await read(node, capture, [record(b"GET /users/4711?token=x HTTP/1.1")])
+    assert [entry.path for entry in entries] == ["/users/{}"]
+    assert seen == ["/users/{}"]
+
+
+async def test_a_thread_that_failed_is_named_with_its_reason(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> None:
+    part = Supervised("spandial-export", "export of spans")
+    node = make_node(table, targets, capture, registrar, discovery, supervised=[part], log_losses=lambda: {"log_x": 7})
+    assert node.health().status == "ok"
+    part._failed(OSError(28, "No space left"))
+    assert node.health().status == "degraded"
+    assert node.health().missing == [
+        "the export of spans (spandial-export) failed once and was started again: OSError: [Errno 28] No space left."
+    ]
+    assert (await node.stats()).losses["log_x"] == 7
