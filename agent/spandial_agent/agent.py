@@ -89,7 +89,8 @@ async def run_agent(settings: Settings, log: Log) -> None:
             propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
         telling = Supervised("spandial-log", "telling of what the log leaves out")
         renewing = Supervised("spandial-certificate", "renewal of the certificate")
-        supervised = [telling, renewing, *discovery.supervised]
+        steering = Supervised("spandial-steering", "steering of rates")
+        supervised = [telling, renewing, steering, *discovery.supervised]
         if capture is not None:
             supervised.append(capture.reader)
         if tls is not None:
@@ -151,7 +152,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
             guard=guard,
             remote=remote,
         )
-        running = asyncio.create_task(_run(node, control, guard))
+        running = asyncio.create_task(_run(node, steering, control, guard))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         stack.callback(asyncio.create_task(telling.run_task(log.run)).cancel)
@@ -172,8 +173,8 @@ async def run_agent(settings: Settings, log: Log) -> None:
     _log.info("stopped")
 
 
-async def _run(node: LocalNode, control: Control, guard: Guard) -> None:
-    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run())
+async def _run(node: LocalNode, steering: Supervised, control: Control, guard: Guard) -> None:
+    await asyncio.gather(node.run(), steering.run_task(node.steer), control.run(), guard.run())
 
 
 def _jaeger_grpc(

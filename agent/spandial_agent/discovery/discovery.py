@@ -186,6 +186,16 @@ class Discovery:
             os.close(pidfd)
 
     def _look_at(self, pid: int, parent_pid: int = 0, ports: frozenset[int] = frozenset()) -> Process | None:
+        """As `_act_on`. What one process is made of hides no other from the agent. Raises OSError."""
+        try:
+            return self._act_on(pid, parent_pid, ports)
+        except OSError:
+            raise
+        except Exception as error:
+            _log.warning("a process could not be looked at", pid=pid, exc_info=error)
+            return None
+
+    def _act_on(self, pid: int, parent_pid: int, ports: frozenset[int]) -> Process | None:
         """Judge a process and act on it. None if it is gone.
 
         Args:
