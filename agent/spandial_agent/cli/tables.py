@@ -199,7 +199,7 @@ def lost_context(pair: dict[str, Any]) -> str:
 
 
 def stats_table(answer: dict[str, Any]) -> RenderableType:
-    """GET /stats: a line for each target and kind of entry, then the losses that are not zero.
+    """GET /stats: a line for each target and kind of entry, what became of spans, the losses that are not zero.
 
     "traced" counts kept entries with a trace context; the differences are kernel less hook, all entries and traced.
     "at turns" counts entries that were between kernel and hook when their rate turned, at most.
@@ -223,4 +223,10 @@ def stats_table(answer: dict[str, Any]) -> RenderableType:
             _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference, at_turns)
     losses = ", ".join(f"{reason} {count}" for reason, count in answer["losses"].items() if count) or "none"
     contexts = [Text(printable(f"context lost: {lost_context(pair)}")) for pair in answer["context_lost"]]
-    return Group(table, Text(f"losses: {losses}"), *contexts)
+    spans = [Text(_spans(answer["spans"]))] if answer.get("spans") else []  # an older agent says nothing of them
+    return Group(table, *spans, Text(f"losses: {losses}"), *contexts)
+
+
+def _spans(spans: dict[str, Any]) -> str:
+    kept, exported, queued, lost = spans["kept"], spans["exported"], spans["queued"], sum(spans["lost"].values())
+    return f"spans: {kept} kept, {exported} exported, {queued} waiting, {lost} lost"
