@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import resource
 import signal
@@ -24,6 +23,7 @@ from spandial_agent.errors import KernelUnavailable, SpandialError
 from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.probe import missing_for_kernel
 from spandial_agent.lock import only_agent
+from spandial_agent.log import Log
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.certificate import ServerCertificate
@@ -34,6 +34,7 @@ from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.frozen import FrozenTable
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable, TableBackend
@@ -53,26 +54,12 @@ from spandial_api.store import StoreError
 from spandial_api.switch import Switch
 from spandial_api.token_file import TokenFile
 
-__all__ = ["configure_log", "run_agent"]
+__all__ = ["run_agent"]
 
 _log = structlog.get_logger("spandial.agent")
 
 
-def configure_log(how: str) -> None:
-    renderer = structlog.processors.JSONRenderer() if how == "json" else structlog.dev.ConsoleRenderer(colors=False)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=os.fdopen(os.dup(2), "w", buffering=1)),
-    )
-
-
-async def run_agent(settings: Settings) -> None:
+async def run_agent(settings: Settings, log: Log) -> None:
     """Run until SIGTERM or SIGINT. Raises SpandialError where it cannot start."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -96,7 +83,7 @@ async def run_agent(settings: Settings) -> None:
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
         discovery = Discovery(targets, parse_rules(settings.discover))
-        spans = _spans(settings.raw_statements) if capture is not None else None
+        spans = _spans(settings) if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
         tls = None
@@ -105,7 +92,17 @@ async def run_agent(settings: Settings) -> None:
             stack.callback(tls.close)
         propagation = None
         if capture is not None and settings.propagation_seconds:
-            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds)
+            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
+        telling = Supervised("spandial-log", "telling of what the log leaves out")
+        renewing = Supervised("spandial-certificate", "renewal of the certificate")
+        steering = Supervised("spandial-steering", "steering of rates")
+        supervised = [telling, renewing, steering, *discovery.supervised]
+        if capture is not None:
+            supervised.append(capture.reader)
+        if tls is not None:
+            supervised.append(tls.thread)
+        if spans is not None:
+            supervised += spans.supervised
         lease_s = settings.lease_seconds
         node = LocalNode(
             table,
@@ -113,12 +110,14 @@ async def run_agent(settings: Settings) -> None:
             registrar,
             discovery,
             capture,
-            RecordDispatch(table, targets, capture, spans, propagation),
+            RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths),
             missing,
             lease_s,
             tls,
             propagation,
             settings.thresholds,
+            log.losses,
+            supervised,
         )
         stack.callback(node.close)
         try:
@@ -168,11 +167,12 @@ async def run_agent(settings: Settings) -> None:
             turned=switch,
             host_names=settings.own_names,
         )
-        running = asyncio.create_task(_run(node, control, guard, switch))
+        running = asyncio.create_task(_run(node, steering, control, guard, switch))
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
+        stack.callback(asyncio.create_task(telling.run_task(log.run)).cancel)
         if certificate is not None:
-            stack.callback(asyncio.create_task(certificate.run()).cancel)
+            stack.callback(asyncio.create_task(renewing.run_task(certificate.run)).cancel)
         _log.info(
             "serving",
             url=_url(settings.host, tcp.getsockname()[1], certificate is not None),
@@ -189,8 +189,8 @@ async def run_agent(settings: Settings) -> None:
     _log.info("stopped")
 
 
-async def _run(node: LocalNode, control: Control, guard: Guard, switch: Switch) -> None:
-    await asyncio.gather(node.run(), node.steer(), control.run(), guard.run(), switch.run())
+async def _run(node: LocalNode, steering: Supervised, control: Control, guard: Guard, switch: Switch) -> None:
+    await asyncio.gather(node.run(), steering.run_task(node.steer), control.run(), guard.run(), switch.run())
 
 
 def _jaeger_grpc(
@@ -245,16 +245,16 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
     return backend or MemfdTable(), None, missing
 
 
-def _spans(raw_statements: bool) -> SpanPipeline | None:
+def _spans(settings: Settings) -> SpanPipeline | None:
     """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
-    exporter = Exporter.from_environ()
+    exporter = Exporter.from_environ(ledger=settings.state_dir / "spans")
     if exporter is None:
         return None
     _log.info("exporting the spans of processes without a hook")
-    if raw_statements:
+    if settings.raw_statements:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
-    return SpanPipeline(exporter, resources, raw_statements)
+    return SpanPipeline(exporter, resources, settings.raw_statements)
 
 
 def _raise_descriptor_limit() -> None:

@@ -7,13 +7,16 @@ import contextlib
 import time
 from typing import Any
 
+import structlog
+
 from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.conversations import Call, Conversations
-from spandial_agent.records.record import Entry, decode_entry
+from spandial_agent.records.record import Entry, decode_entry, is_entry
+from spandial_agent.records.redaction import PathRedaction, redact_path
 from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.pipeline import SpanPipeline
@@ -21,9 +24,11 @@ from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.states import KIND_NAMES
 from spandial_agent.targets.target import REGISTERED, Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.node_states import EntryEvent, ProtocolName
+from spandial_api.node_states import EntryEvent, ProtocolName, SpanStats
 
 __all__ = ["RecordDispatch"]
+
+_log = structlog.get_logger("spandial.dispatch")
 
 _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.HTTP1: "http/1",
@@ -45,6 +50,7 @@ class RecordDispatch:
     Args:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         propagation: what looks for lost trace contexts, where that is wanted.
+        redact_paths: before anybody is shown them, or they become spans.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class RecordDispatch:
         capture: Capture | None,
         spans: SpanPipeline | None = None,
         propagation: PropagationWatch | None = None,
+        redact_paths: PathRedaction = "off",
     ) -> None:
         self.watchers = Watchers(targets.rewrite)
         self._table = table
@@ -61,15 +68,16 @@ class RecordDispatch:
         self._capture = capture
         self._spans = spans
         self._propagation = propagation
+        self._redact_paths = redact_paths
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
-        self._nobodys = 0  # records of processes that ended longer ago
+        self._nobodys = 0  # entries and calls of processes that ended longer ago
         targets.emit = self._wants_entries
         targets.answers = spans is not None
         # Each is written by one thread only: by the ring buffer's, by the loop's.
         self._handed_over = 0
         self._taken = 0
-        self._lost_records = 0
+        self._lost_records = self._lost_entries = 0
         self._bad_records = 0
         self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
@@ -80,6 +88,7 @@ class RecordDispatch:
         """From the ring buffer's thread to the event loop."""
         if self._handed_over - self._taken >= _BACKLOG:
             self._lost_records += len(records)
+            self._lost_entries += sum(is_entry(record) for record in records)
             return
         self._handed_over += len(records)
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -100,12 +109,25 @@ class RecordDispatch:
         """What was lost on the way, by reason."""
         found = {
             "watcher_slow": self.watchers.lost,
-            "agent_slow": self._lost_records,
+            "agent_slow": self._lost_entries,
+            "agent_slow_others": self._lost_records - self._lost_entries,
             "bad_record": self._bad_records,
         }
         if self._spans is not None:
             found |= {"span_process_unknown": self._nobodys, **self._spans.losses()}
         return found
+
+    def spans(self) -> SpanStats | None:
+        """What became of the entries that are to be spans; None where none are exported."""
+        if self._spans is None:
+            return None
+        stats = self._spans.spans()
+        before = {"span_process_unknown": self._nobodys, "agent_slow": self._lost_entries}
+        if self._capture is not None:
+            before["ring_full"] = self._capture.losses()["ring_full"]
+        stats.kept += sum(before.values())
+        stats.lost |= before
+        return stats
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self.watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -126,23 +148,26 @@ class RecordDispatch:
         for record in records:
             try:
                 entry = decode_entry(record)
-            except ValueError:
+                if self._propagation is not None:
+                    self._propagation.take(entry)
+                if entry.event != Event.EXAMPLE:
+                    self._pass_on(entry)
+            except Exception as error:  # what one process sent takes no other's records away
                 self._bad_records += 1
-                continue
-            if self._propagation is not None:
-                self._propagation.take(entry)
-            if entry.event != Event.EXAMPLE:
-                self._pass_on(entry)
+                if not isinstance(error, ValueError):
+                    _log.warning("a record could not be taken", exc_info=error)
 
     def _pass_on(self, entry: Entry) -> None:
         target = self._targets.get(entry.tgid)
         said = self._conversations.read(entry)
+        if self._redact_paths != "off" and isinstance(said, Call) and not said.service:
+            said = said._replace(path=redact_path(said.path, self._redact_paths))
         if self._spans is not None:
             process = _peer(target) if target is not None else self._ended.get(entry.tgid)
             if process is not None:
                 self._spans.take(entry, said, process)
             elif target is None and entry.tgid not in self._ended:
-                self._nobodys += 1
+                self._nobodys += isinstance(said, Call)
         if isinstance(said, Call) and entry.entered and self.watchers:
             self.watchers.offer(self._shown(entry, said, target.labels if target else Labels()))
 

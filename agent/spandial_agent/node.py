@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -22,6 +22,7 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.lease import LeaseKeeper
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.askers import Askers
@@ -61,6 +62,8 @@ class LocalNode:
         tls: what follows the TLS of targets, where there is capture.
         propagation: what looks for lost trace contexts, where that is wanted.
         thresholds: of tenants' circuits.
+        log_losses: lines of the log that were lost, by reason.
+        supervised: threads and tasks whose trouble `/healthz` tells.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class LocalNode:
         tls: TlsFollower | None = None,
         propagation: PropagationWatch | None = None,
         thresholds: Thresholds | None = None,
+        log_losses: Callable[[], Mapping[str, int]] = dict,
+        supervised: Sequence[Supervised] = (),
     ) -> None:
         self._table = table
         self._targets = targets
@@ -88,6 +93,8 @@ class LocalNode:
         self._lease = LeaseKeeper(table, lease_s)
         self._tls = tls
         self._propagation = propagation
+        self._log_losses = log_losses
+        self._supervised = supervised
         self._steering = Steering(targets, capture, registrar.publish, thresholds)
         targets.on_ended = self._on_ended
         if tls is not None:
@@ -194,6 +201,7 @@ class LocalNode:
                 await asyncio.sleep(0)  # a rule or the lease need not wait for thousands of them
         losses = {
             **self._dispatch.losses(),
+            **self._log_losses(),
             "process_events": self._discovery.lost,
             "row_refused": self._table.refused,
             "row_altered": self._table.altered,
@@ -209,7 +217,7 @@ class LocalNode:
         if self._capture is not None:
             losses |= self._capture.losses()
         context_lost = self._propagation.lost() if self._propagation is not None else []
-        return NodeStats(targets=targets, losses=losses, context_lost=context_lost)
+        return NodeStats(targets=targets, losses=losses, spans=self._dispatch.spans(), context_lost=context_lost)
 
     def health(self) -> Health:
         missing = [*filter(None, [self._off]), *self._missing]
@@ -230,6 +238,7 @@ class LocalNode:
                 "written them, and were written anew. Look for a process with rights of root's that should have none."
             )
         missing += self._targets.operations.missing
+        missing += [part.trouble for part in self._supervised if part.trouble]
         return Health(
             status="degraded" if missing else "ok",
             version=version("spandial"),

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from spandial.decision import parse_rate
 from spandial_agent.discovery.rules import parse_rules
+from spandial_agent.records.redaction import PathRedaction
 from spandial_api.breaker import Thresholds
 from spandial_api.host_names import parse_host_names
 
@@ -74,6 +75,9 @@ class Settings(BaseSettings):
     raw_statements: bool = Field(
         default=False,
         description="export statements and Redis commands as received, with literals, arguments and passwords",
+    )
+    redact_paths: PathRedaction = Field(
+        default="off", description="ids: paths are exported and shown without what may be an id; all: without anything"
     )
     propagation_seconds: float = Field(
         default=30.0,

@@ -25,6 +25,7 @@ __all__ = [
     "TargetName",
     "LostExample",
     "LostContext",
+    "SpanStats",
     "NodeStats",
     "BudgetUse",
     "TenantUse",
@@ -213,11 +214,24 @@ class LostContext(BaseModel):
     example: LostExample
 
 
+class SpanStats(BaseModel):
+    """What became of the kept entries and calls of processes without a hook, all in spans.
+
+    `kept = exported + queued + the sum of lost`, but for what moves while the numbers are read.
+    """
+
+    kept: int = Field(description="that the kernel handed over")
+    exported: int = Field(description="that the collector took")
+    queued: int = Field(description="that wait for their answers or for the collector")
+    lost: dict[str, int] = Field(description="by reason, as in `losses`")
+
+
 class NodeStats(BaseModel):
     """All counts of the node."""
 
     targets: list[TargetStats]
     losses: dict[str, int] = Field(description="entries or events lost, by reason")
+    spans: SpanStats | None = Field(default=None, description="null where no spans are exported")
     context_lost: list[LostContext] = Field(
         default=[], description="pairs of targets between which trace contexts are lost"
     )

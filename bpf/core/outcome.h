@@ -96,6 +96,12 @@ static __always_inline u64 word_of_operation(u64 base, u32 kind, struct operatio
 	return (word & ~(u64)(SPANDIAL_EMIT | SPANDIAL_OPERATIONS)) | (base & SPANDIAL_EMIT);
 }
 
+/* A kept entry is a span, or what somebody watches; no other record is. */
+static __always_inline void count_ring_full(u32 event)
+{
+	count_loss(event == SPANDIAL_EVENT_ENTRY ? SPANDIAL_LOSS_RING_FULL : SPANDIAL_LOSS_RING_FULL_OTHERS);
+}
+
 /* Hand over what is captured, as the record says. Returns -1 where there is no room. */
 static __always_inline int emit_record(struct walk *walk, u32 event)
 {
@@ -109,7 +115,7 @@ static __always_inline int emit_record(struct walk *walk, u32 event)
 	record->length = length;
 	if (!entries.ringbuf_output(record, offsetof(struct spandial_entry, request) + length, BPF_RB_NO_WAKEUP))
 		return 0;
-	count_loss(SPANDIAL_LOSS_RING_FULL);
+	count_ring_full(event);
 	return -1;
 }
 

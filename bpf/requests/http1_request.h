@@ -27,7 +27,7 @@ static __always_inline void emit(const struct head *head, const struct trace_con
 	u32 length = head->request_line ? head->request_line : head->length;
 
 	if (!entry) {
-		count_loss(SPANDIAL_LOSS_RING_FULL);
+		count_ring_full(request->event);
 		return;
 	}
 	entry->time_ns = bpf_ktime_get_boot_ns();

@@ -104,6 +104,7 @@ class Loss(enum.IntEnum):
     DESYNC = 3
     NO_MEMORY = 4
     UNDECIDED = 5
+    RING_FULL_OTHERS = 6
 
 
 class Protocol(enum.IntEnum):

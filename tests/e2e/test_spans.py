@@ -162,13 +162,20 @@ def test_what_the_rate_drops_is_no_span(agent: AgentProcess, receiver: OtlpRecei
         received(receiver, 50, TILL_NAME)
 
 
-def test_spans_without_a_collector_are_counted(make_agent: Callable[..., AgentProcess], redis_server: Redis) -> None:
+def test_spans_without_a_collector_wait_and_are_told_by_the_next_agent(
+    make_agent: Callable[..., AgentProcess], redis_server: Redis
+) -> None:
     agent = make_agent(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_TIMEOUT="1")
     with Load("redis", TILL) as load:
         found(agent, TILL_NAME)
         load.run("commands", address=redis_server.address(), count=100)
-        eventually(lambda: agent.get("/stats")["losses"]["spans_export_failed"] >= 100, "the loss is counted")
-        assert agent.get("/stats")["losses"]["spans_export_failed"] == 100
+        eventually(lambda: agent.get("/stats")["spans"]["queued"] >= 100, "the spans wait")
+        spans = agent.get("/stats")["spans"]
+        assert spans == {"kept": 100, "exported": 0, "queued": 100, "lost": dict.fromkeys(spans["lost"], 0)}
+        agent.stop()
+        assert "spans were lost at the end" in agent.log.read_text()
+        agent.start()
+        assert agent.get("/stats")["losses"]["spans_lost_at_end"] == 100
 
 
 def test_a_process_that_ends_at_once_has_all_its_spans(

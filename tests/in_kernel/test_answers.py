@@ -165,3 +165,19 @@ def test_a_connection_is_followed_on_when_answers_end(watched: Watched, calls: R
     calls.send(query[cut:], query)
     assert watched.counts().seen[EntryKind.DB] == 3
     assert watched.capture.losses()["desync"] == desync
+
+
+def test_a_full_ring_buffer_counts_entries_and_other_records_apart(watched: Watched, pair: RemotePair) -> None:
+    before, total = watched.capture.losses(), 12_000
+    watched.reading.clear()
+    for _ in range(total):
+        pair.send(REQUEST)
+        pair.answer(RESPONSE)
+    losses = watched.capture.losses()
+    lost, others = (losses[reason] - before[reason] for reason in ("ring_full", "ring_full_others"))
+    watched.reading.set()
+    assert watched.kept() == total
+    assert lost > 0
+    assert others > 0
+    events = [entry.event for entry in watched.entries(2 * total - lost - others)]
+    assert events.count(ENTRY) == total - lost

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +221,28 @@ def test_why_a_program_does_not_compile_is_said(make_agent: MakeAgent, monkeypat
     assert (health["table"], len(health["missing"])) == ("memfd", 1)
     assert health["missing"][0].startswith("rates.c does not compile: ")
     assert "Unable to find kernel headers" in health["missing"][0]
+
+
+@pytest.mark.parametrize("how", ["full", "closed", "unread"])
+def test_an_agent_whose_log_takes_nothing_starts_and_serves(settings: dict[str, str], how: str) -> None:
+    reader, pipe = os.pipe()
+    if how == "unread":
+        os.set_blocking(pipe, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(pipe, bytes(4096))
+        os.set_blocking(pipe, True)
+    log = os.open("/dev/full", os.O_WRONLY) if how == "full" else pipe
+    if how == "closed":
+        os.close(reader)
+    command = [sys.executable, "-m", "spandial_agent", "agent"]
+    with subprocess.Popen(command, env={**os.environ, **settings}, stdout=log, stderr=log) as process:
+        try:
+            transport = httpx.HTTPTransport(uds=f"{settings['SPANDIAL_RUN_DIR']}/api.sock")
+            with httpx.Client(transport=transport, base_url="http://spandial", timeout=PATIENCE_S) as client:
+                eventually(lambda: client.get("/healthz").is_success, "it serves")
+                assert client.get("/stats").json()["losses"]["log_unwritten"] > 0
+                process.terminate()
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()

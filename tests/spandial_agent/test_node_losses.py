@@ -11,10 +11,11 @@ from spandial import abi
 from spandial_agent import dispatch as dispatch_module
 from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.memfd import MemfdTable
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
-from spandial_api.node_states import NodeStats
+from spandial_api.node_states import NodeStats, SpanStats
 from tests.spandial_agent.fake_capture import FakeCapture
 from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_node import (
@@ -90,6 +91,9 @@ class Spans:
     def exited(self, pid: int) -> None:
         pass
 
+    def spans(self) -> SpanStats:
+        return SpanStats(kept=len(self.pids), exported=len(self.pids), queued=0, lost={})
+
     def losses(self) -> dict[str, int]:
         return {}
 
@@ -116,7 +120,11 @@ async def test_records_of_a_process_that_ended_too_long_ago_are_counted(
         capture.hand_over([record(tgid=4711)])
         await asyncio.sleep(0.01)
     assert spans.pids == [2, 3]
-    assert (await node.stats()).losses["span_process_unknown"] == 1
+    stats = await node.stats()
+    assert stats.losses["span_process_unknown"] == 1
+    assert stats.spans == SpanStats(
+        kept=3, exported=2, queued=0, lost={"span_process_unknown": 1, "agent_slow": 0, "ring_full": 0}
+    )
 
 
 async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture: FakeCapture) -> None:
@@ -138,3 +146,31 @@ async def test_what_the_event_loop_is_too_slow_for_is_counted(
         await asyncio.sleep(0)
         capture.hand_over([record()])
         assert (await node.stats()).losses["agent_slow"] == 8
+
+
+async def test_paths_are_redacted_before_anybody_sees_them(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> None:
+    seen: list[object] = []
+    spans = Spans()
+    spans.take = lambda _entry, call, _process: seen.append(call.path)  # type: ignore[attr-defined, method-assign, assignment]
+    dispatch = dispatch_module.RecordDispatch(table, targets, capture, spans, redact_paths="ids")  # type: ignore[arg-type]
+    node = LocalNode(table, targets, registrar, discovery, capture, dispatch, [], lease_s=0.2)  # type: ignore[arg-type]
+    discovered(targets)
+    entries = await read(node, capture, [record(b"GET /users/4711?token=x HTTP/1.1")])
+    assert [entry.path for entry in entries] == ["/users/{}"]
+    assert seen == ["/users/{}"]
+
+
+async def test_a_thread_that_failed_is_named_with_its_reason(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> None:
+    part = Supervised("spandial-export", "export of spans")
+    node = make_node(table, targets, capture, registrar, discovery, supervised=[part], log_losses=lambda: {"log_x": 7})
+    assert node.health().status == "ok"
+    part._failed(OSError(28, "No space left"))
+    assert node.health().status == "degraded"
+    assert node.health().missing == [
+        "the export of spans (spandial-export) failed once and was started again: OSError: [Errno 28] No space left."
+    ]
+    assert (await node.stats()).losses["log_x"] == 7

@@ -14,6 +14,7 @@ from spandial_api.node_states import (
     LostContext,
     LostExample,
     NodeStats,
+    SpanStats,
     TargetName,
     TargetStats,
 )
@@ -55,6 +56,7 @@ def busy(node: FakeNode) -> FakeNode:
             TargetStats(pid=1001, service="checkout", version="v1", env="gray", kinds={"http": both}),
         ],
         losses={"ring_full": 3, "agent_slow": 0},
+        spans=SpanStats(kept=9, exported=5, queued=3, lost={"spans_rejected": 1}),
     )
     node.processes = [Labels("checkout", "v1", "gray"), Labels("checkout", "v1", "gray")]
     return node
@@ -86,6 +88,7 @@ async def test_the_hooks_decisions_are_parted_by_parent_and_outcome(remote: http
 async def test_losses_and_the_nodes_state_are_exposed(remote: httpx.AsyncClient, busy: FakeNode) -> None:
     found = await scrape(remote)
     assert at(found["spandial_losses_total"], reason="ring_full") == 3
+    assert [at(found["spandial_spans"], outcome=outcome) for outcome in ("kept", "exported", "queued")] == [9, 5, 3]
     assert at(found["spandial_losses_total"], reason="agent_slow") == 0
     assert at(found["spandial_targets"]) == 2
     assert at(found["spandial_free_rows"]) == 4094

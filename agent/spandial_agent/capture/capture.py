@@ -21,6 +21,7 @@ from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.compiler import Build
 from spandial_agent.kernel.libbpf import Map, ProgramInfo, program_info
 from spandial_agent.kernel.loader import Module
+from spandial_agent.supervised import Supervised
 from spandial_agent.table.frozen import RATES
 from spandial_agent.table.rates import Row
 
@@ -28,6 +29,7 @@ __all__ = ["SCANS", "Capture", "is_compiled"]
 
 _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
+_STILL_S = 30.0  # between two looks: the reader hands over, and waits for nobody
 _BATCH = 2048  # records handed over at once
 _FEW = 64  # rows that are read one by one
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
@@ -116,7 +118,9 @@ class Capture:
         self._operations = Map(self._module.map_fd("operations"), 4)
         self._sets: dict[int, _Set] = {}
         self._stop = threading.Event()
-        self._reader: threading.Thread | None = None
+        self._batch: list[bytes] = []
+        self._on_records: Callable[[list[bytes]], None] | None = None
+        self.reader = Supervised("spandial-entries", "reading of kept entries", self._read, still_s=_STILL_S)
 
     def attach(self) -> None:
         """Have the programs run, after `detach`. Raises KernelUnavailable."""
@@ -259,28 +263,29 @@ class Capture:
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         """Read the ring buffer in a thread; `on_records` is called there, with what came in one go."""
-        batch: list[bytes] = []
+        batch = self._batch = []
 
         def take(record: bytes) -> bool:
             batch.append(record)
             return len(batch) < _BATCH
 
-        consume = self._module.open_ring_buffer("entries", take)
+        self._consume = self._module.open_ring_buffer("entries", take)
+        self._on_records = on_records
+        self.reader.start()
 
-        def read() -> None:
-            full = False
-            while not self._stop.wait(0 if full else _LOOK_S):
-                consume()
-                full = len(batch) == _BATCH
-                if batch:
-                    on_records(batch.copy())
-                    batch.clear()
-
-        self._reader = threading.Thread(target=read, name="spandial-entries", daemon=True)
-        self._reader.start()
+    def _read(self) -> None:
+        assert self._on_records is not None
+        full = False
+        while not self._stop.wait(0 if full else _LOOK_S):
+            self.reader.beat()
+            self._consume()
+            full = len(self._batch) == _BATCH
+            if self._batch:
+                records = self._batch.copy()
+                self._batch.clear()  # first: what cannot be handed over is not handed over again and again
+                self._on_records(records)
 
     def close(self) -> None:
         self._stop.set()
-        if self._reader is not None:
-            self._reader.join()
+        self.reader.join()
         self._module.close()

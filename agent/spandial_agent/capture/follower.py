@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import queue
-import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from spandial_agent.capture.mappings import Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.capture.shares import TimeShares
 from spandial_agent.processes.held import HeldProcess
+from spandial_agent.supervised import Supervised
 
 __all__ = ["TlsFollower"]
 
@@ -31,6 +31,7 @@ _USER_AT_ONCE_S, _USER_PART = 3.0, 0.1  # of this thread's time for the processe
 _LOOK_S = 0.5  # of this thread's time for one look
 _END_S = 0.5  # until the end waits no longer for a look at hand, or for the compiler
 _SHOWN = 8  # libraries that are named
+_STILL_S = _UNUSED_S + 180.0  # it waits for so long, and then a compiler may take minutes where there is no time
 
 
 @dataclass
@@ -63,8 +64,10 @@ class TlsFollower:
         self._order = count()
         self._news: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
         self._ending = False
-        self._thread = threading.Thread(target=self._run, name="spandial-tls", daemon=True)
-        self._thread.start()
+        self.thread = Supervised(
+            "spandial-tls", "follower of TLS", self._run, at_end=self._attachments.close, still_s=_STILL_S
+        )
+        self.thread.start()
 
     @property
     def reason(self) -> str:
@@ -102,23 +105,24 @@ class TlsFollower:
         """Detach from everything; if the thread is at work for longer, all that it attached ends with this process."""
         self._ending = True
         self._news.put(None)
-        self._thread.join(_END_S)
+        self.thread.join(_END_S)
 
     def _run(self) -> None:
-        try:
-            while self._take_news():
-                while self._due and self._due[0][0] <= time.monotonic() and not self._ending:
-                    process = heapq.heappop(self._due)[2]
-                    if not process.gone:
-                        self._look(process)
-                used = {identity for process in list(self._processes.values()) for identity in process.libraries}
-                self._attachments.leave_unused(used, _UNUSED_S)
-        finally:
-            self._attachments.close()
+        while self._take_news():
+            while self._due and self._due[0][0] <= time.monotonic() and not self._ending:
+                self.thread.beat()
+                process = heapq.heappop(self._due)[2]
+                if not process.gone:
+                    self._look(process)
+            used = {identity for process in list(self._processes.values()) for identity in process.libraries}
+            self._attachments.leave_unused(used, _UNUSED_S)
 
     def _take_news(self) -> bool:
         """Wait until something is to be done. False at the end."""
         wait = max(0.0, self._due[0][0] - time.monotonic()) if self._due else _UNUSED_S
+        if self._ending:
+            return False
+        self.thread.beat()
         try:
             process = self._news.get(timeout=wait)
             while process is not None:

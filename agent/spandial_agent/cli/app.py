@@ -16,9 +16,10 @@ from spandial_agent.cli.client import AgentUnreachable, Client
 from spandial_agent.cli.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.cli.rules import rules
 from spandial_agent.cli.switch import switch
-from spandial_agent.cli.tables import explanation_table, lost_context, printable, stats_table, targets_table
+from spandial_agent.cli.tables import explanation_table, lost_context, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
 from spandial_agent.errors import SpandialError
+from spandial_agent.text import printable
 from spandial_api.host_names import parse_host_names
 
 __all__ = ["app"]
@@ -39,12 +40,13 @@ app.add_typer(tokens, name="token")
 @app.command(epilog="Example: sudo spandial agent")
 def agent() -> None:
     """Run the node's agent until it is told to stop. Settings: SPANDIAL_* variables, see 'spandial doctor'."""
-    from spandial_agent.agent import configure_log, run_agent
+    from spandial_agent.agent import run_agent
+    from spandial_agent.log import configure_log
 
     with reported():
         settings = read_settings()
-        configure_log(settings.log)
-        asyncio.run(run_agent(settings))
+        log = configure_log(settings.log)
+        asyncio.run(run_agent(settings, log))
 
 
 @app.command(epilog="Example: spandial relay --to https://spandial-agents:5778 --ca ca.pem --token-file token")
@@ -71,9 +73,11 @@ def relay(
     timeout: Annotated[float, typer.Option(help="Seconds for all agents together.", min=0.1, max=600)] = 8.0,
 ) -> None:
     """Pass changes of rules on to every agent behind a name, as a release tool calls one URL alone."""
+    from spandial_agent.log import configure_log
     from spandial_agent.serving.relay import Lending, build_relay, run_relay
 
     with reported():
+        configure_log("console")
         lending = None if token_file is None else Lending(token_file, secret_file, client_ca is not None)
         try:
             names = parse_host_names(host_name) | {host.lower()}
@@ -171,13 +175,13 @@ def doctor(as_json: AsJson = False) -> None:
         else:
             for key, value in health.items():
                 if key != "missing":
-                    out.print(f"{key:>14}  {value}")
+                    out.print(printable(f"{key:>14}  {value}"))
             for sentence in health["missing"] or ["nothing"]:
-                out.print(f"{'missing':>14}  {sentence}")
+                out.print(printable(f"{'missing':>14}  {sentence}"))
             for pair in context_lost:
                 out.print(f"{'context lost':>14}  {printable(lost_context(pair))}")
             for name, value in settings.model_dump().items():
-                out.print(f"{'setting':>14}  SPANDIAL_{name.upper()}={value}")
+                out.print(printable(f"{'setting':>14}  SPANDIAL_{name.upper()}={value}"))
         if health["missing"]:
             raise typer.Exit(1)
         if "agent" in health:

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from spandial_agent.cli.client import AgentUnreachable, Client
-from spandial_agent.cli.tables import printable
 from spandial_agent.errors import SpandialError
 from spandial_agent.settings import Settings
+from spandial_agent.text import printable
 
 __all__ = ["AsJson", "client", "err", "out", "print_json", "read_settings", "reported"]
 
@@ -52,10 +52,10 @@ def reported() -> Iterator[None]:
     try:
         yield
     except AgentUnreachable as error:
-        err.print(f"spandial: {error}")
+        err.print(printable(f"spandial: {error}"))
         raise typer.Exit(3) from error
     except SpandialError as error:
-        err.print(f"spandial: {error}")
+        err.print(printable(f"spandial: {error}"))
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from spandial_agent.cli.console import AsJson, client, out, print_json, reported
-from spandial_agent.cli.tables import audit_table, printable, rule_line, rules_table, verdicts_table
+from spandial_agent.cli.tables import audit_table, rule_line, rules_table, verdicts_table
 from spandial_agent.errors import SpandialError
+from spandial_agent.text import printable
 
 __all__ = ["rules"]
 

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from spandial_agent.text import printable
 from spandial_api.durations import format_duration
 
 __all__ = [
@@ -17,7 +18,6 @@ __all__ = [
     "budget_line",
     "explanation_table",
     "lost_context",
-    "printable",
     "quotas_table",
     "rule_line",
     "rules_table",
@@ -28,11 +28,6 @@ __all__ = [
 ]
 
 _OPERATIONS = 3  # that a target is shown with
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer the terminal: processes and their clients choose their names and paths."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _table(*columns: str) -> Table:
@@ -214,7 +209,7 @@ def lost_context(pair: dict[str, Any]) -> str:
 
 
 def stats_table(answer: dict[str, Any]) -> RenderableType:
-    """GET /stats: a line for each target and kind of entry, then the losses that are not zero.
+    """GET /stats: a line for each target and kind of entry, what became of spans, the losses that are not zero.
 
     "traced" counts kept entries with a trace context; the differences are kernel less hook, all entries and traced.
     "at turns" counts entries that were between kernel and hook when their rate turned, at most.
@@ -238,4 +233,10 @@ def stats_table(answer: dict[str, Any]) -> RenderableType:
             _row(table, target["pid"], service, target["env"], kind, *kernel_counts, seen, kept, difference, at_turns)
     losses = ", ".join(f"{reason} {count}" for reason, count in answer["losses"].items() if count) or "none"
     contexts = [Text(printable(f"context lost: {lost_context(pair)}")) for pair in answer["context_lost"]]
-    return Group(table, Text(f"losses: {losses}"), *contexts)
+    spans = [Text(_spans(answer["spans"]))] if answer.get("spans") else []  # an older agent says nothing of them
+    return Group(table, *spans, Text(f"losses: {losses}"), *contexts)
+
+
+def _spans(spans: dict[str, Any]) -> str:
+    kept, exported, queued, lost = spans["kept"], spans["exported"], spans["queued"], sum(spans["lost"].values())
+    return f"spans: {kept} kept, {exported} exported, {queued} waiting, {lost} lost"

@@ -26,6 +26,7 @@ from spandial_agent.processes.proc import (
     thread_group,
 )
 from spandial_agent.processes.sockets import began_to_listen, connected, listening_ports, open_connections
+from spandial_agent.supervised import Supervised
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.node_states import Connections, RuleFinding, TargetExplanation
@@ -91,6 +92,11 @@ class Discovery:
         self._ports: dict[int, _Ports] = {}  # stays empty unless a rule names a port
         self._agent_pid = os.getpid() if agent_pid is None else agent_pid
         self._closed = False
+        self.supervised = (
+            self._events.reader,
+            Supervised("spandial-scan", "scanning for processes"),
+            Supervised("spandial-ports", "looking for listening ports"),
+        )
 
     @property
     def how(self) -> Literal["events", "scan"]:
@@ -110,9 +116,9 @@ class Discovery:
         if self._events.reason:
             _log.warning(self._events.reason)
         self.scan()
-        self._tasks = [self._loop.create_task(self._rescan())]
+        self._tasks = [self._loop.create_task(self.supervised[1].run_task(self._rescan))]
         if self._ranges:
-            self._tasks.append(self._loop.create_task(self._wait_for_ports()))
+            self._tasks.append(self._loop.create_task(self.supervised[2].run_task(self._wait_for_ports)))
 
     def scan(self) -> None:
         """Look at every process there is, at once: before the agent serves."""
@@ -226,6 +232,16 @@ class Discovery:
             os.close(pidfd)
 
     def _look_at(self, pid: int, parent_pid: int = 0, ports: frozenset[int] = frozenset()) -> Process | None:
+        """As `_act_on`. What one process is made of hides no other from the agent. Raises OSError."""
+        try:
+            return self._act_on(pid, parent_pid, ports)
+        except OSError:
+            raise
+        except Exception as error:
+            _log.warning("a process could not be looked at", pid=pid, exc_info=error)
+            return None
+
+    def _act_on(self, pid: int, parent_pid: int, ports: frozenset[int]) -> Process | None:
         """Judge a process and act on it. None if it is gone.
 
         Args:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from spandial_agent.supervised import Supervised
+
 __all__ = ["ProcessEvents", "new_processes"]
 
 _Came = list[tuple[int, int]]
@@ -23,6 +25,7 @@ class ProcessEvents:
     def __init__(self) -> None:
         self.reason = "nobody has asked the kernel for process events."
         self.lost_by = ""
+        self.reader = Supervised("spandial-processes", "reading of process events", self._read)
 
     def listen(self, hand_over: Callable[[_Came | None], object]) -> None:
         """Start the reader, and wait until it knows whether there are events.
@@ -31,11 +34,12 @@ class ProcessEvents:
             hand_over: called in the reader's thread with pids, each with that of the parent where it was forked, or
                 None where the kernel dropped events because they were not read in time. RuntimeError ends the reader.
         """
-        ready = threading.Event()
-        threading.Thread(target=self._read, args=(ready, hand_over), name="spandial-processes", daemon=True).start()
-        ready.wait(5)
+        self._hand_over = hand_over
+        self._ready = threading.Event()
+        self.reader.start()
+        self._ready.wait(5)
 
-    def _read(self, ready: threading.Event, hand_over: Callable[[_Came | None], object]) -> None:
+    def _read(self) -> None:
         # pyroute2 runs an event loop of its own in the thread that makes the socket.
         try:
             from pyroute2 import ProcEventSocket
@@ -48,7 +52,7 @@ class ProcessEvents:
             self.reason = f"the kernel hands out no process events ({error}): new processes are found by scanning."
             return
         finally:
-            ready.set()
+            self._ready.set()
         while True:
             came: _Came | None
             try:
@@ -58,7 +62,7 @@ class ProcessEvents:
                 time.sleep(0.1)
             try:
                 if came is None or came:
-                    hand_over(came)
+                    self._hand_over(came)
             except RuntimeError:  # the loop is closed
                 return
 

@@ -263,7 +263,8 @@ class Registrar:
         if not self._answer(connection, answer, shared):
             self._drop(connection)
             return
-        _log.info("hooked", pid=pid, service=labels.service, env=labels.env, row=target.row.number, hook=hook.spandial)
+        said = {"service": labels.service, "env": labels.env, "row": target.row.number, "hook": hook.spandial}
+        _log.info("hooked", pid=pid, uid=connection.uid, **said)
 
     def _process_of(self, connection: _Connection) -> Process:
         """Who connected: the process that had the pid then, as the same user. Raises _BadHello."""

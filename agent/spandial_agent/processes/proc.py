@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from spandial.labels import Labels, labels_from_environ
+from spandial.labels import LABEL_MAX, Labels, labels_from_environ
+from spandial_agent.text import text_of
 
 __all__ = [
     "NAMED",
@@ -110,7 +111,7 @@ def read_process(pid: int, known: Process | None = None) -> Process | None:
             environ = _read_environ(folder) or b""
     except OSError:
         return None
-    return found._replace(labels=labels_from_environ(_named(environ)), cut=len(environ) >= _READ_MAX)
+    return found._replace(labels=_shown(labels_from_environ(_named(environ))), cut=len(environ) >= _READ_MAX)
 
 
 def same_process(process: Process) -> bool:
@@ -237,7 +238,14 @@ def _read_stat(folder: int) -> tuple[str, list[bytes]]:
     stat = _read_file(folder, "stat")
     # The name may hold spaces and parentheses: fields are counted from the last one (proc(5)).
     name, _, rest = stat.partition(b"(")[2].rpartition(b")")
-    return name.decode(errors="replace"), rest.split()
+    return text_of(name), rest.split()
+
+
+def _shown(labels: Labels) -> Labels:
+    """Labels as they are shown, and as rules select them: whoever chose them says nothing with them that steers a
+    terminal. The others are printable already."""
+    service, version, env, tenant = (text_of(label, LABEL_MAX) for label in labels[:4])
+    return Labels(service, version, env, tenant, labels.others)
 
 
 def _read(folder: int, name: str) -> bytes:

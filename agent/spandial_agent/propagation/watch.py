@@ -22,6 +22,7 @@ from spandial_agent.capture.capture import Capture
 from spandial_agent.propagation.examples import Evidence, Example, weigh
 from spandial_agent.records.protocols.http1 import parse_request_line
 from spandial_agent.records.record import Entry
+from spandial_agent.records.redaction import PathRedaction, redact_path
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
@@ -67,13 +68,22 @@ class PropagationWatch:
 
     Args:
         interval_s: from one look to the next.
+        redact_paths: before they are told.
     """
 
-    def __init__(self, targets: Targets, table: RateTable, capture: Capture, interval_s: float) -> None:
+    def __init__(
+        self,
+        targets: Targets,
+        table: RateTable,
+        capture: Capture,
+        interval_s: float,
+        redact_paths: PathRedaction = "off",
+    ) -> None:
         self._targets = targets
         self._table = table
         self._capture = capture
         self._interval_s = interval_s
+        self._redact_paths = redact_paths
         self._before: dict[int, tuple[int, _Traffic]] = {}  # by pid, with the epoch of the row
         self._suspects: tuple[set[int], set[int]] = set(), set()
         self._rest = self._left_out = 0
@@ -206,14 +216,14 @@ class PropagationWatch:
             example = LostExample(
                 time=self._epoch_s + call.time_ns / 1e9,
                 method=call.method,
-                path=call.path,
+                path=redact_path(call.path, self._redact_paths),
                 trace_id=f"{call.trace_id:032x}",
             )
             if pair is None:
                 if len(self._pairs) >= _PAIRS_MAX:
                     return
                 pair = self._pairs[client, server] = _Pair(time.time(), example)
-                _log.warning("trace contexts are lost", client=client, server=server, path=call.path)
+                _log.warning("trace contexts are lost", client=client, server=server, path=example.path)
             pair.example = example
             pair.count += count
 

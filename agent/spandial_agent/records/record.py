@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol, RecordFlag
 
-__all__ = ["Entry", "decode_entry"]
+__all__ = ["Entry", "decode_entry", "is_entry"]
 
 # A member's value is its index.
+_EVENT_AT = struct.calcsize("=8QIIBBB")  # in abi.ENTRY
 _KINDS, _PARENTS, _PROTOCOLS, _EVENTS = tuple(EntryKind), tuple(Parent), tuple(Protocol), tuple(Event)
 
 
@@ -39,6 +41,11 @@ class Entry(NamedTuple):
     def entered(self) -> bool:
         """Whether this is an entry: a request received, or a statement sent to a database; not a call sent."""
         return self.kind == EntryKind.DB or not self.flags & RecordFlag.SENT
+
+
+def is_entry(record: bytes) -> bool:
+    """Whether an undecoded record is a kept entry or call, and not part of an answer or what else is handed over."""
+    return len(record) >= abi.ENTRY.size and record[_EVENT_AT] == Event.ENTRY
 
 
 def decode_entry(record: bytes) -> Entry:

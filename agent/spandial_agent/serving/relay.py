@@ -218,6 +218,7 @@ def run_relay(
         backlog=_CONNECTIONS_MAX,
         log_level="warning",
         access_log=False,
+        log_config=None,
         proxy_headers=False,
     )
     tls = None if certificate is None else ServerCertificate(certificate, key, client_ca, _log.warning)

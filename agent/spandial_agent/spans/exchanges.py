@@ -99,9 +99,14 @@ class Exchanges:
     def __len__(self) -> int:
         return self._open
 
-    def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
-        """A record of a process without a hook, and what it says: a kept entry or call, or a part of an answer."""
+    def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> bool:
+        """A record of a process without a hook, and what it says: a kept entry or call, or a part of an answer.
+
+        Returns False for a call that no exchange can be made of: its connection is not followed.
+        """
         if entry.event == Event.ENTRY and isinstance(said, Call):
+            if entry.protocol not in _NAMES or not entry.connection:
+                return False
             self._begin(entry, said, process)
         elif entry.event == Event.ANSWER:
             if entry.protocol == Protocol.HTTP2:
@@ -114,6 +119,7 @@ class Exchanges:
             self._addresses[entry.connection] = _addresses(entry.request)
             if len(self._addresses) > _ADDRESSES_MAX:
                 self._addresses.popitem(last=False)
+        return True
 
     def sweep(self, now_ns: int) -> None:
         """Finish what is complete, and what has waited too long."""
@@ -144,8 +150,6 @@ class Exchanges:
             self._close(connection, "no_answer_seen", now_ns)
 
     def _begin(self, entry: Entry, call: Call, process: Peer) -> None:
-        if entry.protocol not in _NAMES or not entry.connection:
-            return
         known = self._connections.get(entry.connection)
         if known is not None and known[-1].answered_ns:
             self._end(entry.connection, "answered", entry.time_ns)

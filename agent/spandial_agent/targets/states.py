@@ -11,6 +11,7 @@ from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.operation_map import applies
 from spandial_agent.targets.limit import Limit
 from spandial_agent.targets.target import Target
+from spandial_agent.text import printable
 from spandial_api.node import KindName
 from spandial_api.node_states import HookCounts, KernelCounts, KindStats, RateState, TargetState, TargetStats
 from spandial_api.rules import Rule
@@ -36,7 +37,7 @@ def target_state(target: Target, words: Sequence[int], limit: Limit | None, tls:
         {
             "pid": target.pid,
             "uid": target.uid,
-            "name": target.process.name,
+            "name": printable(target.process.name),
             **target.labels.main,
             "tenant": target.labels.tenant,
             "labels": dict(target.labels.others),
@@ -45,7 +46,7 @@ def target_state(target: Target, words: Sequence[int], limit: Limit | None, tls:
             "rates": rates,
             "operations": _operations(target, limit),
             "why": target.why,
-            "tls": tls,
+            "tls": printable(tls),
             "hooks": [page.hook._asdict() for page in target.pages],
         }
     )

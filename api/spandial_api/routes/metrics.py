@@ -84,6 +84,12 @@ class _Snapshot:
             losses.add_metric([reason], count)
         yield losses
 
+        spans = GaugeMetricFamily("spandial_spans", "Spans since the agent's start.", labels=["outcome"])
+        if self._stats.spans is not None:
+            for outcome, count in self._stats.spans.model_dump(exclude={"lost"}).items():
+                spans.add_metric([outcome], count)
+        yield spans
+
         refused = CounterMetricFamily(
             "spandial_requests_refused", "Requests of somebody who may not, or not so often.", labels=["reason"]
         )

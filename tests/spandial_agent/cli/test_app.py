@@ -22,6 +22,7 @@ from spandial_api.node_states import (
     LostExample,
     NodeStats,
     RuleFinding,
+    SpanStats,
     TargetExplanation,
     TargetName,
     TargetStats,
@@ -254,8 +255,10 @@ def test_stats_sets_kernel_and_hook_side_by_side(agent: FakeAgent) -> None:
     assert http.split() == ["7", "checkout", "v1", "gray", "http", "10", "4", "3", "9", "3", "+1/-2", "2"]
     assert db.split() == ["7", "checkout", "v1", "gray", "db", "-", "-", "-", "5", "5", "-", "-"]
     assert losses == "losses: ring_full 3"
-    agent.node.counts = NodeStats(targets=[], losses={"ring_full": 0})
-    assert printed(agent, "stats").splitlines()[-1] == "losses: none"
+    spans = SpanStats(kept=9, exported=5, queued=3, lost={"spans_rejected": 1})
+    agent.node.counts = NodeStats(targets=[], losses={"ring_full": 0}, spans=spans)
+    said = ["spans: 9 kept, 5 exported, 3 waiting, 1 lost", "losses: none"]
+    assert printed(agent, "stats").splitlines()[-2:] == said
 
 
 def test_every_answer_can_be_had_as_json(agent: FakeAgent) -> None:
@@ -263,7 +266,7 @@ def test_every_answer_can_be_had_as_json(agent: FakeAgent) -> None:
     assert parsed(agent, "set", "30", "--env", "gray")["reached"] == 1
     assert [rule["rate"] for rule in parsed(agent, "get")["rules"]] == [30.0]
     assert parsed(agent, "targets")[0]["rates"]["http"]["rule"] == "env=gray"
-    assert parsed(agent, "stats") == {"targets": [], "losses": {}, "context_lost": []}
+    assert parsed(agent, "stats") == {"targets": [], "losses": {}, "spans": None, "context_lost": []}
     assert parsed(agent, "rm", "--env", "gray") == {"removed": "env=gray", "revision": 2}
     assert parsed(agent, "doctor")["settings"]["run_dir"] == agent.settings["SPANDIAL_RUN_DIR"]
 

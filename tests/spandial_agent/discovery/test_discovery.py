@@ -221,6 +221,24 @@ async def test_a_scan_that_fails_is_not_the_last(
         await becomes_target(targets, child.pid)
 
 
+async def test_a_process_that_cannot_be_looked_at_hides_no_other(
+    targets: Targets, scanning: None, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd, child = (start("sleep", "60", OTEL_SERVICE_NAME=name) for name in ("odd", "checkout"))
+    await within(lambda: all((p := read_process(c.pid)) and p.labels.service for c in (odd, child)), "they run")
+
+    def read(pid: int) -> processes.Process | None:
+        if pid == odd.pid:
+            raise RuntimeError("odd\x1b[2J")
+        return read_process(pid)
+
+    monkeypatch.setattr(discovery_module, "read_process", read)
+    async with discovering(targets) as discovery:
+        assert targets.get(odd.pid) is None
+        assert targets.get(child.pid) is not None
+        assert [part.trouble for part in discovery.supervised] == ["", "", ""]
+
+
 async def test_closing_frees_its_descriptors_and_leaves_every_row_as_it_is(
     targets: Targets, table: RateTable, scanning: None, start: Start
 ) -> None:

@@ -119,35 +119,17 @@ def test_thousands_of_spans_all_arrive_once(
     assert sorted(span.span_id for span in running.spans() if span.span_id in wanted) == list(wanted)
 
 
-def exports_again(exporter: Exporter, before: ExportCounts, start: int) -> int:
-    """Offer ten at a time until some have arrived; how many were offered."""
-    count = 0
-
-    def more() -> bool:
-        nonlocal count
-        offered(exporter, 10, start + count)
-        count += 10
-        return exporter.counts().exported > before.exported
-
-    eventually(more, "spans are exported again")
-    return count
-
-
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_collector_that_appears_late_gets_what_was_not_given_up(
+def test_a_collector_that_appears_late_gets_everything(
     receiver: OtlpReceiver, make_exporter: Callable[..., Exporter], protocol: str
 ) -> None:
     exporter = make_exporter(receiver.endpoint(protocol), protocol, queue_size=3000)
     offered(exporter, 2000)
-    absent = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed")
-    assert absent.exported == 0
-    assert sum(absent) == 2000
+    eventually(lambda: exporter._attempts >= 2, "a batch was tried twice")
+    assert exporter.counts() == ExportCounts(2000, exported=0, dropped_queue_full=0, export_failed=0)
     receiver.start()
-    count = exports_again(exporter, absent, 10_000)
-    counts = settled(exporter)
-    assert sum(counts) == 2000 + count
-    assert counts.exported > 0
-    assert len({span.span_id for span in receiver.spans()}) >= counts.exported
+    assert settled(exporter).exported == 2000
+    assert len({span.span_id for span in receiver.spans()}) == 2000
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -162,17 +144,12 @@ def test_a_collector_that_is_killed_and_started_again(
         assert len(receiver.spans()) == 300
         receiver.kill()
         offered(exporter, 2000, 1000)
-        lost = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed")
-        assert lost.exported == 300
-        assert lost.dropped_queue_full + lost.export_failed >= 1000
-        assert sum(lost) == 2300
+        eventually(lambda: exporter._attempts >= 2, "a batch was tried twice")
+        assert exporter.counts() == ExportCounts(1000, exported=300, dropped_queue_full=1000, export_failed=0)
         receiver.start()
-        count = exports_again(exporter, lost, 10_000)
-        counts = settled(exporter)
-    assert sum(counts) == 2300 + count
-    assert len({span.span_id for span in receiver.spans()}) >= counts.exported - 300
-    said = [line["event"] for line in logs]
-    assert said[:2] == ["spans cannot be exported", "spans are exported again"]
+        assert settled(exporter).exported == 1300
+    assert len({span.span_id for span in receiver.spans()}) == 1000  # it has forgotten those from before
+    assert [line["event"] for line in logs] == ["spans cannot be exported", "spans are exported again"]
     assert logs[0]["reason"]
 
 
@@ -186,13 +163,9 @@ def test_a_collector_that_is_stopped_in_mid_air(
     assert settled(exporter).exported == 100
     receiver.signal(signal.SIGSTOP)
     offered(exporter, 1000, 1000)
-    stopped = eventually(lambda: counts if (counts := exporter.counts()).export_failed else None, "a batch failed")
-    assert stopped.exported == 100
-    assert stopped.dropped_queue_full + stopped.export_failed >= 400
-    assert sum(stopped) == 1100
+    eventually(lambda: exporter._attempts >= 1, "a batch timed out")
+    assert exporter.counts() == ExportCounts(600, exported=100, dropped_queue_full=400, export_failed=0)
     receiver.signal(signal.SIGCONT)
-    count = exports_again(exporter, stopped, 10_000)
-    counts = settled(exporter)
-    assert sum(counts) == 1100 + count
-    # What timed out may have arrived all the same, once the receiver read it: it "failed" as nobody confirmed it.
-    assert len({span.span_id for span in receiver.spans()}) >= counts.exported
+    assert settled(exporter).exported == 700
+    # What timed out may have arrived all the same, and then comes twice.
+    assert len({span.span_id for span in receiver.spans()}) == 700

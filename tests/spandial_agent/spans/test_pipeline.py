@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -186,4 +187,57 @@ def test_records_that_come_faster_than_they_are_paired_are_counted(
     monkeypatch.setattr(pipeline_module, "_LOOK_S", 60.0)
     feed = make_feed(InMemorySpanExporter())
     feed.requests(5)
-    assert feed.losses() == {"span_records_dropped": 6}
+    assert feed.losses() == {"span_records_dropped": 3, "span_answers_dropped": 3}
+
+
+def test_an_answer_ends_a_span_while_others_wait(make_feed: Callable[..., Feed]) -> None:
+    exporter = InMemorySpanExporter()
+    feed = make_feed(exporter)
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    for connection in (7, 8):
+        feed.take(b"GET / HTTP/1.1", connection=connection, time_ns=now)
+    feed.take(b"HTTP/1.1 204 No Content\r\n", event=Event.ANSWER, time_ns=now)
+    feed.take(b"", event=Event.CLOSED, time_ns=now)
+    (span,) = eventually(exporter.get_finished_spans, "a span is exported")
+    assert span.attributes["http.response.status_code"] == 204
+    assert feed.pipeline.spans().queued == 1
+
+
+def test_what_is_kept_is_exported_waits_or_is_lost(
+    make_feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_module, "_QUEUE", 60)
+    monkeypatch.setattr(exchanges_module, "_OPEN_MAX", 20)
+    held = Held()
+    feed = make_feed(held, 5)
+    feed.take(b"GET / HTTP/1.1", connection=0)  # of no connection that is followed
+    for connection in range(1, 25):
+        feed.take(b"GET / HTTP/1.1", connection=connection)
+    feed.requests(10)
+    feed.take(b"GET / HTTP/1.1", connection=99)
+
+    def adds_up() -> bool:
+        spans = feed.pipeline.spans()
+        return spans.kept == 36 == spans.exported + spans.queued + sum(spans.lost.values())
+
+    eventually(adds_up, "the numbers add up while spans wait")
+    held.go.set()
+    feed.pipeline.close()
+    spans = feed.pipeline.spans()
+    assert spans.queued == 0
+    assert spans.kept == 36 == spans.exported + sum(spans.lost.values())
+    assert spans.lost["spans_not_made"] == 1
+    assert spans.lost["spans_without_room"] >= 1
+
+
+def test_a_process_of_which_no_span_can_be_made_costs_nobody_else_one(
+    make_feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemorySpanExporter()
+    feed = make_feed(exporter)
+    monkeypatch.setattr(feed.pipeline._resources, "of", lambda *_: 1 / 0)
+    feed.requests(2)
+    eventually(lambda: feed.losses() == {"spans_not_made": 2}, "the loss is counted")
+    monkeypatch.undo()
+    feed.requests(3)
+    eventually(lambda: len(exporter.get_finished_spans()) == 3, "others are exported")
