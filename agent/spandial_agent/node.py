@@ -126,6 +126,8 @@ class LocalNode:
         was, self._off = self._off, off
         if self._capture is not None and bool(off) != bool(was):
             self._switch_capture(self._capture, bool(off))
+            if self._tls is not None:
+                self._tls.pause() if off else self._tls.resume()
         if off:
             self._lease.pause()
         else:

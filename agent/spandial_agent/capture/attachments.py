@@ -114,6 +114,12 @@ class Attachments:
                 self._detach(attached)
                 del self._libraries[identity]
 
+    def leave_all(self) -> None:
+        """Detach from everything; what is attached to again has its place again."""
+        for attached in self._libraries.values():
+            self._detach(attached)
+        self._libraries.clear()
+
     def close(self) -> None:
         if self._capture is not None:
             self._capture.close()

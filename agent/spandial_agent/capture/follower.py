@@ -63,7 +63,7 @@ class TlsFollower:
         self._due: list[tuple[float, int, _Process]] = []
         self._order = count()
         self._news: queue.SimpleQueue[_Process | None] = queue.SimpleQueue()
-        self._ending = False
+        self._ending = self._paused = False
         self.thread = Supervised(
             "spandial-tls", "follower of TLS", self._run, at_end=self._attachments.close, still_s=_STILL_S
         )
@@ -101,6 +101,19 @@ class TlsFollower:
         process = self._processes.get(pid)
         return process.words if process is not None else ""
 
+    def pause(self) -> None:
+        """Detach from everything, and look at nothing until `resume`."""
+        self._paused = True
+        for process in list(self._processes.values()):
+            process.words = "not looked at: the agent is switched off"
+            process.libraries = frozenset()
+        self._news.put(_Process(0, 0, 0.0, gone=True))  # wakes the thread
+
+    def resume(self) -> None:
+        self._paused = False
+        for process in list(self._processes.values()):
+            self.follow(process.pid, process.start_time)
+
     def close(self) -> None:
         """Detach from everything; if the thread is at work for longer, all that it attached ends with this process."""
         self._ending = True
@@ -109,7 +122,9 @@ class TlsFollower:
 
     def _run(self) -> None:
         while self._take_news():
-            while self._due and self._due[0][0] <= time.monotonic() and not self._ending:
+            if self._paused:
+                self._attachments.leave_all()
+            while self._due and self._due[0][0] <= time.monotonic() and not self._stopped:
                 self.thread.beat()
                 process = heapq.heappop(self._due)[2]
                 if not process.gone:
@@ -119,7 +134,9 @@ class TlsFollower:
 
     def _take_news(self) -> bool:
         """Wait until something is to be done. False at the end."""
-        wait = max(0.0, self._due[0][0] - time.monotonic()) if self._due else _UNUSED_S
+        wait = _UNUSED_S
+        if self._due and not self._paused:
+            wait = max(0.0, self._due[0][0] - time.monotonic())
         if self._ending:
             return False
         self.thread.beat()
@@ -131,6 +148,10 @@ class TlsFollower:
             return False
         except queue.Empty:
             return not self._ending
+
+    @property
+    def _stopped(self) -> bool:
+        return self._ending or self._paused
 
     def _plan(self, process: _Process) -> None:
         """When to look at a process next."""
@@ -159,13 +180,13 @@ class TlsFollower:
 
     def _look_into(self, process: _Process, held: HeldProcess, user: int) -> None:
         with _Timed(self._times, user) as look:
-            seen = look_at(held, self._trusted, lambda: not self._ending and look.used_s() < _LOOK_S)
+            seen = look_at(held, self._trusted, lambda: not self._stopped and look.used_s() < _LOOK_S)
         with seen:
-            if seen.libraries and not self._ending:
+            if seen.libraries and not self._stopped:
                 self._attachments.prepare()  # for all, and so not at this user's cost
             with _Timed(self._times, user):
                 for library in seen.libraries:
-                    if self._ending:
+                    if self._stopped:
                         return
                     self._attachments.attach(library, user)
             process.libraries = frozenset(library.identity for library in seen.libraries)

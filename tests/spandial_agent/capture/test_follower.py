@@ -145,6 +145,22 @@ def test_the_end_detaches_from_everything(programs: Programs, start: Start) -> N
     assert programs.closed
 
 
+def test_while_it_pauses_nothing_is_attached_to(follower: TlsFollower, programs: Programs, start: Start) -> None:
+    process = start(LOADED)
+    follow(follower, process)
+    words(follower, process, "OpenSSL")
+    follower.pause()
+    [(_, events)] = programs.attached
+    eventually(lambda: not os.path.exists(f"/proc/self/fd/{events[0]}"), "it is detached")
+    words(follower, process, "not looked at: the agent is switched off")
+    late = start(LOADED)
+    follow(follower, late)
+    follower.resume()
+    words(follower, process, "OpenSSL")
+    words(follower, late, "OpenSSL")
+    assert len(programs.attached) == 2
+
+
 def test_a_library_that_nobody_uses_is_detached_from(
     follower: TlsFollower, programs: Programs, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
