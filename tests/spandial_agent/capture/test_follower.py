@@ -317,34 +317,3 @@ def test_a_process_that_runs_another_program_is_looked_at_anew(follower: TlsFoll
     process.stdin.flush()
     follow(follower, process)
     words(follower, process, "none found")
-
-
-def test_a_library_that_an_ended_process_led_to_is_reached_by_the_next(
-    follower: TlsFollower, programs: Programs, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = start(LOADED), start(LOADED)
-    with monkeypatch.context() as patch:
-        patch.setattr(programs, "attach", lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")))
-        follower.follow(first.pid)
-        words(follower, first, "not seen: libssl.so")
-    follower.follow(second.pid)
-    words(follower, second, "OpenSSL")
-
-
-def test_a_process_that_cannot_be_looked_at_ends_nobody_elses_tls(
-    follower: TlsFollower, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    odd, other = start(LOADED), start(LOADED)
-    look_at = follower_module.look_at
-
-    def look(pid: int) -> follower_module.Seen:
-        if pid == odd.pid:
-            raise UnicodeEncodeError("utf-8", "libssl\udcff.so", 6, 7, "surrogates not allowed")
-        return look_at(pid)
-
-    monkeypatch.setattr(follower_module, "look_at", look)
-    follower.follow(odd.pid)
-    follower.follow(other.pid)
-    words(follower, other, "OpenSSL")
-    assert follower.words(odd.pid).startswith("not seen: the process could not be looked at")
-    assert follower.thread.trouble == ""
