@@ -21,6 +21,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from spandial import abi
+from spandial.clock import boottime_ns, namespace_offset_ns
 from spandial.labels import Labels
 from spandial.memory import Refused, map_memory
 from spandial.peer import Stranger, check_peer
@@ -59,13 +60,13 @@ class _Table:
         if words[abi.HEADER_MAGIC] != abi.MAGIC | version:
             raise Refused(f"the table does not begin with ABI version {version}")
         self._words = words
+        self._offset_ns = namespace_offset_ns()
         self.row = words[row * abi.ROW_WORDS : (row + 1) * abi.ROW_WORDS]
         self.operations = OperationRates(self.row, words, map_memory(sheet, abi.SHEET_SIZE, "sheet"))
 
     def lease_ends_in(self) -> float:
         """Seconds until the lease runs out; negative when it has."""
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        return float(self._words[abi.HEADER_LEASE] - now) / 1e9
+        return float(self._words[abi.HEADER_LEASE] - boottime_ns(self._offset_ns)) / 1e9
 
 
 @lru_cache(maxsize=1)

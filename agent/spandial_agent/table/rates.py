@@ -7,12 +7,12 @@ lives, so a reader that is slow to notice anything still reads its own row; only
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from spandial import abi
+from spandial.clock import boottime_ns, namespace_offset_ns
 from spandial_agent.processes.shares import Shares
 from spandial_agent.table.sheet import Sheet
 
@@ -66,6 +66,7 @@ class RateTable:
     """
 
     def __init__(self, backend: TableBackend) -> None:
+        self._offset_ns = namespace_offset_ns()
         self.backend = backend
         self.sheet = Sheet()
         self.refused = 0
@@ -169,7 +170,7 @@ class RateTable:
 
     def renew_lease(self, seconds: float) -> bool:
         """Promise readers that the rates hold for so long from now; whether the last promise had ended."""
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = boottime_ns(self._offset_ns)
         ended = self.backend.read(abi.HEADER_ROW)[abi.HEADER_LEASE] <= now
         deadline = now + int(seconds * 1e9)
         self.backend.write(abi.HEADER_ROW, [0, 0, deadline, 0, 0, 0, 0, 0], 1 << abi.HEADER_LEASE)
