@@ -211,11 +211,10 @@ class LocalNode:
             "target_unwatched": self._targets.unwatched,
             "target_refused": self._targets.crowded,
             "environment_cut": self._discovery.cut,
+            "tls_library_refused": self._tls.refused if self._tls is not None else 0,
             "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,
         }
-        if self._tls is not None:
-            losses["tls_library_refused"] = self._tls.refused
         if self._capture is not None:
             losses |= self._capture.losses()
         context_lost = self._propagation.lost() if self._propagation is not None else []

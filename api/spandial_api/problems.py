@@ -16,7 +16,7 @@ from spandial.labels import LABEL_MAX
 from spandial_api.auth import may_admin, may_write
 from spandial_api.requests import LABELS_MAX, label_parameters
 
-__all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_revision", "no_such_rule", "too_many"]
+__all__ = ["Complaint", "Problem", "Problems", "describe", "no_such_revision", "no_such_rule", "too_many", "ttl_of_on"]
 
 
 class Problem(BaseModel):
@@ -49,6 +49,7 @@ Answers = dict[int | str, dict[str, Any]]
 
 no_such_rule: Answers = {404: {"model": Complaint, "description": "There is no such rule"}}
 too_many: Answers = {409: {"model": Complaint, "description": "There are as many as there may be"}}
+ttl_of_on: Answers = {409: {"model": Complaint, "description": "What is switched on has no end"}}
 no_such_revision: Answers = {
     404: {"model": Complaint, "description": "The audit log has no such revision"},
     409: {

@@ -74,6 +74,7 @@ def test_kept_sets_are_identical_in_every_mode_at_every_rate(scene: Scene) -> No
     for mode in Mode:
         for rate in RATES:
             seed += 1
+            scene.differences()  # the hook tells what it has decided: nothing is in flight at this turn
             scene.agent.set(rate, service="shop", mode=mode.name.lower())
             hook_before = scene.hook_kept()
             requests = start_load(scene.server.url, PER_SETTING, seed).finish()

@@ -11,6 +11,7 @@ from spandial_api.auth import Principal, may_admin
 from spandial_api.control import Author
 from spandial_api.durations import parse_duration
 from spandial_api.parameters import only
+from spandial_api.problems import ttl_of_on
 from spandial_api.requests import Ttl, Why
 from spandial_api.selectors import Selector
 from spandial_api.store import StoreError
@@ -53,8 +54,8 @@ def _state(switch: Switch) -> SwitchState:
 _WRITES = [Depends(may_admin), Depends(only(*SwitchQuery.model_fields))]
 
 
-@router.put("/switch", dependencies=_WRITES)
-@router.post("/switch", dependencies=_WRITES)
+@router.put("/switch", responses=ttl_of_on, dependencies=_WRITES)
+@router.post("/switch", responses=ttl_of_on, dependencies=_WRITES)
 async def put_switch(
     request: Request, writer: Annotated[Principal, Depends(may_admin)], query: Annotated[SwitchQuery, Query()]
 ) -> SwitchState:
@@ -64,7 +65,7 @@ async def put_switch(
     switch, author = _switch(request), Author(writer.name, query.why)
     if query.state == "on":
         if query.ttl is not None:
-            raise HTTPException(422, "ttl is for state=off alone: what is on stays on")
+            raise HTTPException(409, "a ttl is for state=off alone: what is on stays on; nothing was changed")
         await switch.turn_on(author)
         return _state(switch)
     try:

@@ -227,10 +227,10 @@ async def test_a_process_that_cannot_be_looked_at_hides_no_other(
     odd, child = (start("sleep", "60", OTEL_SERVICE_NAME=name) for name in ("odd", "checkout"))
     await within(lambda: all((p := read_process(c.pid)) and p.labels.service for c in (odd, child)), "they run")
 
-    def read(pid: int) -> processes.Process | None:
+    def read(pid: int, known: processes.Process | None = None) -> processes.Process | None:
         if pid == odd.pid:
             raise RuntimeError("odd\x1b[2J")
-        return read_process(pid)
+        return read_process(pid, known)
 
     monkeypatch.setattr(discovery_module, "read_process", read)
     async with discovering(targets) as discovery:
