@@ -20,8 +20,14 @@ pytestmark = [pytest.mark.kernel, pytest.mark.e2e]
 
 
 def http_counts(agent: AgentProcess, server: Server) -> dict[str, Any]:
-    target = next(t for t in agent.get("/stats")["targets"] if t["pid"] == server.pid)
-    found: dict[str, Any] = target["kinds"].get("http") or {"kernel": {"seen": 0, "kept": 0}}
+    """The counts, once the hook has told of all that the kernel saw: ``/stats`` waits for hooks 50 ms and no longer."""
+
+    def told() -> dict[str, Any] | None:
+        target = next(t for t in agent.get("/stats")["targets"] if t["pid"] == server.pid)
+        counts: dict[str, Any] = target["kinds"].get("http") or {"kernel": {"seen": 0, "kept": 0}}
+        return None if counts.get("difference_seen") else counts
+
+    found: dict[str, Any] = eventually(told, "the hook tells what it has decided")
     return found
 
 

@@ -32,9 +32,15 @@ def any_agent(request: pytest.FixtureRequest, make_agent: Callable[..., AgentPro
 
 
 def http(agent: AgentProcess, pid: int) -> dict[str, Any]:
-    [target] = [target for target in agent.get("/stats")["targets"] if target["pid"] == pid]
-    counts: dict[str, Any] = target["kinds"].get("http", {})
-    return counts
+    """The counts, once the hook has told of all that the kernel saw: ``/stats`` waits for hooks 50 ms and no longer."""
+
+    def told() -> dict[str, Any] | None:
+        [target] = [target for target in agent.get("/stats")["targets"] if target["pid"] == pid]
+        counts: dict[str, Any] = target["kinds"].get("http", {})
+        return None if counts.get("difference_seen") else counts
+
+    found: dict[str, Any] = eventually(told, "the hook tells what it has decided")
+    return found
 
 
 def inner_pid(pid: int) -> int:

@@ -66,8 +66,14 @@ class Scene:
         return found()
 
     def http(self) -> dict[str, dict[str, int]]:
-        target = next(t for t in self.agent.get("/stats")["targets"] if t["pid"] == self.server.pid)
-        found: dict[str, dict[str, int]] = target["kinds"]["http"]
+        """The counts, once the hook has told of all that was sent: ``/stats`` waits for hooks 50 ms and no longer."""
+
+        def told() -> dict[str, dict[str, int]] | None:
+            target = next(t for t in self.agent.get("/stats")["targets"] if t["pid"] == self.server.pid)
+            counts: dict[str, dict[str, int]] = target["kinds"]["http"]
+            return counts if sum(counts["hook"].values()) >= self.sent else None
+
+        found: dict[str, dict[str, int]] = eventually(told, "the hook tells what it has decided")
         return found
 
     def obeys(self, rates: Callable[[str, str], float]) -> None:
