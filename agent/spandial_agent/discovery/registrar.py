@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -114,6 +115,7 @@ class Registrar:
         self._listen()
         if self._retry is not None:
             self._retry.cancel()
+            self._retry = None
         self._loop.remove_reader(before)
         before.close()
 
@@ -178,9 +180,8 @@ class Registrar:
                 _log.warning("a process could not register", error=str(error))
                 # Who waits is waiting still, and would wake the loop again at once.
                 self._loop.remove_reader(self._listener)
-                self._retry = self._loop.call_later(
-                    _ACCEPT_RETRY_S, self._loop.add_reader, self._listener, self._accept
-                )
+                if self._retry is None:
+                    self._retry = self._loop.call_later(_ACCEPT_RETRY_S, self._accept_again)
                 return
             peer.setblocking(False)
             try:
@@ -219,11 +220,19 @@ class Registrar:
             connection = said.popleft()
             if said:
                 self._said[uid] = said  # behind all others
-            self._listen_to(connection)
+            self._try_to_listen_to(connection)
             worked = time.monotonic() - begun
         if not self._said and self._retry is None:
             self._accept_again()
         self._slice = self._loop.call_later(worked, self._take_slice) if self._said else None
+
+    def _try_to_listen_to(self, connection: _Connection) -> None:
+        try:
+            self._listen_to(connection)
+        except Exception as error:  # whatever one registration runs into, the next one is listened to
+            self.refused += 1
+            _log.warning("a registration failed", pid=connection.pid, uid=connection.uid, exc_info=error)
+            self._drop(connection)
 
     def _listen_to(self, connection: _Connection) -> None:
         if self._waiting.get(connection.peer.fileno()) is not connection:  # dropped meanwhile
@@ -297,6 +306,12 @@ class Registrar:
             if (connection := self._connections.get(descriptor)) is not None:
                 self._drop(connection)
 
+    def send_all_away(self) -> None:
+        """All hooks come back at once, and count from zero, as the kernel's counts do that theirs are compared with."""
+        for connection in list(self._connections.values()):
+            if connection.target is not None:
+                self._drop(connection)
+
     def _send_away(self, target: Target) -> None:
         """Its hooks come back at once, and are told of its own row."""
         for connection in list(self._connections.values()):
@@ -318,7 +333,8 @@ class Registrar:
         if connection.target is None or connection.page is None:
             self._loop.remove_reader(connection.peer)
         else:
-            self._ends.unregister(connection.peer)
+            with contextlib.suppress(OSError):  # it could not be registered
+                self._ends.unregister(connection.peer)
             self._registered -= 1
             self._shares.give_back(connection.uid)
             self._targets.unhook(connection.target, connection.page)

@@ -119,8 +119,10 @@ def same_process(process: Process) -> bool:
     try:
         with _folder(process.pid) as folder:
             _, fields = _read_stat(folder)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+    except OSError:  # out of descriptors or memory: nobody can tell now, and the next look can
+        return True
     return fields[0] not in (b"Z", b"X") and int(fields[19]) == process.start_time
 
 

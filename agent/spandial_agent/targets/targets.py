@@ -20,6 +20,7 @@ from spandial_agent.processes.shares import Shares
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.group import Group
 from spandial_agent.targets.groups import Groups
+from spandial_agent.targets.in_flight import InFlight
 from spandial_agent.targets.limit import Limit
 from spandial_agent.targets.operation_sets import OperationSets
 from spandial_agent.targets.rows import TargetRows, Turned
@@ -179,6 +180,7 @@ class Targets:
         target = self._current(process) or self._add(process, labels, default, REGISTERED, by_rule=False)
         if not target.hooked and self._capture is not None and target.watched:
             target.base = self._capture.counts(target.row.number)
+            target.in_flight = {kind: InFlight() for kind in COMPARED}
             self._capture.want_answers(target.pid, target.row, False)
         target.pages.append(page)
         target.why, target.by_rule = REGISTERED, False
@@ -235,22 +237,37 @@ class Targets:
         for pid in sorted(self._groups.shared.members):
             target = self._by_pid[pid]
             if self._table.has_row_for(target.uid):
-                self._house(target)
-                housed += 1
+                housed += self._house(target)
             if housed >= _HOUSED_AT_ONCE:
                 break
         self._rows.find_room()
 
-    def _house(self, target: Target) -> None:
-        """A row of its own for who shared the default row."""
+    def _house(self, target: Target) -> bool:
+        """A row of its own for who shared the default row, if there still is one: its group's operations take rows."""
+        group = self._join(target.pid, target.labels, target.default, target.why == REGISTERED, target.uid)
+        row = self._table.allocate(target.pid, *group.words, uid=target.uid)
+        if row.number == DEFAULT_ROW:
+            self._leave(target.pid, group)
+            return False
         self._groups.shared.members.discard(target.pid)
         self._sharing.give_back(target.uid)
-        target.group = self._join(target.pid, target.labels, target.default, target.why == REGISTERED, target.uid)
-        target.row = self._table.allocate(target.pid, *target.group.words, uid=target.uid)
-        target.written = target.group.words
+        target.group, target.row, target.written = group, row, group.words
         if self._capture is not None and target.watched:
             self._capture.move_target(target.pid, target.row)
+        else:
+            self._watch(target)
         self.on_housed(target)
+        return True
+
+    def _watch(self, target: Target) -> None:
+        if self._capture is None:
+            return
+        try:
+            self._capture.add_target(target.pid, target.row, self.answers and target.why != REGISTERED)
+            target.watched = True
+        except OSError as error:  # its map is full: the hooks of further processes obey all the same
+            self.unwatched += 1
+            _log.warning("the kernel does not watch a process", pid=target.pid, error=str(error))
 
     def rewrite(self) -> None:
         """Write what is to be emitted: `emit` answers differently."""
@@ -288,9 +305,11 @@ class Targets:
         """The pids of a service's targets that have rows of their own."""
         return [pid for group in self._groups.of_service(service) for pid in sorted(group.members)]
 
-    def alike(self, labels: Labels) -> Target | None:
-        """One of the targets with exactly these labels and a row of its own."""
-        return next((self._by_pid[pid] for group in self._groups.of(labels) for pid in group.members), None)
+    def alike(self, labels: Labels, uid: int | None = None) -> Target | None:
+        """One of the targets with exactly these labels and a row of its own: one of this user's if he has any, or of
+        the user who has most."""
+        groups = sorted(self._groups.of(labels), key=lambda group: (group.uid != uid, -len(group.members), group.uid))
+        return next((self._by_pid[pid] for group in groups for pid in group.members), None)
 
     def reached(self) -> Mapping[Selector, int]:
         """For each rule's selector, how many targets have at least some entries under it."""
@@ -323,13 +342,7 @@ class Targets:
             self._sharing.take(process.uid)
         target = Target(process, labels, default, row, group, group.words, process.uid, why=why, by_rule=by_rule)
         self._by_pid[process.pid] = target
-        if self._capture is not None:
-            try:
-                self._capture.add_target(process.pid, row, self.answers and why != REGISTERED)
-                target.watched = True
-            except OSError as error:  # its map is full: the hooks of further processes obey all the same
-                self.unwatched += 1
-                _log.warning("the kernel does not watch a process", pid=process.pid, error=str(error))
+        self._watch(target)
         self.on_added(target)
         self.on_program(target)
         return target

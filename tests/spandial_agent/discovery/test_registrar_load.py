@@ -182,6 +182,7 @@ def test_without_descriptors_the_agent_neither_spins_nor_forgets_who_waits(
         tried = attempts
     assert tried <= 3
     assert "row" in peer.register(hello())
+    eventually(lambda: running.call(lambda: running.registrar._retry) is None, "it listens again")
     peer.close()
 
 
@@ -198,4 +199,29 @@ def test_a_process_for_which_there_are_no_descriptors_is_refused_and_may_come_ag
     assert open_descriptors() <= before - 1
     again = running.peer()
     assert "row" in again.register(hello())
+    again.close()
+
+
+def test_one_registration_that_fails_is_the_only_one(
+    running: RunningRegistrar, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError("the kernel's map is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running.targets, "hook", broken)
+        peer.socket.send(hello())
+        assert peer.is_closed_by_the_agent()
+    again = running.peer()
+    assert "row" in again.register(hello())
+    assert running.registrar.refused == 1
+    again.close()
+
+
+def test_all_hooks_are_sent_away_and_come_back(running: RunningRegistrar, peer: Peer) -> None:
+    row = peer.register(hello())["row"]
+    running.call(running.registrar.send_all_away)
+    assert peer.is_closed_by_the_agent()
+    again = running.peer()
+    assert again.register(hello())["row"] == row
     again.close()

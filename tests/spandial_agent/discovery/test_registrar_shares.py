@@ -17,6 +17,7 @@ from spandial_agent.discovery import registrar as registrar_module
 from spandial_agent.processes import shares as shares_module
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import Process, read_process
+from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
 from tests.agent_process import eventually
 from tests.spandial_agent.conftest import DEFAULT
@@ -65,6 +66,22 @@ def test_who_had_to_share_the_default_row_gets_one_of_his_own(targets: Targets, 
     assert capture.watched[hooked.pid] == hooked.row
     assert hooked.labels == Labels("a")
     assert targets.sharing == {GREEDY: rows.count(abi.DEFAULT_ROW) - 2}
+
+
+def test_who_finds_the_last_row_taken_goes_on_sharing_the_default_row(
+    targets: Targets, table: RateTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = discover(targets, ROWS, GREEDY, 5_000_000)
+    sharing = dict(targets.sharing)
+    default = table.backend.read(abi.DEFAULT_ROW)
+    target = targets.get(5_000_000 + rows.index(abi.DEFAULT_ROW))
+    assert target is not None
+    monkeypatch.setattr(table, "has_row_for", lambda uid: True)  # said before its operations took the last ones
+    monkeypatch.setattr(table, "allocate", lambda *_, **__: target.row)
+    targets.find_room()
+    assert target.row.number == abi.DEFAULT_ROW
+    assert targets.sharing == sharing
+    assert table.backend.read(abi.DEFAULT_ROW) == default
 
 
 def test_the_processes_of_one_user_are_only_so_many(targets: Targets) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -28,6 +29,7 @@ from spandial_agent.processes.proc import (
     ancestors,
     read_process,
     read_traits,
+    same_process,
     socket_inodes,
     thread_group,
 )
@@ -264,3 +266,13 @@ def test_kernel_threads_are_told_from_processes() -> None:
         if process is not None and process.kernel_thread:
             assert process.labels == Labels()
             assert read_traits(pid, {"exe", "cmdline"}) == Traits()
+
+
+def test_who_cannot_be_looked_at_is_not_taken_for_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = read(os.getpid())
+
+    def none_left(_: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(processes, "_folder", none_left)
+    assert same_process(own)
