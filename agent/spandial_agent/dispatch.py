@@ -84,6 +84,10 @@ class RecordDispatch:
         # CLOCK_BOOTTIME to Unix time.
         self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    def forget(self) -> None:
+        """The kernel's programs did not run for a while: what connections said meanwhile is not known."""
+        self._conversations.forget()
+
     def hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
         if self._handed_over - self._taken >= _BACKLOG:

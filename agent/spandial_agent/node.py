@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 
@@ -95,13 +95,14 @@ class LocalNode:
         self._propagation = propagation
         self._log_losses = log_losses
         self._supervised = supervised
-        self._steering = Steering(targets, capture, registrar.publish, thresholds)
+        self._steering = Steering(targets, capture, self._publish, thresholds)
         targets.on_ended = self._on_ended
         if tls is not None:
             targets.on_program = lambda target: tls.follow(target.pid, target.process.start_time)
         self._askers = Askers(targets)
         self._revision = 0
         self._off = ""  # why nothing is done
+        self._unattached: list[str] = []  # why the kernel's programs do not run, although it is on
 
     async def run(self) -> None:
         """Renew the lease and pass on entries until cancelled."""
@@ -112,8 +113,7 @@ class LocalNode:
         self._lease.start()
         try:
             while True:
-                if self._lease.beat():
-                    self._targets.lease_ended()
+                self._beat()
                 self._check_rows()
                 self._targets.find_room()
                 await asyncio.sleep(min(self._lease_s / 4, _BEAT_S))
@@ -123,15 +123,20 @@ class LocalNode:
                 looking.cancel()
 
     def switch(self, off: str) -> None:
-        was, self._off = self._off, off
+        was, self._off = self._off or bool(self._unattached), off
         if self._capture is not None and bool(off) != bool(was):
             self._switch_capture(self._capture, bool(off))
             if self._tls is not None:
                 self._tls.pause() if off else self._tls.resume()
+        self._steering.paused = bool(off)
         if off:
             self._lease.pause()
         else:
             self._lease.resume()
+            if was:
+                self._beat()
+                self._registrar.send_all_away()  # while it was off, they counted and the kernel did not
+                self._dispatch.forget()
         self._waking = asyncio.ensure_future(self._registrar.publish())  # hooks look at the lease when they are asked
 
     def close(self) -> None:
@@ -195,7 +200,7 @@ class LocalNode:
         self._dispatch.watchers.end()
 
     async def stats(self) -> NodeStats:
-        await self._registrar.publish()
+        await self._publish()
         targets = []  # first: it finds what is implausible
         for number, target in enumerate([*self._targets], 1):
             targets.append(target_stats(target, self._counted(target)))
@@ -221,7 +226,7 @@ class LocalNode:
         return NodeStats(targets=targets, losses=losses, spans=self._dispatch.spans(), context_lost=context_lost)
 
     def health(self) -> Health:
-        missing = [*filter(None, [self._off]), *self._missing]
+        missing = [*filter(None, [self._off]), *self._unattached, *self._missing]
         if self._discovery.reason:
             missing.append(self._discovery.reason)
         if self._tls is not None and self._tls.reason:
@@ -244,7 +249,7 @@ class LocalNode:
             status="degraded" if missing else "ok",
             version=version("spandial"),
             table="bpf" if self._table.backend.name == "bpf" else "memfd",
-            capture="off" if self._capture is None or self._off else self._capture.path,
+            capture="off" if self._capture is None or self._off or self._unattached else self._capture.path,
             discovery=self._discovery.how,
             missing=missing,
             targets=len(self._targets),
@@ -255,13 +260,24 @@ class LocalNode:
         )
 
     def _switch_capture(self, capture: Capture, off: bool) -> None:
+        self._unattached = []
         if off:
             capture.detach()
             return
         try:
             capture.attach()
         except KernelUnavailable as error:
-            self._missing += error.missing
+            capture.detach()  # half of it would count half
+            self._unattached = error.missing
+
+    def _beat(self) -> None:
+        if self._lease.beat():
+            self._targets.lease_ended()
+
+    async def _publish(self, targets: Collection[Target] | None = None) -> None:
+        """Whether the lease had ended is known before hooks tell what they decided since."""
+        self._beat()
+        await self._registrar.publish(targets)
 
     def _check_rows(self) -> None:
         if altered := self._table.check():

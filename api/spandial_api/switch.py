@@ -53,9 +53,12 @@ class Switch:
         self._control = control
         self._node = node
         self._lock = asyncio.Lock()
+        self._stored: Off | None = None  # what a restart would find
         self._ends_at: float | None = None  # CLOCK_BOOTTIME: nobody sets that clock
-        with suppress(StoreError):  # the rules' store says so already
+        try:
             self._load()
+        except StoreError as error:
+            control.damage.append(f"whether this node was switched off cannot be read, and it is on: {error}")
 
     async def turn_off(self, author: Author, ttl_s: float | None = None) -> Off:
         """At once, whatever the disk says. Raises StoreError where it is off, and a restart would switch it on."""
@@ -67,23 +70,39 @@ class Switch:
             return off
 
     async def turn_on(self, author: Author) -> None:
-        """Raises StoreError where it stays off: a restart must not switch it off again."""
+        """Where it is on, what the node could not do the last time is tried again.
+
+        Raises StoreError where it stays off: a restart would switch it off again.
+        """
         async with self._lock:
-            if self.off is not None:
-                await self._keep(None, "on", author)
-                self._obey(None, None)
+            await self._turn_on(author)
 
     async def run(self) -> None:
         """Switch on when the time has come, until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_S)
-            if self._ends_at is not None and _boottime() >= self._ends_at:
-                with suppress(StoreError):  # it is tried again
-                    await self.turn_on(Author("spandial", "its time had come"))
+            async with self._lock:
+                if self._ends_at is not None and _boottime() >= self._ends_at:
+                    with suppress(StoreError):  # it is tried again
+                        await self._turn_on(Author("spandial", "its time had come"))
+
+    async def _turn_on(self, author: Author) -> None:
+        if self.off is not None:
+            try:
+                await self._keep(None, "on", author)
+            except StoreError:
+                if self._stored is not None and self._left(self._stored) != 0:
+                    raise
+        self._obey(None, None)
 
     async def _keep(self, off: Off | None, action: Action, author: Author) -> None:
         body = None if off is None else vars(off)
         await asyncio.shield(self._control.keep_limit(_DOCUMENT, body, action, None, author))
+        self._stored = off
+
+    def _left(self, off: Off) -> float | None:
+        """Seconds until it ends by itself."""
+        return None if off.until is None else max(off.until - self._control.now(), 0.0)
 
     def _obey(self, off: Off | None, ttl_s: float | None) -> None:
         self.off = off
@@ -96,8 +115,8 @@ class Switch:
         with suppress(TypeError, ValueError, KeyError):
             until = stored["until"]
             off = Off(str(stored["who"]), str(stored["why"]), float(stored["time"]), until and float(until))
-            left = None if off.until is None else off.until - self._control.now()
-            if left is None or left > 0:
+            self._stored, left = off, self._left(off)
+            if left != 0:
                 self._obey(off, left)
 
 

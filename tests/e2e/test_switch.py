@@ -58,3 +58,16 @@ def test_off_and_on_again(make_agent: Callable[..., AgentProcess], tmp_path: Pat
         assert links(agent.pid) >= 1
         assert kernel_counts(agent, server)["seen"] > 0
         assert agent.get("/healthz")["status"] == "ok"
+
+        # What passed meanwhile is no difference between the kernel and the hook.
+        agent.hooked("shop")
+
+        def differs() -> bool:
+            http = next(t for t in agent.get("/stats")["targets"] if t["pid"] == server.pid)["kinds"]["http"]
+            return bool(http["difference_seen"])
+
+        hook_keeps(server, tmp_path)
+        eventually(lambda: not differs(), "kernel and hook are at one")
+
+        shown, _ = run(agent.settings, "log")
+        assert re.search(r" off +node .*a test", shown)

@@ -102,9 +102,39 @@ async def test_a_disk_that_takes_nothing_keeps_nobody_from_switching_it_off(
     with pytest.raises(StoreError):
         await switch.turn_off(ME)
     assert node.off
+    await switch.turn_on(ME)  # a restart would find it on
+    assert node.off == ""
+
+
+async def test_what_is_stored_is_switched_on_only_where_a_restart_would_find_it_so(
+    store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+    switch = Switch(Control(store, node, now=lambda: time.time() + later), node)
+    await switch.turn_off(ME, 60)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(store, "write", full)
     with pytest.raises(StoreError):
         await switch.turn_on(ME)
-    assert node.off  # else a restart would find it off
+    assert node.off
+    later = 61
+    await switch.turn_on(ME)
+    assert node.off == ""
+
+
+async def test_a_switch_that_cannot_be_read_is_said(
+    store: Store, node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_: str) -> None:
+        raise StoreError("the file is damaged")
+
+    monkeypatch.setattr(store, "document", unreadable)
+    control = Control(store, node)
+    assert Switch(control, node).off is None
+    assert "switched off cannot be read" in control.damage[-1]
 
 
 async def test_a_switch_is_no_rule_that_could_be_undone(local: httpx.AsyncClient, store: Store) -> None:

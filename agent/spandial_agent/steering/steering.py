@@ -76,6 +76,9 @@ class Steering:
     Args:
         publish: has the hooks of these processes publish their counts, and waits for them a moment.
         clock: seconds.
+
+    Attributes:
+        paused: nothing is counted, and nothing can be said of rates.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Steering:
         self._factors: dict[int, float] = {}
         self._demand = Arrivals()
         self._circuits = Circuits(thresholds or Thresholds())
+        self.paused = False
         targets.rate_of = self.rate_of
 
     def rate_of(self, rule: Rule, labels: Labels, uid: int) -> float:
@@ -152,7 +156,9 @@ class Steering:
         """Until cancelled."""
         while True:
             begun = time.thread_time()
-            if self._needed:
+            if self.paused:
+                self._looked = None  # what steers stays as it is, and the next look only remembers
+            elif self._needed:
                 await self._publish([t for t in self._targets if t.pages and (self._limiting or _is_steered(t.group))])
                 self._try_to_look()
             elif self._looked is not None:

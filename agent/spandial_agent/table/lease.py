@@ -41,9 +41,12 @@ class LeaseKeeper:
         Raises RuntimeError where the thread has died: nobody would renew the lease.
         """
         self._beaten = time.monotonic()
-        if self._thread.ident is not None and not self._thread.is_alive():
-            raise RuntimeError("the thread that renews the lease has ended")
-        ended, self._ended = self._ended, False
+        if self._thread.ident is not None and not self._stop.is_set():
+            if not self._thread.is_alive():
+                raise RuntimeError("the thread that renews the lease has ended")
+            self._renew()  # nobody obeys the rates again before it is known that the lease had ended
+        with self._lock:
+            ended, self._ended = self._ended, False
         return ended
 
     def pause(self) -> None:
