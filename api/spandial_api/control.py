@@ -180,7 +180,7 @@ class Control:
         Raises KeyError where the audit log does not hold the revision, UndoConflict, RevisionConflict, TooManyRules,
         StoreError, nothing changed.
         """
-        entry = await self._reading(self._store.entry, revision)
+        entry = await self._on_disk(self._store.entry, revision)  # behind no reader of the log
         if entry is None:
             raise KeyError(revision)
         for changed in entry.changes:

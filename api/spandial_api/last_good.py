@@ -42,15 +42,15 @@ class LastGoodRules:
         self._use = threading.Lock()
         self._torn = False
 
-    def save(self, book: RuleBook) -> None:
-        """All or nothing. Raises OSError."""
+    def save(self, book: RuleBook, *, alone: bool = False) -> None:
+        """All or nothing; with what came later, unless it is to stand alone. Raises OSError."""
         rules = [[selector_key(rule.selector), rule_text(rule)] for rule in book.rules.values()]
         whole = {"revision": book.revision, "rules": rules, "sum": row_sum(book.revision, rules)}
         with self._use:
             _replace(self.path, json.dumps(whole))
             with suppress(FileNotFoundError):
                 lines = self.log_path.read_bytes().splitlines(keepends=True)
-                later = [line for line in lines if (_revision(line) or 0) > book.revision]
+                later = [line for line in lines if not alone and (_revision(line) or 0) > book.revision]
                 _replace(self.log_path, b"".join(later).decode(errors="replace"))
                 self._torn = False
             sync_folder(self.path.parent)

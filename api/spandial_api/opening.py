@@ -29,7 +29,7 @@ def open_store(path: Path, copy: LastGoodRules) -> Store:
             book = store.load()
             store.check()
             if kept is not None and kept.revision > book.revision:
-                damage += _take_over(kept, book, store)
+                damage += _take_over(kept, book, store, copy)
                 book = kept
         except StoreError:
             store.close()
@@ -57,7 +57,7 @@ def _kept(copy: LastGoodRules) -> tuple[RuleBook | None, list[str]]:
         return None, [*copy.damage, f"the copy of the rules cannot be read, and is made anew: {error}"]
 
 
-def _take_over(kept: RuleBook, book: RuleBook, store: Store) -> list[str]:
+def _take_over(kept: RuleBook, book: RuleBook, store: Store, copy: LastGoodRules) -> list[str]:
     """Have the store take the rules of the copy; what there is to say. Raises StoreError."""
     selectors = dict.fromkeys([*book.rules, *kept.rules])
     pairs = [(selector, book.rules.get(selector), kept.rules.get(selector)) for selector in selectors]
@@ -68,8 +68,10 @@ def _take_over(kept: RuleBook, book: RuleBook, store: Store) -> list[str]:
     else:
         why = "the store was new; these are the rules of the copy beside it"
     store.write(Entry(kept.revision, time.time(), "spandial", "batch", why, changes))
-    if not book.revision:
-        return []  # a damaged one was moved away, as it was asked for
+    with suppress(OSError):  # what its log says besides was of revisions that the store will give anew
+        copy.save(kept, alone=True)
+    if not book.revision:  # a damaged one was moved away, as it was asked for
+        return [f"{store.path} was new: a switch, budgets and quotas that were set before it are gone"]
     return [
         f"{lost}, {store.path}: the rules of the copy beside it are obeyed; what these revisions said in the audit log "
         "is gone, and so may be budgets and quotas that they set"
@@ -85,10 +87,15 @@ class _UnusableStore(Store):
         self._book = book
         self.newer = isinstance(reason, NewerStore)
         what_to_do = "" if self.newer else ": mend the file or move it away, and start the agent again"
-        self._reason = StoreError(
+        self._sentence = (
             f"{reason}; obeying the rules of revision {book.revision}, the newest that can be read, and no change is "
             f"taken{what_to_do}"
         )
+
+    @property
+    def _reason(self) -> StoreError:
+        """A new one each time: an exception remembers each time that it was raised."""
+        return StoreError(self._sentence)
 
     def load(self) -> RuleBook:
         return self._book

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,30 @@ async def test_a_store_that_is_replaced_in_the_middle_of_a_change_does_not_have_
     with pytest.raises(StoreError, match="was replaced by another file"):
         await control.put(Rule(OLD, 1), Author("uid 0"))
     assert store.load() == control.book == node.applied[-1] == RuleBook()
+
+
+def test_what_cannot_be_read_can_be_asked_for_again_and_again(tmp_path: Path) -> None:
+    store = Store(tmp_path / "rules.sqlite")
+    copy = LastGoodRules(tmp_path / "rules.json")
+    copy.save(RuleBook())
+    store.write(entry_of(RuleBook().put(Rule(OLD, 1))))
+    store.close()
+    (tmp_path / "rules.sqlite").write_bytes(b"damage" * 1000)
+    unusable = open_store(tmp_path / "rules.sqlite", copy)
+    depths = []
+    for _ in range(3):
+        with pytest.raises(StoreError) as raised:
+            unusable.audit(1)
+        depths.append(len(raised.traceback))
+    assert len(set(depths)) == 1  # an exception that is raised again keeps each caller's frame
+
+
+def test_a_history_that_was_lost_does_not_come_back_beside_the_new_one(tmp_path: Path) -> None:
+    copy = LastGoodRules(tmp_path / "rules.json")
+    kept = RuleBook().put(Rule(OLD, 1))
+    copy.save(kept)
+    copy.add([replace(entry_of(RuleBook().put(Rule(OLD, 2))), revision=3)])  # the line before it is missing
+    store = open_store(tmp_path / "rules.sqlite", copy)
+    assert store.load() == kept
+    assert copy.log_path.read_bytes() == b""
+    store.close()

@@ -174,8 +174,9 @@ class BoundedProtocol(H11Protocol):
             self.transport.write(head % (status, phrase, len(body)) + body)
         self._connections.leave(self, self._peer.name)
         self.transport.close()
-        if self._stuck_since is not None or self.transport.get_write_buffer_size():
-            self.transport.abort()  # what is not read now never will be
+        # What is not read now never will be; and TLS would wait 30 s for the peer's goodbye.
+        if self.scheme == "https" or self._stuck_since is not None or self.transport.get_write_buffer_size():
+            self.transport.abort()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
