@@ -8,6 +8,7 @@ from typing import NamedTuple
 __all__ = ["Credentials", "HeldProcess"]
 
 _READ_MAX = 8 << 20  # bytes of one file of /proc
+_PIECE = 1 << 16
 _START_TIME = 19  # of the fields behind the name in stat (proc(5))
 
 
@@ -54,8 +55,15 @@ class HeldProcess:
 
     def read(self, name: str) -> bytes:
         """The first 8 MiB of a file of the folder. Raises OSError."""
-        with open(self.open(name, os.O_RDONLY), "rb") as file:
-            return file.read(_READ_MAX)
+        descriptor = self.open(name, os.O_RDONLY)
+        try:
+            # Piece by piece: read(8 MiB) of a line of /proc would map and unmap so much memory each time.
+            found = os.read(descriptor, _PIECE)
+            while len(found) < _READ_MAX and (more := os.read(descriptor, _PIECE)):
+                found += more
+            return found[:_READ_MAX]
+        finally:
+            os.close(descriptor)
 
     def credentials(self) -> Credentials:
         """Raises OSError."""
