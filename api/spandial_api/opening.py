@@ -71,7 +71,7 @@ def _take_over(kept: RuleBook, book: RuleBook, store: Store, copy: LastGoodRules
     with suppress(OSError):  # what its log says besides was of revisions that the store will give anew
         copy.save(kept, alone=True)
     if not book.revision:  # a damaged one was moved away, as it was asked for
-        return [f"{store.path} was new: a switch, budgets and quotas that were set before it are gone"]
+        return [f"{store.path} was new: a switch, budgets and quotas that may have been set are gone; set them again"]
     return [
         f"{lost}, {store.path}: the rules of the copy beside it are obeyed; what these revisions said in the audit log "
         "is gone, and so may be budgets and quotas that they set"
