@@ -123,20 +123,18 @@ class LocalNode:
                 looking.cancel()
 
     def switch(self, off: str) -> None:
-        was, self._off = self._off or bool(self._unattached), off
-        if self._capture is not None and bool(off) != bool(was):
-            self._switch_capture(self._capture, bool(off))
-            if self._tls is not None:
-                self._tls.pause() if off else self._tls.resume()
+        before, self._off = self._off, off
         self._steering.paused = bool(off)
+        if off and not before:
+            self._stop_capture()
         if off:
             self._lease.pause()
-        else:
+        elif before or self._unattached:
+            self._resume_capture()
             self._lease.resume()
-            if was:
-                self._beat()
-                self._registrar.send_all_away()  # while it was off, they counted and the kernel did not
-                self._dispatch.forget()
+            self._beat()
+            self._registrar.send_all_away()  # while it was off, they counted and the kernel did not
+            self._dispatch.forget()
         self._waking = asyncio.ensure_future(self._registrar.publish())  # hooks look at the lease when they are asked
 
     def close(self) -> None:
@@ -259,16 +257,24 @@ class LocalNode:
             revision=self._revision,
         )
 
-    def _switch_capture(self, capture: Capture, off: bool) -> None:
+    def _stop_capture(self) -> None:
         self._unattached = []
-        if off:
-            capture.detach()
-            return
-        try:
-            capture.attach()
-        except KernelUnavailable as error:
-            capture.detach()  # half of it would count half
-            self._unattached = error.missing
+        if self._capture is not None:
+            self._capture.detach()
+        if self._tls is not None:
+            self._tls.pause()
+
+    def _resume_capture(self) -> None:
+        self._unattached = []
+        if self._capture is not None:
+            try:
+                self._capture.attach()
+            except KernelUnavailable as error:
+                self._capture.detach()  # half of it would count half
+                self._unattached = error.missing
+                return
+        if self._tls is not None:
+            self._tls.resume()
 
     def _beat(self) -> None:
         if self._lease.beat():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-__all__ = ["RunClock"]
+__all__ = ["RunClock", "boot_s"]
 
 _STEP_S = 1.0  # what the wall clock must be set by to be noticed
 _CLOSE_S = 0.05  # two clocks that are read further apart are not compared
 
 
-def _boot_s() -> float:
+def boot_s() -> float:
+    """Seconds since boot: nobody sets this clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -25,7 +26,7 @@ class RunClock:
     boot: seconds since boot.
     """
 
-    def __init__(self, wall: Callable[[], float] = time.time, boot: Callable[[], float] = _boot_s) -> None:
+    def __init__(self, wall: Callable[[], float] = time.time, boot: Callable[[], float] = boot_s) -> None:
         self._wall, self._boot = wall, boot
         self._offset = wall() - boot()
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from spandial_api.audit import Action
+from spandial_api.clock import boot_s
 from spandial_api.control import Author, Control
 from spandial_api.node import Node
 from spandial_api.store import StoreError
@@ -54,7 +55,7 @@ class Switch:
         self._node = node
         self._lock = asyncio.Lock()
         self._stored: Off | None = None  # what a restart would find
-        self._ends_at: float | None = None  # CLOCK_BOOTTIME: nobody sets that clock
+        self._ends_at: float | None = None  # by the boot clock
         try:
             self._load()
         except StoreError as error:
@@ -82,7 +83,7 @@ class Switch:
         while True:
             await asyncio.sleep(_LOOK_S)
             async with self._lock:
-                if self._ends_at is not None and _boottime() >= self._ends_at:
+                if self._ends_at is not None and boot_s() >= self._ends_at:
                     with suppress(StoreError):  # it is tried again
                         await self._turn_on(Author("spandial", "its time had come"))
 
@@ -106,7 +107,7 @@ class Switch:
 
     def _obey(self, off: Off | None, ttl_s: float | None) -> None:
         self.off = off
-        self._ends_at = None if off is None or ttl_s is None else _boottime() + ttl_s
+        self._ends_at = None if off is None or ttl_s is None else boot_s() + ttl_s
         self._node.switch("" if off is None else off.sentence)
 
     def _load(self) -> None:
@@ -118,7 +119,3 @@ class Switch:
             self._stored, left = off, self._left(off)
             if left != 0:
                 self._obey(off, left)
-
-
-def _boottime() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.operation_map import OperationRule
 from spandial_agent.capture.tally import KindCounts, tally_of
-from spandial_agent.errors import OperationsFull
+from spandial_agent.errors import KernelUnavailable, OperationsFull
 from spandial_agent.table.rates import Row
 
 __all__ = ["FakeCapture", "counts_of"]
@@ -30,6 +30,8 @@ class FakeCapture:
         operation_room: how many sets of them there can be.
         on_remove: called while a process is taken off.
         hand_over: hands records to the agent, once it has started to read them.
+        attached: the programs run.
+        lacking: why they cannot be attached.
     """
 
     path = "socket"
@@ -43,6 +45,16 @@ class FakeCapture:
         self.operation_room = 1 << 32
         self.on_remove: Callable[[int], None] = lambda tgid: None
         self.hand_over: Callable[[list[bytes]], None] = lambda records: None
+        self.attached = True
+        self.lacking: list[str] = []
+
+    def attach(self) -> None:
+        self.attached = True
+        if self.lacking:
+            raise KernelUnavailable(self.lacking)
+
+    def detach(self) -> None:
+        self.attached = False
 
     def start(self, on_records: Callable[[list[bytes]], None]) -> None:
         self.hand_over = on_records

@@ -44,9 +44,13 @@ ROOT_KEPT, REMOTE_DROPPED, REMOTE_KEPT, LOCAL_KEPT = 1, abi.PAGE_REMOTE, abi.PAG
 class Registrar:
     refused = 2
     asked = 0
+    sent_away = 0
 
     async def publish(self, targets: Collection[Target] | None = None) -> None:
         self.asked += 1
+
+    def send_all_away(self) -> None:
+        self.sent_away += 1
 
 
 def make_node(

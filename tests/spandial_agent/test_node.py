@@ -176,6 +176,26 @@ async def test_health_is_a_sentence_for_everything_that_is_missing(
     assert health.missing == ["the kernel hands out no process events."]
 
 
+async def test_programs_that_cannot_be_attached_again_are_said_and_tried_again(
+    node: LocalNode, capture: FakeCapture, registrar: Registrar
+) -> None:
+    node.switch("somebody says so")
+    assert (capture.attached, node.health().capture) == (False, "off")
+    capture.lacking = ["the kernel does not take it."]
+    for _ in range(2):
+        node.switch("")
+        assert not capture.attached  # nor a half of it
+        assert (node.health().capture, node.health().missing) == ("off", ["the kernel does not take it."])
+    node.switch("somebody says so again")
+    assert node.health().missing == ["somebody says so again"]
+    capture.lacking = []
+    node.switch("")
+    assert (capture.attached, node.health().capture, node.health().missing) == (True, "socket", [])
+    away = registrar.sent_away
+    node.switch("")  # on already: nobody is disturbed
+    assert registrar.sent_away == away
+
+
 async def test_the_lease_is_renewed_again_and_again(node: LocalNode, table: RateTable) -> None:
     deadlines: set[int] = set()
 

@@ -11,8 +11,8 @@ import structlog
 from spandial_agent.capture.mapped_file import Identity
 from spandial_agent.capture.mappings import Library
 from spandial_agent.capture.openssl import TlsCapture
-from spandial_agent.capture.shares import Places
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.processes.shares import Shares
 
 __all__ = ["Attachments"]
 
@@ -55,7 +55,7 @@ class Attachments:
         self._load = load
         self._capture: TlsCapture | None = None
         self._libraries: dict[Identity, _Attached] = {}
-        self._places = Places(_LIBRARIES)
+        self._places = Shares(_LIBRARIES, _LIBRARIES // 8)  # all are a reserve: one user alone gets half
         self.unavailable: KernelUnavailable | None = None
         self.refused = 0
 
@@ -84,19 +84,16 @@ class Attachments:
         attached = self._libraries[library.identity] = _Attached(library, user)
         try:
             capture = self._programs()
-            if not self._places.take(user):
+            if not self._places.may_take(user, _LIBRARIES - self._places.total):
                 attached.full = True
                 self.refused += 1
                 attached.failure = (
-                    f"{_FAILED}: user {user} has {self._places.taken(user)} of the {self._places.total} libraries "
+                    f"{_FAILED}: user {user} has {self._places.held(user)} of the {_LIBRARIES} libraries "
                     "that are followed at once"
                 )
                 return
-            try:
-                attached.links = capture.attach(library.path, library.offsets)
-            except OSError:
-                self._places.give_back(user)
-                raise
+            attached.links = capture.attach(library.path, library.offsets)
+            self._places.take(user)
             _log.info("following TLS", library=library.name)
         except KernelUnavailable as error:
             attached.failure = " ".join(error.missing)

@@ -15,7 +15,7 @@ from spandial_agent.capture.attachments import Attachments
 from spandial_agent.capture.mapped_file import Identity
 from spandial_agent.capture.mappings import Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
-from spandial_agent.capture.shares import TimeShares
+from spandial_agent.capture.time_shares import TimeShares
 from spandial_agent.processes.held import HeldProcess
 from spandial_agent.supervised import Supervised
 

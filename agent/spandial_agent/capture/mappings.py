@@ -9,6 +9,7 @@ from typing import NamedTuple
 from spandial_agent.capture.images import Image, read_image
 from spandial_agent.capture.mapped_file import Identity, MappedFile, Mapping, Mounts, Refused, distrust
 from spandial_agent.processes.held import Credentials, HeldProcess
+from spandial_agent.text import text_of
 
 __all__ = ["Library", "Seen", "look_at"]
 
@@ -173,8 +174,7 @@ def _lines(process: HeldProcess) -> Iterator[list[bytes]]:
 
 def _shown(path: bytes) -> str:
     """The name of a file, for a person: whatever it is, it can be printed on one line."""
-    name = os.path.basename(path).removesuffix(b" (deleted)").decode("utf-8", "backslashreplace")
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    shown = text_of(os.path.basename(path).removesuffix(b" (deleted)"), _NAME_MAX + 1)
     return shown if len(shown) <= _NAME_MAX else shown[: _NAME_MAX - 3] + "..."
 
 

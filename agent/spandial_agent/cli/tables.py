@@ -76,7 +76,7 @@ def audit_table(answer: dict[str, Any]) -> RenderableType:
             of = "budget" if limit["tenant"] is None else f"tenant {limit['tenant']}"
             figures = [None if limit[name] is None else f"{limit[name]:g}/s" for name in ("before", "after")]
             _row(table, entry["revision"], moment, entry["who"], entry["action"], of, *figures, entry["why"])
-        elif not entry["changes"]:  # the switch
+        elif entry["action"] in ("off", "on"):
             _row(table, entry["revision"], moment, entry["who"], entry["action"], "node", None, None, entry["why"])
         for change in entry["changes"]:
             says = [None if rule is None else _said(rule) for rule in (change["before"], change["after"])]

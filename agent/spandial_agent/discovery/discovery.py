@@ -339,7 +339,11 @@ class Discovery:
         begun, worked = time.monotonic(), 0.0
         while self._coming and worked <= _SLICE_S:
             pid = next(iter(self._coming))
-            self._look_at(pid, self._coming.pop(pid))
+            parent = self._coming.pop(pid)
+            try:
+                self._look_at(pid, parent)
+            except OSError as error:  # the next scan looks at it again
+                _log.warning("a process could not be looked at", pid=pid, error=str(error))
             worked = time.monotonic() - begun
         self._looking = self._loop.call_later(worked, self._look_at_coming) if self._coming else None
 

@@ -93,7 +93,6 @@ class Registrar:
         self._waiting: dict[int, _Connection] = {}  # those that have not registered yet, the longest first
         self._said: dict[int, deque[_Connection]] = {}  # those of them that have said something, by uid
         self._slice: asyncio.TimerHandle | None = None
-        self._registered = 0
         self._capacity = _capacity()
         self._shares = Shares(self._capacity // 8, self._capacity // 64)
         self._ends = select.epoll()
@@ -263,7 +262,6 @@ class Registrar:
         target = self._targets.hook(process, labels, default, page)
         connection.target, connection.page, connection.uid = target, page, process.uid
         self._shares.take(connection.uid)
-        self._registered += 1
         del self._waiting[connection.peer.fileno()]
         # Registered hooks have nothing more to say: without EPOLLIN, what they send stays with them.
         self._ends.register(connection.peer, 0)
@@ -293,7 +291,7 @@ class Registrar:
         known = self._targets.get(process.pid)
         if known is not None and len(known.pages) >= _PER_PROCESS:
             raise _BadHello(f"process {process.pid} has registered {_PER_PROCESS} times already")
-        if not self._shares.may_take(process.uid, self._capacity - self._registered):
+        if not self._shares.may_take(process.uid, self._capacity - self._shares.total):
             raise _BadHello(
                 f"user {process.uid} has {self._shares.held(process.uid)} connections of {self._capacity}, and what is "
                 "left is for other users: end some of his processes"
@@ -335,7 +333,6 @@ class Registrar:
         else:
             with contextlib.suppress(OSError):  # it could not be registered
                 self._ends.unregister(connection.peer)
-            self._registered -= 1
             self._shares.give_back(connection.uid)
             self._targets.unhook(connection.target, connection.page)
         connection.peer.close()

@@ -5,11 +5,24 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-__all__ = ["Credentials", "HeldProcess"]
+__all__ = ["Credentials", "HeldProcess", "read_beginning"]
 
 _READ_MAX = 8 << 20  # bytes of one file of /proc
 _PIECE = 1 << 16
 _START_TIME = 19  # of the fields behind the name in stat (proc(5))
+
+
+def read_beginning(name: str, folder: int, most: int) -> bytes:
+    """The first bytes of a file of an opened folder of /proc, no more than `most`. Raises OSError."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        # Piece by piece: with room for 8 MiB, a read of one line would map and unmap so much memory each time.
+        found = os.read(descriptor, min(_PIECE, most))
+        while len(found) < most and (more := os.read(descriptor, min(_PIECE, most - len(found)))):
+            found += more
+        return found
+    finally:
+        os.close(descriptor)
 
 
 class Credentials(NamedTuple):
@@ -55,15 +68,7 @@ class HeldProcess:
 
     def read(self, name: str) -> bytes:
         """The first 8 MiB of a file of the folder. Raises OSError."""
-        descriptor = self.open(name, os.O_RDONLY)
-        try:
-            # Piece by piece: read(8 MiB) of a line of /proc would map and unmap so much memory each time.
-            found = os.read(descriptor, _PIECE)
-            while len(found) < _READ_MAX and (more := os.read(descriptor, _PIECE)):
-                found += more
-            return found[:_READ_MAX]
-        finally:
-            os.close(descriptor)
+        return read_beginning(name, self._folder, _READ_MAX)
 
     def credentials(self) -> Credentials:
         """Raises OSError."""

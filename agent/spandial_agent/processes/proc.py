@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from spandial.labels import LABEL_MAX, Labels, labels_from_environ
+from spandial_agent.processes.held import read_beginning
 from spandial_agent.text import text_of
 
 __all__ = [
@@ -223,21 +224,9 @@ def _folder(pid: int) -> Iterator[int]:
         os.close(folder)
 
 
-def _read_file(folder: int, name: str) -> bytes:
-    """The beginning of a file. Raises OSError."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        found = os.read(descriptor, _READ_MAX)
-        while len(found) < _READ_MAX and (more := os.read(descriptor, _READ_MAX - len(found))):
-            found += more
-        return found
-    finally:
-        os.close(descriptor)
-
-
 def _read_stat(folder: int) -> tuple[str, list[bytes]]:
     """The name, and the fields after it. Raises OSError."""
-    stat = _read_file(folder, "stat")
+    stat = read_beginning("stat", folder, _READ_MAX)
     # The name may hold spaces and parentheses: fields are counted from the last one (proc(5)).
     name, _, rest = stat.partition(b"(")[2].rpartition(b")")
     return text_of(name), rest.split()
@@ -252,7 +241,7 @@ def _shown(labels: Labels) -> Labels:
 
 def _read(folder: int, name: str) -> bytes:
     try:
-        return _read_file(folder, name)
+        return read_beginning(name, folder, _READ_MAX)
     except OSError:
         return b""
 
@@ -269,7 +258,7 @@ def _read_exe(folder: int) -> str:
 def _read_environ(folder: int) -> bytes | None:
     """None where it is somebody else's, and the agent may not trace it (ptrace(2)): only its hook can name it."""
     try:
-        return _read_file(folder, "environ")
+        return read_beginning("environ", folder, _READ_MAX)
     except PermissionError:
         return None
 

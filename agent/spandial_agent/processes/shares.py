@@ -37,6 +37,11 @@ class Shares:
             return False
         return uid in (0, self._own) or free > self._reserve or self._held[uid] < free - self._privileged
 
+    @property
+    def total(self) -> int:
+        """How many all users hold."""
+        return self._held.total()
+
     def held(self, uid: int) -> int:
         return self._held[uid]
 

@@ -305,10 +305,9 @@ class Targets:
         """The pids of a service's targets that have rows of their own."""
         return [pid for group in self._groups.of_service(service) for pid in sorted(group.members)]
 
-    def alike(self, labels: Labels, uid: int | None = None) -> Target | None:
-        """One of the targets with exactly these labels and a row of its own: one of this user's if he has any, or of
-        the user who has most."""
-        groups = sorted(self._groups.of(labels), key=lambda group: (group.uid != uid, -len(group.members), group.uid))
+    def alike(self, labels: Labels) -> Target | None:
+        """One of the targets with exactly these labels and a row of its own, of the user who has most."""
+        groups = sorted(self._groups.of(labels), key=lambda group: (-len(group.members), group.uid))
         return next((self._by_pid[pid] for group in groups for pid in group.members), None)
 
     def reached(self) -> Mapping[Selector, int]:

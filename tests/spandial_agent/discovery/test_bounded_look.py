@@ -146,6 +146,25 @@ async def test_events_are_looked_at_in_slices_and_none_is_forgotten(
             await becomes_target(targets, child.pid)
 
 
+async def test_one_process_that_cannot_be_looked_at_keeps_nobody_waiting(
+    targets: Targets, scanning: None, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery_module, "_SCAN_ONLY_S", 3600.0)
+    async with discovering(targets) as discovery:
+        look_at = discovery._look_at
+
+        def fails_of_one(pid: int, parent: int = 0) -> None:
+            if pid == 1 << 30:
+                raise OSError(24, "Too many open files")
+            look_at(pid, parent)
+
+        monkeypatch.setattr(discovery, "_look_at", fails_of_one)
+        child = start("sleep", "600", OTEL_SERVICE_NAME="checkout")
+        await within(lambda: found(child.pid).labels.service, "it runs")
+        discovery._handle([(1 << 30, 0), (child.pid, 0)])
+        await becomes_target(targets, child.pid)
+
+
 async def test_more_events_than_can_be_looked_at_are_a_loss_that_a_scan_makes_good(
     targets: Targets, scanning: None, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

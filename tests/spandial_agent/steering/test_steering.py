@@ -307,6 +307,24 @@ def test_a_standstill_of_the_agent_is_no_silence(traffic: Traffic) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_node_that_is_off_is_no_silence(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
+    traffic.add(1, 10_000)
+    traffic.apply(targeting(100))
+    traffic.run(5)
+    rate = traffic.rate(1)
+    monkeypatch.setattr("spandial_agent.steering.steering.asyncio.sleep", lambda seconds: _stop())
+    traffic.steering.paused = True
+    for _ in range(600):
+        traffic.now += 0.5
+        with pytest.raises(StopAsyncIteration):
+            await traffic.steering.run()
+    assert traffic.rate(1) == rate
+    traffic.steering.paused = False
+    traffic.run(2)
+    assert traffic.rate(1) == near(rate)
+
+
+@pytest.mark.anyio
 async def test_where_nothing_is_steered_nothing_is_read(
     traffic: Traffic, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

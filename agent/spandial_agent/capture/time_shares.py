@@ -1,43 +1,13 @@
-"""What one user's processes may take of what all share: places for libraries, and the time of the thread that looks."""
+"""The time of the thread that looks at processes, shared by their users."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
-__all__ = ["Places", "TimeShares"]
+__all__ = ["TimeShares"]
 
 _ROOT = 0
-_RESERVE = 8  # one of so many places is root's
-
-
-class Places:
-    """A number of places. An eighth is root's alone. Of the others a user may take another one while he has fewer than
-    are free: one alone gets half of them, and whoever comes next finds some.
-
-    Args:
-        total: how many there are.
-    """
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._taken: Counter[int] = Counter()
-
-    def take(self, user: int) -> bool:
-        free = self.total - self._taken.total()
-        if free <= 0 or (user != _ROOT and self._taken[user] >= free - self.total // _RESERVE):
-            return False
-        self._taken[user] += 1
-        return True
-
-    def taken(self, user: int) -> int:
-        return self._taken[user]
-
-    def give_back(self, user: int) -> None:
-        self._taken[user] -= 1
-        if not self._taken[user]:
-            del self._taken[user]
 
 
 class TimeShares:
