@@ -214,6 +214,7 @@ class LocalNode:
             "target_unwatched": self._targets.unwatched,
             "target_refused": self._targets.crowded,
             "environment_cut": self._discovery.cut,
+            "asker_skipped": self._askers.skipped,
             "tls_library_refused": self._tls.refused if self._tls is not None else 0,
             "operations_refused": self._targets.operations.refused,
             "counter_implausible": self._targets.implausible,

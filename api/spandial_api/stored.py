@@ -13,8 +13,6 @@ from spandial_api.selectors import FIELDS, PROTOCOLS, Selector
 
 __all__ = ["entry_changes", "parse_entry", "parse_rule", "parse_selector", "rule_text", "selector_key"]
 
-_TEXTS = tuple(name for name in FIELDS if name != "protocol")
-
 
 def selector_key(selector: Selector) -> str:
     """A selector as a key: fields that are not named are left out."""

@@ -122,10 +122,7 @@ class Connections:
         return True
 
 
-_HEAD = (
-    b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-    b"Retry-After: 1\r\nConnection: close\r\n\r\n"
-)
+_HEAD = b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
 _LATE = {
     "head": "the head of a request did not come in time: send it at once",
     "body": "the body of a request did not come in time: send it at once",
@@ -168,10 +165,7 @@ class BoundedProtocol(H11Protocol):
         if self._stuck_since is None and (self.idle or not self.cycle.response_started) and sentence:
             body = json.dumps({"detail": sentence}).encode()
             phrase = {408: b"Request Timeout", 503: b"Service Unavailable"}[status]
-            head = (
-                b"HTTP/1.1 %d %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
-            )
-            self.transport.write(head % (status, phrase, len(body)) + body)
+            self.transport.write(_HEAD % (status, phrase, len(body)) + body)
         self._connections.leave(self, self._peer.name)
         self.transport.close()
         # What is not read now never will be; and TLS would wait 30 s for the peer's goodbye.

@@ -22,11 +22,11 @@ class Handshakes:
         now: seconds of a monotonic clock.
 
     Attributes:
-        refused: how many were.
+        refused: where those are counted that were, as "handshakes".
     """
 
     def __init__(self, total: int = 128, each: int = 16, now: Callable[[], float] = time.monotonic) -> None:
-        self.refused = 0
+        self.refused: Counter[str] = Counter()
         self._total, self._each, self._now = total, each, now
         self._going_on: Counter[str] = Counter()
         self._begun: deque[tuple[float, str]] = deque()
@@ -42,7 +42,7 @@ class Handshakes:
             else:
                 self._less(self._going_on, over)
         if self._going_on.total() >= self._total or self._going_on[address] >= self._each:
-            self.refused += 1
+            self.refused["handshakes"] += 1
             return False
         self._going_on[address] += 1
         self._begun.append((self._now(), address))

@@ -126,7 +126,8 @@ async def serve(
         end_streams: called when told to stop, to end the answers that would not end by themselves.
         tls: of the TCP listener.
         renewed: asked every second for a Unix socket that takes the place of the one before.
-        refused: where the connections over TCP are counted that were ended for the others' sake, by reason.
+        refused: where the connections over TCP are counted that were ended for the others' sake, and handshakes of TLS
+            that were too many, by reason.
     """
     unix_peers = Connections()
     tcp_peers = Connections(refused=refused)
@@ -134,6 +135,7 @@ async def serve(
         tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
         if isinstance(tcp, TlsListener):
             tcp_peers.on_made = tcp.handshakes.done
+            tcp.handshakes.refused = tcp_peers.refused
     over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
     if tls is not None:
         over_tcp.ssl_context_factory = lambda config, default: tls

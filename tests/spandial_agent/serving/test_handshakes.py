@@ -32,7 +32,7 @@ def test_of_one_address_and_of_all_there_are_only_so_many() -> None:
     assert [handshakes.begin("a") for _ in range(5)] == [True] * 3 + [False] * 2
     assert [handshakes.begin("b") for _ in range(3)] == [True] * 3
     assert not handshakes.begin("c")
-    assert handshakes.refused == 3
+    assert handshakes.refused == {"handshakes": 3}
     handshakes.done("a")
     assert handshakes.begin("c")
 
@@ -64,7 +64,7 @@ async def test_who_never_shakes_hands_keeps_nobody_else_out_for_long(tmp_path: P
         ended = [asyncio.ensure_future(reader.read()) for reader, _ in silent]
         done, _ = await asyncio.wait(ended, timeout=PATIENCE_S)
         assert len(done) == 40, "those that are too many at once, the others when their time is over"
-        assert tcp.handshakes.refused >= 24
+        assert tcp.handshakes.refused["handshakes"] >= 24
         context = ssl.create_default_context(cafile=str(made.certificate))
         async with httpx.AsyncClient(verify=context) as client:
             for attempt in range(100):
