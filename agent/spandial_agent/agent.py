@@ -32,6 +32,7 @@ from spandial_agent.serving.renewal import Renewal
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
+from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.supervised import Supervised
@@ -86,13 +87,17 @@ async def run_agent(settings: Settings, log: Log) -> None:
         spans = _spans(settings) if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
+        propagation = None
+        if capture is not None and settings.propagation_seconds:
+            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
+        dispatch = RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths)
+        stack.callback(dispatch.close)
+        if capture is not None:
+            stack.callback(capture.finish)
         tls = None
         if capture is not None and settings.capture_tls == "auto":
             tls = TlsFollower(capture.tls, settings.trusted_owners)
             stack.callback(tls.close)
-        propagation = None
-        if capture is not None and settings.propagation_seconds:
-            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
         telling = Supervised("spandial-log", "telling of what the log leaves out")
         renewing = Supervised("spandial-certificate", "renewal of the certificate")
         steering = Supervised("spandial-steering", "steering of rates")
@@ -110,7 +115,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
             registrar,
             discovery,
             capture,
-            RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths),
+            dispatch,
             missing,
             lease_s,
             tls,
@@ -184,6 +189,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
         async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
             context = certificate.context if certificate else None
             await serve(app, tcp, unix, stop, node.end_watches, context, renewed, access.refused)
+        dispatch.ending()
         if running.done():
             running.result()
     _log.info("stopped")
@@ -247,14 +253,14 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
 
 def _spans(settings: Settings) -> SpanPipeline | None:
     """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
-    exporter = Exporter.from_environ(ledger=settings.state_dir / "spans")
+    exporter = Exporter.from_environ()
     if exporter is None:
         return None
     _log.info("exporting the spans of processes without a hook")
     if settings.raw_statements:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
-    return SpanPipeline(exporter, resources, settings.raw_statements)
+    return SpanPipeline(exporter, resources, settings.raw_statements, Ledger(settings.state_dir / "spans"))
 
 
 def _raise_descriptor_limit() -> None:

@@ -165,7 +165,11 @@ def test_what_the_rate_drops_is_no_span(agent: AgentProcess, receiver: OtlpRecei
 def test_spans_without_a_collector_wait_and_are_told_by_the_next_agent(
     make_agent: Callable[..., AgentProcess], redis_server: Redis
 ) -> None:
-    agent = make_agent(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_TIMEOUT="1")
+    agent = make_agent(
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        SPANDIAL_DISCOVER=f"exclude environ=OTEL_SERVICE_NAME=[!{TILL_NAME[0]}]*",
+    )
     with Load("redis", TILL) as load:
         found(agent, TILL_NAME)
         load.run("commands", address=redis_server.address(), count=100)
@@ -176,6 +180,14 @@ def test_spans_without_a_collector_wait_and_are_told_by_the_next_agent(
         assert "spans were lost at the end" in agent.log.read_text()
         agent.start()
         assert agent.get("/stats")["losses"]["spans_lost_at_end"] == 100
+        found(agent, TILL_NAME)
+        load.run("commands", address=redis_server.address(), count=50)
+        held = agent.state_dir / "spans"
+        eventually(lambda: int(held.read_text().split()[1]) == 50, "it is written down that 50 wait")
+        agent.kill()
+        agent.start()
+        losses = agent.get("/stats")["losses"]
+        assert (losses["spans_lost_at_end"], losses["agents_killed"]) == (150, 1)
 
 
 def test_a_process_that_ends_at_once_has_all_its_spans(
