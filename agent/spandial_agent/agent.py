@@ -15,6 +15,7 @@ import structlog
 from spandial.abi import encode_word
 from spandial_agent.capture.capture import Capture, is_compiled
 from spandial_agent.capture.follower import TlsFollower
+from spandial_agent.clock import KernelClock
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.discovery.rules import parse_rules
@@ -84,13 +85,15 @@ async def run_agent(settings: Settings, log: Log) -> None:
         targets = Targets(table, encode_word(settings.default_rate), capture)
         registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
         discovery = Discovery(targets, parse_rules(settings.discover))
-        spans = _spans(settings) if capture is not None else None
+        clock = KernelClock()
+        spans = _spans(settings, clock) if capture is not None else None
         if spans is not None:
             stack.callback(spans.close)
         propagation = None
         if capture is not None and settings.propagation_seconds:
-            propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
-        dispatch = RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths)
+            interval_s = settings.propagation_seconds
+            propagation = PropagationWatch(targets, table, capture, interval_s, settings.redact_paths, clock)
+        dispatch = RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths, clock)
         stack.callback(dispatch.close)
         if capture is not None:
             stack.callback(capture.finish)
@@ -251,7 +254,7 @@ def _kernel_side(settings: Settings) -> tuple[TableBackend, Capture | None, list
     return backend or MemfdTable(), None, missing
 
 
-def _spans(settings: Settings) -> SpanPipeline | None:
+def _spans(settings: Settings, clock: KernelClock) -> SpanPipeline | None:
     """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
     exporter = Exporter.from_environ()
     if exporter is None:
@@ -260,7 +263,7 @@ def _spans(settings: Settings) -> SpanPipeline | None:
     if settings.raw_statements:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
-    return SpanPipeline(exporter, resources, settings.raw_statements, Ledger(settings.state_dir / "spans"))
+    return SpanPipeline(exporter, resources, settings.raw_statements, Ledger(settings.state_dir / "spans"), clock)
 
 
 def _raise_descriptor_limit() -> None:

@@ -15,6 +15,7 @@ from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
+from spandial_agent.clock import KernelClock
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.conversations import Call, Conversations
 from spandial_agent.records.record import Entry, decode_entry, is_entry
@@ -64,6 +65,7 @@ class RecordDispatch:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         propagation: what looks for lost trace contexts, where that is wanted.
         redact_paths: before anybody is shown them, or they become spans.
+        clock: of the records.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class RecordDispatch:
         spans: SpanPipeline | None = None,
         propagation: PropagationWatch | None = None,
         redact_paths: PathRedaction = "off",
+        clock: KernelClock | None = None,
     ) -> None:
         self.watchers = Watchers(targets.rewrite)
         self._table = table
@@ -82,6 +85,7 @@ class RecordDispatch:
         self._spans = spans
         self._propagation = propagation
         self._redact_paths = redact_paths
+        self._clock = clock or KernelClock()
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # entries and calls of processes that ended longer ago
@@ -98,8 +102,6 @@ class RecordDispatch:
         self._bad_records = 0
         self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
-        # CLOCK_BOOTTIME to Unix time.
-        self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def forget(self) -> None:
         """The kernel's programs did not run for a while: what connections said meanwhile is not known."""
@@ -125,11 +127,12 @@ class RecordDispatch:
     def close(self) -> None:
         """Take what was handed over and not taken yet, for a moment. The ring buffer is read no more, and the event
         loop stands still."""
+        if self._spans is None:
+            return
         until = time.monotonic() + _END_S
         while self._batches and time.monotonic() < until:
             self._take_next()
-        if self._spans is not None:
-            self._spans.give_up(sum(passed.entries for _, passed in self._batches))
+        self._spans.give_up(sum(passed.entries for _, passed in self._batches))
         self._batches.clear()
 
     def ended(self, target: Target) -> None:
@@ -218,7 +221,7 @@ class RecordDispatch:
         """An entry as its watchers see it."""
         main: dict[str, Any] = {**labels.main}
         return EntryEvent.model_construct(
-            time=self._epoch_s + entry.time_ns / 1e9,
+            time=self._clock.unix_s(entry.time_ns),
             pid=entry.tgid,
             **main,
             kind=KIND_NAMES[entry.kind],

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from spandial.abi import Event
+from spandial_agent.clock import KernelClock
 from spandial_agent.records.conversations import Call
 from spandial_agent.records.protocols.http2 import Response
 from spandial_agent.records.record import Entry
-from spandial_agent.spans.clock import Clock, read_clocks
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.ledger import Ledger
@@ -38,7 +38,6 @@ _SPANS_LOST = (
 _QUEUE = 65_536  # records
 _LOOK_S = 0.05
 _SWEEP_S = 0.25
-_CLOCK_S = 1.0
 _STILL_S = 60.0
 _PAIRING_S = 0.2  # for the records that are there at the end
 _END_S = 0.9  # from where nobody can ask any more what was lost
@@ -52,6 +51,7 @@ class SpanPipeline:
     Args:
         raw_statements: spans hold database operations as they were received, not as they are without their data.
         ledger: keeps over a restart what was lost at the end.
+        clock: of the records.
 
     Attributes:
         coming: how many entries and calls are on their way to `take`.
@@ -59,14 +59,19 @@ class SpanPipeline:
     """
 
     def __init__(
-        self, exporter: Exporter, resources: Resources, raw_statements: bool = False, ledger: Ledger | None = None
+        self,
+        exporter: Exporter,
+        resources: Resources,
+        raw_statements: bool = False,
+        ledger: Ledger | None = None,
+        clock: KernelClock | None = None,
     ) -> None:
         self.coming: Callable[[], int] = lambda: 0
         self.lost_coming: Callable[[], Mapping[str, int]] = dict
         self._exporter = exporter
         self._resources = resources
         self._raw_statements = raw_statements
-        self._clock = Clock(read_clocks())
+        self._clock = clock or KernelClock()
         self._exchanges = Exchanges(self._export)
         self._queue: deque[tuple[Entry, Call | Response | None, Peer]] = deque()
         self._exits: deque[tuple[int, int]] = deque()
@@ -95,7 +100,7 @@ class SpanPipeline:
 
     def exited(self, pid: int) -> None:
         """A process has ended. Records of what it did before may still come."""
-        self._exits.append((pid, _boottime_ns()))
+        self._exits.append((pid, self._clock.now_ns()))
 
     def losses(self) -> dict[str, int]:
         """Spans that were lost, by reason."""
@@ -165,21 +170,19 @@ class SpanPipeline:
         return self._kept - self._given_up - self._lost - self._begun + len(self._exchanges)
 
     def _run(self) -> None:
-        next_sweep = next_clock = time.monotonic()
+        next_sweep = time.monotonic()
         while not self._stop.wait(_LOOK_S):
             self._thread.beat()
             self._drain()
-            self._end_exited(_boottime_ns() - _LATE_NS)
+            self._end_exited(self._clock.now_ns() - _LATE_NS)
             now = time.monotonic()
             if now >= next_sweep:
                 next_sweep = now + _SWEEP_S
-                self._exchanges.sweep(_boottime_ns())
-            if now >= next_clock:
-                next_clock = now + _CLOCK_S
-                self._clock.update(read_clocks())
+                self._exchanges.sweep(self._clock.now_ns())
+            self._clock.look()
         self._drain(until=time.monotonic() + _PAIRING_S)
-        self._end_exited(_boottime_ns())
-        self._exchanges.finish_all(_boottime_ns())
+        self._end_exited(self._clock.now_ns())
+        self._exchanges.finish_all(self._clock.now_ns())
 
     def _drain(self, until: float | None = None) -> None:
         while self._queue:
@@ -216,7 +219,3 @@ class SpanPipeline:
         except Exception as error:  # what one process is called ends nobody's spans
             self._not_made += 1
             _log.warning("an exchange made no span", exc_info=error)
-
-
-def _boottime_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -354,7 +354,7 @@ def test_variables_that_make_no_sense_are_named(environ: dict[str, str], monkeyp
 
 def test_an_agent_that_exports_nothing_loads_neither_grpc_nor_protobuf() -> None:
     program = (
-        "import sys; from spandial_agent.spans import export, resource, conventions, clock, record; "
+        "import sys; from spandial_agent.spans import export, resource, conventions, record; "
         "export.Exporter.from_environ(); "
         "print(sorted({'grpc', 'google.protobuf', 'httpx', 'requests'} & set(sys.modules)))"
     )

@@ -27,6 +27,7 @@ from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources
 from tests.agent_process import eventually
 from tests.spandial_agent.records.making import record
+from tests.spandial_agent.set_clock import SetClock
 
 SHOP = Peer(1 << 30, 1, Labels("shop"))
 
@@ -237,6 +238,21 @@ def test_what_is_kept_is_exported_waits_or_is_lost(
     assert spans.kept == 36 == spans.exported + sum(spans.lost.values())
     assert spans.lost["spans_not_made"] == 1
     assert spans.lost["spans_without_room"] >= 1
+
+
+def test_requests_wait_and_are_timed_by_the_kernels_clock(make_feed: Callable[..., Feed]) -> None:
+    exporter, clock = InMemorySpanExporter(), SetClock()
+    feed = make_feed(exporter, clock=clock)
+    now = clock.now_ns()
+    feed.take(b"GET / HTTP/1.1", time_ns=now)
+    feed.take(b"HTTP/1.1 204 No Content\r\n", event=Event.ANSWER, time_ns=now + 5)
+    [span] = eventually(exporter.get_finished_spans, "the answer is complete: no more of it has come")
+    assert abs(span.start_time - time.time_ns()) < 60 * 10**9
+    clock.set(-3600 * 10**9)
+    feed.take(b"GET / HTTP/1.1", time_ns=clock.now_ns())
+    feed.take(b"", event=Event.CLOSED, time_ns=clock.now_ns())
+    _, after = eventually(lambda: (spans := exporter.get_finished_spans())[1:] and spans, "the next one is, too")
+    assert abs(after.start_time - time.time_ns() + 3600 * 10**9) < 60 * 10**9
 
 
 def written(path: Path) -> int:
