@@ -116,6 +116,8 @@ class RecordDispatch:
             return
         self._handed_over = self._handed_over.plus(passed)
         self._batches.append((records, passed))
+        if self._spans is not None:
+            self._spans.come()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._take_next)
 

@@ -100,6 +100,9 @@ class Spans:
     def spans(self) -> SpanStats:
         return SpanStats(kept=len(self.pids), exported=len(self.pids), queued=0, lost=self.lost_coming())
 
+    def come(self) -> None:
+        pass
+
     def give_up(self, count: int) -> None:
         self.given_up += count
 

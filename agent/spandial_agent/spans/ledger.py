@@ -43,7 +43,8 @@ class Ledger:
         self._descriptor = -1
         self._path = path
         self._count: Callable[[], int] = lambda: 0
-        self._stop = threading.Event()
+        self._stop = False
+        self._due = threading.Event()
         self.thread = Supervised("spandial-ledger", "noting of spans that are held", self._run, still_s=_STILL_S)
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -66,6 +67,10 @@ class Ledger:
         if self._descriptor >= 0:
             self.thread.start()
 
+    def note_soon(self) -> None:
+        """There are more. Waits for nothing."""
+        self._due.set()
+
     def note(self, held: int, runs: bool = True) -> None:
         """Write down how many spans are held now."""
         if (held == self._held and runs) or self._descriptor < 0:
@@ -78,16 +83,19 @@ class Ledger:
 
     def close(self, lost: int) -> None:
         """So many spans were lost, and no more will be."""
-        self._stop.set()
+        self._stop = True
+        self._due.set()
         self.thread.join(_END_S)
         if not self.thread.is_alive():  # else the disk hangs
             self.note(lost, runs=False)
             self._release()
 
     def _run(self) -> None:
-        while not self._stop.wait(_EVERY_S):
+        while not self._stop:
             self.thread.beat()
             self.note(self._count())
+            self._due.wait(_EVERY_S)
+            self._due.clear()
 
     def _give_up(self, error: OSError) -> None:
         _log.warning(

@@ -133,6 +133,11 @@ class SpanPipeline:
         be in here twice."""
         return self.coming() + self._unpaired() + self._exporter.counts().queued
 
+    def come(self) -> None:
+        """More is on its way to `take`: whatever happens now, it is known that it came."""
+        if self._ledger is not None:
+            self._ledger.note_soon()
+
     def give_up(self, count: int) -> None:
         """So many entries and calls came too late to be looked at."""
         self._kept += count

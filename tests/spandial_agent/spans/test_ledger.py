@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from spandial_agent.spans import ledger as ledger_module
 from spandial_agent.spans.ledger import Ledger
 from tests.agent_process import eventually
 
@@ -33,6 +34,19 @@ def test_what_a_killed_agent_held_is_told_and_that_it_was_killed(tmp_path: Path)
         last = Ledger(tmp_path / "spans")
     assert (last.before, last.killed) == (15, 3)
     assert [line["event"] for line in logs] == ["spans were lost when agents ended"]
+
+
+def test_what_is_held_is_written_down_at_once_where_there_is_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_EVERY_S", 3600.0)
+    held = [0]
+    ledger = Ledger(tmp_path / "spans")
+    ledger.keep(lambda: held[0])
+    held[0] = 5
+    ledger.note_soon()
+    eventually(lambda: int((tmp_path / "spans").read_text().split()[1]) == 5, "it is written down")
+    ledger.close(0)
 
 
 def test_what_is_held_is_written_down_all_the_while(tmp_path: Path) -> None:
