@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -53,12 +54,15 @@ class Attacker:
             )
         self.pid = self._process.pid
 
-    def stands(self) -> None:
-        """Wait until it does. Raises RuntimeError if the program ended before."""
+    def stands(self, patience_s: float) -> bool:
+        """Wait until it does, or for so long. Raises RuntimeError if the program ended before."""
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], patience_s)[0]:
+            return False
         if not self._process.stdout.readline():
             self._process.wait()
             raise RuntimeError(f"the attack ended: {self.failure()}")
+        return True
 
     def failure(self) -> str:
         """The last words of a program that ended by itself; empty while it goes on."""

@@ -47,7 +47,7 @@ class Attacked:
     def by(self, name: str) -> Iterator[Attacker]:
         """While this attack stands; afterwards nothing of it is left."""
         with closing(Attacker(name, self.folder, self.agent.run_dir, int(self.tcp.base_url.port or 0))) as attacker:
-            attacker.stands()
+            assert attacker.stands(PATIENCE_S)
             yield attacker
             assert not attacker.failure()
         eventually(lambda: not self.attackers(), "the attacker's processes are forgotten")
