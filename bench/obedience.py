@@ -38,12 +38,10 @@ class Counts(NamedTuple):
     Attributes:
         decisions: all.
         wrong: that were not as set.
-        ends: how often they began to be wrong.
     """
 
     decisions: int
     wrong: int
-    ends: int
 
 
 class Honest:
@@ -88,7 +86,7 @@ class Honest:
 class _Decisions:
     def __init__(self, run_dir: str) -> None:
         self._sampler = Sampler("0", service=SERVICE, run_dir=run_dir)
-        self.decisions = self.wrong = self.ends = 0
+        self.decisions = self.wrong = 0
 
     def obeys(self) -> bool:
         return self._kept(_KEPT) and not self._kept(_DROPPED)
@@ -101,13 +99,9 @@ class _Decisions:
 
     def decide(self) -> None:
         """For ever."""
-        before = True
         while True:
-            now = self.obeys()
+            self.wrong += not self.obeys()
             self.decisions += 1
-            self.wrong += not now
-            self.ends += before and not now
-            before = now
             time.sleep(_PAUSE_S)
 
 
@@ -120,7 +114,7 @@ def _main(run_dir: str) -> None:
     print("obeys", time.monotonic() - began, flush=True)
     threading.Thread(target=decisions.decide, daemon=True).start()
     for _ in sys.stdin:
-        print(json.dumps([decisions.decisions, decisions.wrong, decisions.ends]), flush=True)
+        print(json.dumps([decisions.decisions, decisions.wrong]), flush=True)
 
 
 if __name__ == "__main__":

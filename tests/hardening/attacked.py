@@ -46,6 +46,7 @@ class Attacked:
     @contextmanager
     def by(self, name: str) -> Iterator[Attacker]:
         """While this attack stands; afterwards nothing of it is left."""
+        Path(f"/proc/{self.agent.pid}/clear_refs").write_text("5")  # the peak begins anew (proc_pid_clear_refs(5))
         with closing(Attacker(name, self.folder, self.agent.run_dir, int(self.tcp.base_url.port or 0))) as attacker:
             assert attacker.stands(PATIENCE_S)
             yield attacker
@@ -61,7 +62,7 @@ class Attacked:
         return len(os.listdir(f"/proc/{self.agent.pid}/fd"))
 
     def memory_mb(self) -> float:
-        """The peak."""
+        """The peak since the attack began."""
         return megabytes(self.agent.pid, "status", "VmHWM")
 
     def newcomer_obeys(self) -> None:
