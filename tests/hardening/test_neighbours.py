@@ -78,7 +78,7 @@ def test_clients_that_are_made_up_leave_others_their_part_of_a_reservoir() -> No
 @pytest.mark.kernel
 @pytest.mark.needs("gcc")
 def test_names_that_are_no_text_take_nobodys_tls_and_nobodys_answers() -> None:
-    with attacked(SPANDIAL_TABLE="memfd") as node:
+    with attacked() as node:
         own = node.folder / "own"
         own.mkdir()
         os.chown(own, USER, USER)
