@@ -77,3 +77,19 @@ def test_tls_of_others_is_followed_whatever_libraries_one_user_has(watching: Att
 
         eventually(followed, "the honest process's TLS is followed")
         process.kill()
+
+
+@pytest.mark.kernel
+@pytest.mark.needs("gcc")
+def test_a_killed_agent_is_followed_by_another_whatever_libraries_one_user_has() -> None:
+    """The dying one has the lock for no longer than it takes to end; a stopped one ends."""
+    with attacked() as node, node.by("libraries"):
+        eventually(lambda: is_looked_at(node), "the attacker's libraries are looked at")
+        for end in (node.agent.kill, node.agent.stop):
+            end()
+            node.agent.start()
+            node.newcomer_obeys()
+
+
+def is_looked_at(node: Attacked) -> bool:
+    return any("OpenSSL" in str(target["tls"]) for target in node.attackers())
