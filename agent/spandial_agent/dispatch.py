@@ -43,6 +43,8 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 _END_S = 0.3  # for what came last
+_PIECE = 16  # records that are taken before the time is looked at: one may take a third of a millisecond
+_SLICE_S = 0.002  # of taking records in one turn of the event loop; afterwards it has as long for everything else
 
 
 class _Passed(NamedTuple):
@@ -95,6 +97,7 @@ class RecordDispatch:
             spans.coming = lambda: self._handed_over.entries - self._taken.entries
             spans.lost_coming = self._lost_before_spans
         self._batches: deque[tuple[list[bytes], _Passed]] = deque()
+        self._working = False  # the event loop will look at the batches
         # Each is written by one thread only: by the ring buffer's, by the loop's.
         self._handed_over = _Passed(0, 0)
         self._taken = _Passed(0, 0)
@@ -109,17 +112,21 @@ class RecordDispatch:
 
     def hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
-        passed = _Passed(len(records), sum(map(is_entry, records)))
         if self._handed_over.records - self._taken.records >= _BACKLOG:
-            self._lost_records += passed.records
-            self._lost_entries += passed.entries
+            self._lost_records += len(records)
+            self._lost_entries += sum(map(is_entry, records))
             return
-        self._handed_over = self._handed_over.plus(passed)
-        self._batches.append((records, passed))
+        for begin in range(0, len(records), _PIECE):
+            piece = records[begin : begin + _PIECE]
+            passed = _Passed(len(piece), sum(map(is_entry, piece)))
+            self._handed_over = self._handed_over.plus(passed)
+            self._batches.append((piece, passed))
         if self._spans is not None:
             self._spans.come()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(self._take_next)
+        if not self._working:
+            self._working = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._work, loop)
 
     def ending(self) -> None:
         """Nobody can ask any more what was lost."""
@@ -182,6 +189,20 @@ class RecordDispatch:
         operation_set = self._table.backend.read(row)[abi.WORD_OPERATIONS] >> 32
         rule = self._capture.find_operation(operation_set, kind, method, path)
         return self._table.backend.read(rule)[kind] if rule is not None else None
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take what was handed over, in slices: whoever makes many records, or long ones, holds up no change."""
+        began = time.monotonic()
+        while self._batches:
+            self._take_next()
+            worked = time.monotonic() - began
+            if worked > _SLICE_S:
+                loop.call_later(worked, self._work, loop)
+                return
+        self._working = False
+        if self._batches:  # handed over before that was seen
+            self._working = True
+            loop.call_soon(self._work, loop)
 
     def _take_next(self) -> None:
         if self._batches:

@@ -177,6 +177,27 @@ async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture:
     assert (await node.stats()).losses["bad_record"] == 3
 
 
+async def test_however_many_records_there_are_others_have_their_turns(
+    node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch_module, "_SLICE_S", 0.0)
+    records, turns = 10 * dispatch_module._PIECE, 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with running(node), node.watch("*", "*") as entries:
+        capture.hand_over([record() for _ in range(records)])
+        task = asyncio.create_task(others())
+        for _ in range(records):
+            await anext(entries)
+        task.cancel()
+    assert turns >= 10
+
+
 async def test_what_the_event_loop_is_too_slow_for_is_counted(
     node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
