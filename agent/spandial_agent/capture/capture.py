@@ -15,6 +15,7 @@ from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.capture.operation_map import OperationRule, applies, entries, find
 from spandial_agent.capture.tally import TALLY_SIZE
+from spandial_agent.capture.target_map import TargetMap
 from spandial_agent.errors import KernelUnavailable, OperationsFull
 from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.cache import CompileCache
@@ -112,7 +113,7 @@ class Capture:
     def __init__(self, rates: int, force: CapturePath | None = None, *, cache: CompileCache | None = None) -> None:
         self._tables, self._cache = {"rates": rates}, cache
         self.path, self._module, self._programs = self._attach(force)
-        self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
+        self._targets = TargetMap(self._module.map_fd("targets"))
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
         self._operations = Map(self._module.map_fd("operations"), 4)
@@ -124,6 +125,7 @@ class Capture:
 
     def attach(self) -> None:
         """Have the programs run, after `detach`. Raises KernelUnavailable."""
+        self._targets.begin_attachment()
         for program in self._programs:
             self._module.attach(program, "sys_exit" if self.path == "sys_exit" else None)
 
@@ -164,18 +166,16 @@ class Capture:
         """
         if row.number != abi.DEFAULT_ROW:
             self._counts[row.number] = bytes(abi.COUNTS.size)
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, False)
+        self._targets.put(tgid, row, answers)
 
     def move_target(self, tgid: int, row: Row) -> None:
         """A watched process has got a row of its own, which begins at zero. Raises KeyError."""
-        *_, answers, follows = abi.TARGET.unpack(self._targets[tgid][0])
         self._counts[row.number] = bytes(abi.COUNTS.size)
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows)
+        self._targets.change(tgid, row)
 
     def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
         """Whether to hand over the answers to a watched process's kept entries."""
-        follows = abi.TARGET.unpack(self._targets[tgid][0])[-1]
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows)
+        self._targets.change(tgid, row, answers)
 
     def remove_target(self, tgid: int) -> None:
         self._targets.pop(tgid)
