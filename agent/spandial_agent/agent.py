@@ -14,6 +14,7 @@ import structlog
 
 from spandial.abi import encode_word
 from spandial_agent.capture.capture import Capture, is_compiled
+from spandial_agent.capture.cost import CostLimit
 from spandial_agent.capture.follower import TlsFollower
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
@@ -96,7 +97,8 @@ async def run_agent(settings: Settings, log: Log) -> None:
         telling = Supervised("spandial-log", "telling of what the log leaves out")
         renewing = Supervised("spandial-certificate", "renewal of the certificate")
         steering = Supervised("spandial-steering", "steering of rates")
-        supervised = [telling, renewing, steering, *discovery.supervised]
+        limiting = Supervised("spandial-cost", "limit of what capture costs")
+        supervised = [telling, renewing, steering, limiting, *discovery.supervised]
         if capture is not None:
             supervised.append(capture.reader)
         if tls is not None:
@@ -118,6 +120,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
             settings.thresholds,
             log.losses,
             supervised,
+            CostLimit(settings.capture_cpu_limit) if settings.capture_cpu_limit and capture is not None else None,
         )
         stack.callback(node.close)
         try:
@@ -171,6 +174,7 @@ async def run_agent(settings: Settings, log: Log) -> None:
         running.add_done_callback(lambda _: stop.set())  # no lease, or rules without an end: no agent
         stack.callback(running.cancel)
         stack.callback(asyncio.create_task(telling.run_task(log.run)).cancel)
+        stack.callback(asyncio.create_task(limiting.run_task(node.limit_cost)).cancel)
         if certificate is not None:
             stack.callback(asyncio.create_task(renewing.run_task(certificate.run)).cancel)
         _log.info(

@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
     capture_tls: Literal["auto", "off"] = Field(default="auto", description="off: what TLS carries is not seen")
+    capture_cpu_limit: float | None = Field(
+        default=None,
+        gt=0,
+        le=4096,
+        description="processors that capture may take together, 0.5 is half of one: beyond, it is off for a while; "
+        "none: no limit",
+    )
     tls_trust_owners: str = Field(
         default="",
         description="users whose files get probes in every process, beside root and the process's own",
