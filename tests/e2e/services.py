@@ -177,19 +177,20 @@ class NginxShell:
         self.command = ["sh", "-c", f"{wait}; exec nginx -p {folder} -c {config}"]
 
     def begun(self, pid: int) -> None:
-        for agent in self._agents:
-            eventually(lambda: agent.target(pid) is not None, "the shell is found")
+        eventually(lambda: self._all_know(pid), "the shell is found")
         self._found.touch()
 
     def find_worker(self, master: int) -> None:
         """nginx answers as soon as it listens, and its worker may be no target yet."""
 
-        def found(agent: AgentProcess) -> bool:
+        def found() -> bool:
             children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-            return bool(children) and all(agent.target(int(child)) is not None for child in children)
+            return bool(children) and all(self._all_know(int(child)) for child in children)
 
-        for agent in self._agents:
-            eventually(lambda: found(agent), "the worker is found")
+        eventually(found, "the worker is found")
+
+    def _all_know(self, pid: int) -> bool:
+        return all(agent.target(pid) is not None for agent in self._agents)
 
 
 @contextmanager
