@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         le=86400,
         description="how often to look where trace contexts are lost; 0: never",
     )
+    memory_limit_mib: float = Field(
+        default=250.0,
+        ge=64,
+        le=1 << 20,
+        description="memory that the agent may hold (RSS), MiB: above it, it gives up what is least needed first",
+    )
     budget: float | None = Field(
         default=None, gt=0, le=1e9, description="kept entries a second, all targets together; none: no budget"
     )
