@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -173,6 +174,8 @@ async def run_agent(settings: Settings, log: Log) -> None:
         stack.callback(asyncio.create_task(telling.run_task(log.run)).cancel)
         if certificate is not None:
             stack.callback(asyncio.create_task(renewing.run_task(certificate.run)).cancel)
+        gc.freeze()  # what is there by now stays: no collection need look at it
+        gc.enable()
         _log.info(
             "serving",
             url=_url(settings.host, tcp.getsockname()[1], certificate is not None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from datetime import datetime
@@ -40,6 +41,7 @@ app.add_typer(tokens, name="token")
 @app.command(epilog="Example: sudo spandial agent")
 def agent() -> None:
     """Run the node's agent until it is told to stop. Settings: SPANDIAL_* variables, see 'spandial doctor'."""
+    gc.disable()  # as in `main`; the agent enables it when all its parts are there
     from spandial_agent.agent import run_agent
     from spandial_agent.log import configure_log
 
