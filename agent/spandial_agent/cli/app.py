@@ -13,13 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from spandial_agent.cli.budgets import budgets
-from spandial_agent.cli.client import AgentUnreachable, Client
 from spandial_agent.cli.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.cli.rules import rules
 from spandial_agent.cli.switch import switch
 from spandial_agent.cli.tables import explanation_table, lost_context, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
-from spandial_agent.errors import SpandialError
+from spandial_agent.errors import AgentUnreachable, SpandialError
 from spandial_agent.text import printable
 from spandial_api.host_names import parse_host_names
 
@@ -162,7 +161,7 @@ def doctor(as_json: AsJson = False) -> None:
         settings = read_settings()
         context_lost: list[dict[str, Any]] = []
         try:
-            agent_client = Client(settings.run_dir)
+            agent_client = client()
             health = agent_client.request("GET", "/healthz")
             context_lost = agent_client.request("GET", "/stats")["context_lost"]
         except AgentUnreachable as error:

@@ -9,13 +9,9 @@ from typing import Any
 
 import httpx
 
-from spandial_agent.errors import SpandialError
+from spandial_agent.errors import AgentUnreachable, SpandialError
 
-__all__ = ["AgentUnreachable", "Client"]
-
-
-class AgentUnreachable(SpandialError):
-    """Nobody answers on the socket."""
+__all__ = ["Client"]
 
 
 class Client:
