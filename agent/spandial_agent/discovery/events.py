@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pyroute2 import ProcEventSocket
+
 from spandial_agent.supervised import Supervised
 
 __all__ = ["ProcessEvents", "new_processes"]
@@ -42,8 +44,6 @@ class ProcessEvents:
     def _read(self) -> None:
         # pyroute2 runs an event loop of its own in the thread that makes the socket.
         try:
-            from pyroute2 import ProcEventSocket
-
             events = ProcEventSocket()
             events.bind()
             events.control(listen=True)
