@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pyroute2 import ProcEventSocket
+import pyroute2
 
 from spandial_agent.supervised import Supervised
 
@@ -44,7 +44,7 @@ class ProcessEvents:
     def _read(self) -> None:
         # pyroute2 runs an event loop of its own in the thread that makes the socket.
         try:
-            events = ProcEventSocket()
+            events = pyroute2.ProcEventSocket()
             events.bind()
             events.control(listen=True)
             self.reason = ""
