@@ -9,16 +9,11 @@ from typing import Any
 
 import httpx
 
-from spandial_agent.errors import SpandialError
+from spandial_agent.errors import AgentUnreachable, SpandialError
 
-__all__ = ["AgentUnreachable", "Client"]
-
+__all__ = ["Client"]
 
 _PATIENCE_S = 60.0  # a node that traces are looked at on may be a busy one
-
-
-class AgentUnreachable(SpandialError):
-    """Nobody answers on the socket."""
 
 
 class Client:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from spandial_agent.cli import client
-from spandial_agent.cli.client import AgentUnreachable, Client
+from spandial_agent.cli.client import Client
+from spandial_agent.errors import AgentUnreachable
 
 
 def test_no_agent_and_one_that_does_not_answer_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

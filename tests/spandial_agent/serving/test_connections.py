@@ -19,8 +19,8 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from spandial_agent.serving.binding import bind_tcp
 from spandial_agent.serving.connections import BoundedProtocol, Connections
-from spandial_agent.serving.listeners import bind_tcp
 from spandial_api.peers import peer_of
 from tests.agent_process import PATIENCE_S, eventually
 
@@ -235,7 +235,8 @@ async def test_where_the_kernel_does_not_know_it_is_the_address(
 
 
 async def test_over_the_unix_socket_it_is_the_user(tmp_path: Path) -> None:
-    from spandial_agent.serving.listeners import bind_unix, serve
+    from spandial_agent.serving.binding import bind_unix
+    from spandial_agent.serving.listeners import serve
 
     stop = asyncio.Event()
     with bind_tcp("127.0.0.1", 0) as tcp, bind_unix(tmp_path / "api.sock", "no-group-of-this-name") as unix:
