@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -13,6 +15,7 @@ from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
+from spandial_agent.clock import KernelClock
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.conversations import Call, Conversations
 from spandial_agent.records.record import Entry, decode_entry, is_entry
@@ -39,6 +42,17 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
 }
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
+_END_S = 0.3  # for what came last
+
+
+class _Passed(NamedTuple):
+    """How much went by."""
+
+    records: int
+    entries: int  # of them: kept entries and calls
+
+    def plus(self, other: _Passed) -> _Passed:
+        return _Passed(self.records + other.records, self.entries + other.entries)
 
 
 class RecordDispatch:
@@ -51,6 +65,7 @@ class RecordDispatch:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
         propagation: what looks for lost trace contexts, where that is wanted.
         redact_paths: before anybody is shown them, or they become spans.
+        clock: of the records.
     """
 
     def __init__(
@@ -61,6 +76,7 @@ class RecordDispatch:
         spans: SpanPipeline | None = None,
         propagation: PropagationWatch | None = None,
         redact_paths: PathRedaction = "off",
+        clock: KernelClock | None = None,
     ) -> None:
         self.watchers = Watchers(targets.rewrite)
         self._table = table
@@ -69,20 +85,24 @@ class RecordDispatch:
         self._spans = spans
         self._propagation = propagation
         self._redact_paths = redact_paths
+        self._clock = clock or KernelClock()
         # Processes whose last records may still come; None for those with a hook.
         self._ended: dict[int, Peer | None] = {}
         self._nobodys = 0  # entries and calls of processes that ended longer ago
         targets.emit = self._wants_entries
         targets.answers = spans is not None
+        if spans is not None:
+            spans.coming = lambda: self._handed_over.entries - self._taken.entries
+            spans.lost_coming = self._lost_before_spans
+        self._batches: deque[tuple[list[bytes], _Passed]] = deque()
         # Each is written by one thread only: by the ring buffer's, by the loop's.
-        self._handed_over = 0
-        self._taken = 0
+        self._handed_over = _Passed(0, 0)
+        self._taken = _Passed(0, 0)
         self._lost_records = self._lost_entries = 0
+        self._shed = _Passed(0, 0)
         self._bad_records = 0
         self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
-        # CLOCK_BOOTTIME to Unix time.
-        self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def forget(self) -> None:
         """The kernel's programs did not run for a while: what connections said meanwhile is not known."""
@@ -90,13 +110,40 @@ class RecordDispatch:
 
     def hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
-        if self._handed_over - self._taken >= _BACKLOG:
-            self._lost_records += len(records)
-            self._lost_entries += sum(is_entry(record) for record in records)
+        passed = _Passed(len(records), sum(map(is_entry, records)))
+        if self._handed_over.records - self._taken.records >= _BACKLOG:
+            self._lost_records += passed.records
+            self._lost_entries += passed.entries
             return
-        self._handed_over += len(records)
+        self._handed_over = self._handed_over.plus(passed)
+        self._batches.append((records, passed))
+        if self._spans is not None:
+            self._spans.come()
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(self._take, records)
+            loop.call_soon_threadsafe(self._take_next)
+
+    def shed(self) -> None:
+        """Lose what was handed over and not taken yet: for the memory."""
+        while self._batches:
+            _, passed = self._batches.popleft()
+            self._taken = self._taken.plus(passed)
+            self._shed = self._shed.plus(passed)
+
+    def ending(self) -> None:
+        """Nobody can ask any more what was lost."""
+        if self._spans is not None:
+            self._spans.ending()
+
+    def close(self) -> None:
+        """Take what was handed over and not taken yet, for a moment. The ring buffer is read no more, and the event
+        loop stands still."""
+        if self._spans is None:
+            return
+        until = time.monotonic() + _END_S
+        while self._batches and time.monotonic() < until:
+            self._take_next()
+        self._spans.give_up(sum(passed.entries for _, passed in self._batches))
+        self._batches.clear()
 
     def ended(self, target: Target) -> None:
         """A target's process ended; its last records may still come."""
@@ -111,10 +158,11 @@ class RecordDispatch:
 
     def losses(self) -> dict[str, int]:
         """What was lost on the way, by reason."""
+        lost = self._lost()
         found = {
             "watcher_slow": self.watchers.lost,
-            "agent_slow": self._lost_entries,
-            "agent_slow_others": self._lost_records - self._lost_entries,
+            "agent_slow": lost.entries,
+            "agent_slow_others": lost.records - lost.entries,
             "bad_record": self._bad_records,
         }
         if self._spans is not None:
@@ -125,13 +173,16 @@ class RecordDispatch:
         """What became of the entries that are to be spans; None where none are exported."""
         if self._spans is None:
             return None
-        stats = self._spans.spans()
-        before = {"span_process_unknown": self._nobodys, "agent_slow": self._lost_entries}
+        return self._spans.spans()
+
+    def _lost_before_spans(self) -> Mapping[str, int]:
+        lost = {"span_process_unknown": self._nobodys, "agent_slow": self._lost().entries}
         if self._capture is not None:
-            before["ring_full"] = self._capture.losses()["ring_full"]
-        stats.kept += sum(before.values())
-        stats.lost |= before
-        return stats
+            lost["ring_full"] = self._capture.losses()["ring_full"]
+        return lost
+
+    def _lost(self) -> _Passed:
+        return self._shed.plus(_Passed(self._lost_records, self._lost_entries))
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self.watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -144,10 +195,15 @@ class RecordDispatch:
         rule = self._capture.find_operation(operation_set, kind, method, path)
         return self._table.backend.read(rule)[kind] if rule is not None else None
 
+    def _take_next(self) -> None:
+        if self._batches:
+            records, passed = self._batches.popleft()
+            self._take(records)
+            self._taken = self._taken.plus(passed)
+
     def _take(self, records: list[bytes]) -> None:
-        self._taken += len(records)
-        if self._lost_records != self._forgotten:
-            self._forgotten = self._lost_records
+        if (lost := self._lost().records) != self._forgotten:
+            self._forgotten = lost
             self._conversations.forget()
         for record in records:
             try:
@@ -179,7 +235,7 @@ class RecordDispatch:
         """An entry as its watchers see it."""
         main: dict[str, Any] = {**labels.main}
         return EntryEvent.model_construct(
-            time=self._epoch_s + entry.time_ns / 1e9,
+            time=self._clock.unix_s(entry.time_ns),
             pid=entry.tgid,
             **main,
             kind=KIND_NAMES[entry.kind],

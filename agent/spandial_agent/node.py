@@ -23,7 +23,7 @@ from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
-from spandial_agent.supervised import Supervised
+from spandial_agent.supervised import Watched
 from spandial_agent.table.lease import LeaseKeeper
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.askers import Askers
@@ -64,7 +64,7 @@ class LocalNode:
         propagation: what looks for lost trace contexts, where that is wanted.
         thresholds: of tenants' circuits.
         log_losses: lines of the log that were lost, by reason.
-        supervised: threads and tasks whose trouble `/healthz` tells.
+        supervised: what has trouble that `/healthz` tells.
         cost_limit: what capture may cost, if there is a limit.
     """
 
@@ -82,7 +82,7 @@ class LocalNode:
         propagation: PropagationWatch | None = None,
         thresholds: Thresholds | None = None,
         log_losses: Callable[[], Mapping[str, int]] = dict,
-        supervised: Sequence[Supervised] = (),
+        supervised: Sequence[Watched] = (),
         cost_limit: CostLimit | None = None,
     ) -> None:
         self._table = table

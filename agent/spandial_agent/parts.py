@@ -14,6 +14,7 @@ import structlog
 from spandial.abi import encode_word
 from spandial_agent.capture.cost import CostLimit
 from spandial_agent.capture.follower import TlsFollower
+from spandial_agent.clock import KernelClock
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.discovery.rules import parse_rules
@@ -21,6 +22,7 @@ from spandial_agent.dispatch import RecordDispatch
 from spandial_agent.errors import SpandialError
 from spandial_agent.kernel_side import KernelSide
 from spandial_agent.log import Log
+from spandial_agent.memory_limit import MemoryLimit, Step
 from spandial_agent.node import LocalNode
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.serving.binding import bind_tcp, bind_unix
@@ -29,6 +31,7 @@ from spandial_agent.serving.renewal import Renewal
 from spandial_agent.settings import Settings
 from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.kubelet import Kubelet
+from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
 from spandial_agent.supervised import Supervised
@@ -75,21 +78,29 @@ async def run_parts(
     targets = Targets(table, encode_word(settings.default_rate), capture)
     registrar = Registrar(settings.run_dir / "app.sock", table, targets, settings.lease_seconds)
     discovery = Discovery(targets, parse_rules(settings.discover))
-    spans = _spans(settings) if capture is not None else None
+    clock = KernelClock()
+    spans = _spans(settings, clock) if capture is not None else None
     if spans is not None:
         stack.callback(spans.close)
+    propagation = None
+    if capture is not None and settings.propagation_seconds:
+        interval_s = settings.propagation_seconds
+        propagation = PropagationWatch(targets, table, capture, interval_s, settings.redact_paths, clock)
+    dispatch = RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths, clock)
+    stack.callback(dispatch.close)
+    if capture is not None:
+        stack.callback(capture.finish)
     tls = None
     if capture is not None and settings.capture_tls == "auto":
         tls = TlsFollower(capture.tls, settings.trusted_owners)
         stack.callback(tls.close)
-    propagation = None
-    if capture is not None and settings.propagation_seconds:
-        propagation = PropagationWatch(targets, table, capture, settings.propagation_seconds, settings.redact_paths)
+    memory = _memory_limit(settings.memory_limit_mib, dispatch, spans)
     telling = Supervised("spandial-log", "telling of what the log leaves out")
     renewing = Supervised("spandial-certificate", "renewal of the certificate")
     steering = Supervised("spandial-steering", "steering of rates")
     limiting = Supervised("spandial-cost", "limit of what capture costs")
-    supervised = [telling, renewing, steering, limiting, *discovery.supervised]
+    shedding = Supervised("spandial-memory", "limit of memory")
+    supervised = [telling, renewing, steering, limiting, shedding, *discovery.supervised]
     if capture is not None:
         supervised.append(capture.reader)
     if tls is not None:
@@ -103,14 +114,14 @@ async def run_parts(
         registrar,
         discovery,
         capture,
-        RecordDispatch(table, targets, capture, spans, propagation, settings.redact_paths),
+        dispatch,
         missing,
         lease_s,
         tls,
         propagation,
         settings.thresholds,
         log.losses,
-        supervised,
+        [*supervised, memory],
         CostLimit(settings.capture_cpu_limit) if settings.capture_cpu_limit and capture is not None else None,
     )
     stack.callback(node.close)
@@ -152,6 +163,7 @@ async def run_parts(
     stack.callback(running.cancel)
     stack.callback(asyncio.create_task(telling.run_task(log.run)).cancel)
     stack.callback(asyncio.create_task(limiting.run_task(node.limit_cost)).cancel)
+    stack.callback(asyncio.create_task(shedding.run_task(memory.run)).cancel)
     if certificate is not None:
         stack.callback(asyncio.create_task(renewing.run_task(certificate.run)).cancel)
     serve_interface = await asyncio.to_thread(_import_interface)  # processes register meanwhile
@@ -179,6 +191,7 @@ async def run_parts(
         end_streams=node.end_watches,
         renewed=renewed,
     )
+    dispatch.ending()
     if running.done():
         running.result()
 
@@ -198,13 +211,25 @@ def _url(host: str, port: int, tls: bool) -> str:
     return f"http{'s' * tls}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _spans(settings: Settings) -> SpanPipeline | None:
+def _memory_limit(limit_mib: float, dispatch: RecordDispatch, spans: SpanPipeline | None) -> MemoryLimit:
+    """What is given up above it, what is needed least first: docs/architecture.md, "Limits of its own"."""
+    waiting = [Step("spans that waited for the collector", spans.shed)] if spans is not None else []
+    steps = [
+        Step("event streams", dispatch.watchers.shed),
+        Step("records that nobody had come to", dispatch.shed),
+        *waiting,
+        Step("what was known of connections", dispatch.forget),
+    ]
+    return MemoryLimit(limit_mib, steps)
+
+
+def _spans(settings: Settings, clock: KernelClock) -> SpanPipeline | None:
     """Where the OTEL_EXPORTER_OTLP_* variables say that spans go, if they do. Raises SpandialError."""
-    exporter = Exporter.from_environ(ledger=settings.state_dir / "spans")
+    exporter = Exporter.from_environ()
     if exporter is None:
         return None
     _log.info("exporting the spans of processes without a hook")
     if settings.raw_statements:
         _log.warning("spans hold statements with all data that is in them: SPANDIAL_RAW_STATEMENTS is on")
     resources = Resources(Kubelet.from_environ(os.environ), node_name(os.environ))
-    return SpanPipeline(exporter, resources, settings.raw_statements)
+    return SpanPipeline(exporter, resources, settings.raw_statements, Ledger(settings.state_dir / "spans"), clock)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 __all__ = ["boottime_ns", "namespace_offset_ns", "parse_offset_ns"]
 
 _OFFSETS = "/proc/self/timens_offsets"
+_OWN = "/proc/self/ns/time"
+_CHILDRENS = "/proc/self/ns/time_for_children"
 
 
 def boottime_ns(offset_ns: int) -> int:
@@ -15,12 +18,20 @@ def boottime_ns(offset_ns: int) -> int:
 
 
 def namespace_offset_ns() -> int:
-    """By how much CLOCK_BOOTTIME is ahead of the host's here: time_namespaces(7), Linux 5.6. 0 where nobody says."""
+    """By how much CLOCK_BOOTTIME is ahead of the host's here: time_namespaces(7), Linux 5.6. 0 where nobody says.
+
+    The file tells the offsets of the namespace that this process's children are put into. That is another one than its
+    own once it has called unshare(CLONE_NEWTIME): it stays where it was, and its children go into the new one (so
+    does it itself by execve, on some kernels). Then it is taken to be in the host's: that the one it was in had an
+    offset, too, is told nowhere. Ask again in a child.
+    """
     try:
         with open(_OFFSETS) as file:
-            return parse_offset_ns(file.read(4096))
+            text = file.read(4096)
+        own, childrens = os.stat(_OWN), os.stat(_CHILDRENS)
     except OSError:
         return 0
+    return parse_offset_ns(text) if os.path.samestat(own, childrens) else 0
 
 
 def parse_offset_ns(text: str) -> int:

@@ -291,6 +291,7 @@ class _Inherited(_Table):
     def __init__(self, table: _Table) -> None:
         self.row = memoryview(_frozen(table.row))
         self.operations = None  # its lease ends once, and for ever
+        table._offset_ns = namespace_offset_ns()  # a child may be in another time namespace than its parent
         self._ends_at = time.monotonic() + table.lease_ends_in()
 
     def lease_ends_in(self) -> float:

@@ -15,7 +15,14 @@ import pytest
 
 from spandial import abi
 from spandial.abi import EntryKind
+from spandial_agent.capture import capture as capture_module
+from spandial_agent.capture.capture import Capture
+from spandial_agent.kernel.cache import CompileCache
 from spandial_agent.kernel.libbpf import RawTracepointRun, attach_tracepoint, load_program
+from spandial_agent.records.record import is_entry
+from spandial_agent.table.frozen import FrozenTable
+from spandial_agent.table.rates import RateTable
+from tests.agent_process import COMPILED
 from tests.in_kernel.conftest import Watched
 from tests.in_kernel.test_databases import Pair
 from tests.in_kernel.test_http2 import PREFACE, Client, traceparent
@@ -74,6 +81,32 @@ def test_a_connection_for_which_there_is_no_memory_is_counted(watched: Watched) 
             client.send(b"*1\r\n$4\r\nPING\r\n")
             assert watched.capture.losses()["no_memory"] == before + number
     assert watched.counts().seen[EntryKind.DB] == 0
+
+
+def test_what_is_in_the_ring_buffer_at_the_end_is_read(
+    table: RateTable, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(table.backend, FrozenTable)
+    monkeypatch.setattr(capture_module, "_LOOK_S", 3600.0)  # before the end nobody looks
+    monkeypatch.setattr(capture_module, "_BATCH", 100)
+    capture = Capture(table.backend.map_descriptor, cache=CompileCache(COMPILED))
+    records: list[bytes] = []
+    capture.start(records.extend)
+    table.renew_lease(60)
+    words = [abi.encode_word(100, emit=True)] * len(EntryKind)
+    row = table.allocate(os.getpid(), words, abi.encode_word(0))
+    try:
+        capture.add_target(os.getpid(), row)
+        for number in range(250):
+            pair.send(f"GET /{number} HTTP/1.1\r\n\r\n".encode())
+        assert not records
+        capture.finish()
+        assert sum(map(is_entry, records)) == capture.counts(row.number).kept[EntryKind.HTTP] == 250
+        pair.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert capture.counts(row.number).seen[EntryKind.HTTP] == 250  # no program runs any more
+    finally:
+        capture.close()
+        table.free(row)
 
 
 def instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0, number: int = 0) -> bytes:

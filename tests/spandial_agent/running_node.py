@@ -56,7 +56,7 @@ class Registrar:
 def make_node(
     table: RateTable, targets: Targets, capture: Any, registrar: Any, discovery: Any, spans: Any = None, **more: Any
 ) -> LocalNode:
-    dispatch = RecordDispatch(table, targets, capture, spans, more.get("propagation"))
+    dispatch = RecordDispatch(table, targets, capture, spans, more.get("propagation"), clock=more.pop("clock", None))
     return LocalNode(table, targets, registrar, discovery, capture, dispatch, [], lease_s=0.2, **more)
 
 

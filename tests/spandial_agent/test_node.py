@@ -34,6 +34,7 @@ from tests.spandial_agent.running_node import (
     read,
     running,
 )
+from tests.spandial_agent.set_clock import SetClock
 
 pytestmark = pytest.mark.anyio
 
@@ -212,10 +213,21 @@ async def test_a_record_is_an_entry_of_its_process(node: LocalNode, targets: Tar
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     kept = record(b"GET /a?b HTTP/1.1", time_ns=now_ns, trace_id=0xABC, span_id=0xD, parent=Parent.REMOTE_KEPT)
     [entry] = await read(node, capture, [kept])
-    assert abs(entry.time - time.time()) < 5
+    assert abs(entry.time - time.time()) < 60
     assert (entry.pid, entry.service, entry.version, entry.env) == (4711, *CHECKOUT[:3])
     assert (entry.kind, entry.method, entry.path, entry.kept_by) == ("http", "GET", "/a", "parent")
     assert (entry.trace_id, entry.parent_span_id) == ("abc".zfill(32), "d".zfill(16))
+
+
+async def test_an_entry_has_the_time_of_a_wall_clock_that_was_set(
+    table: RateTable, targets: Targets, capture: FakeCapture, registrar: Registrar, discovery: SimpleNamespace
+) -> None:
+    clock = SetClock()
+    for step in (0, 3600, -7200):
+        node = make_node(table, targets, capture, registrar, discovery, clock=clock)
+        clock.set(step * 10**9)
+        [entry] = await read(node, capture, [record(b"GET /a HTTP/1.1", time_ns=clock.now_ns())])
+        assert abs(entry.time - time.time() - clock.step_ns / 10**9) < 60
 
 
 async def test_an_entry_without_context_or_of_an_ended_process_is_told_too(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
 from spandial import abi
+from spandial.abi import Event
 from spandial_agent import dispatch as dispatch_module
 from spandial_agent.node import LocalNode
 from spandial_agent.spans.exchanges import Peer
@@ -82,8 +84,12 @@ async def test_what_the_kernel_does_not_watch_has_no_kernels_counts(
 class Spans:
     """Stands in for the pipeline: whose records it is given."""
 
+    coming: Callable[[], int]
+    lost_coming: Callable[[], dict[str, int]]
+
     def __init__(self) -> None:
         self.pids: list[int] = []
+        self.given_up = 0
 
     def take(self, entry: object, call: object, process: Peer) -> None:
         self.pids.append(process.pid)
@@ -92,7 +98,13 @@ class Spans:
         pass
 
     def spans(self) -> SpanStats:
-        return SpanStats(kept=len(self.pids), exported=len(self.pids), queued=0, lost={})
+        return SpanStats(kept=len(self.pids), exported=len(self.pids), queued=0, lost=self.lost_coming())
+
+    def come(self) -> None:
+        pass
+
+    def give_up(self, count: int) -> None:
+        self.given_up += count
 
     def losses(self) -> dict[str, int]:
         return {}
@@ -123,8 +135,39 @@ async def test_records_of_a_process_that_ended_too_long_ago_are_counted(
     stats = await node.stats()
     assert stats.losses["span_process_unknown"] == 1
     assert stats.spans == SpanStats(
-        kept=3, exported=2, queued=0, lost={"span_process_unknown": 1, "agent_slow": 0, "ring_full": 0}
+        kept=2, exported=2, queued=0, lost={"span_process_unknown": 1, "agent_slow": 0, "ring_full": 0}
     )
+
+
+def test_what_comes_last_is_taken_although_the_event_loop_stands_still(
+    table: RateTable, targets: Targets, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = Spans()
+    dispatch = dispatch_module.RecordDispatch(table, targets, capture, spans)  # type: ignore[arg-type]
+    discovered(targets)
+    loop = asyncio.new_event_loop()
+    for _ in range(3):
+        dispatch.hand_over(loop, [record(), record(), record(event=Event.ANSWER)])
+    loop.close()
+    dispatch.hand_over(loop, [record()])
+    assert spans.coming() == 7
+    dispatch.close()
+    assert (len(spans.pids), spans.given_up, spans.coming()) == (10, 0, 0)
+
+
+def test_what_comes_last_and_is_too_much_is_counted(
+    table: RateTable, targets: Targets, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch_module, "_END_S", 0.0)
+    spans = Spans()
+    dispatch = dispatch_module.RecordDispatch(table, targets, capture, spans)  # type: ignore[arg-type]
+    discovered(targets)
+    loop = asyncio.new_event_loop()
+    for _ in range(3):
+        dispatch.hand_over(loop, [record(), record(), record(event=Event.ANSWER)])
+    loop.close()
+    dispatch.close()
+    assert (spans.pids, spans.given_up) == ([], 6)
 
 
 async def test_a_record_that_is_none_costs_only_itself(node: LocalNode, capture: FakeCapture) -> None:

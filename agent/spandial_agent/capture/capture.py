@@ -32,6 +32,7 @@ _RING_PAGES = 1024  # 4 MiB: about 12,000 entries between two looks
 _LOOK_S = 0.05
 _STILL_S = 30.0  # between two looks: the reader hands over, and waits for nobody
 _BATCH = 2048  # records handed over at once
+_LOOKS_AT_END = 64  # more than the ring buffer has batches: a probe that is still being detached may add some
 _FEW = 64  # rows that are read one by one
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
 _FIELDS = 4096  # methods and paths in the header tables of HTTP/2 connections that rules by operation may be about
@@ -283,16 +284,32 @@ class Capture:
         self.reader.start()
 
     def _read(self) -> None:
-        assert self._on_records is not None
         full = False
         while not self._stop.wait(0 if full else _LOOK_S):
             self.reader.beat()
             self._consume()
             full = len(self._batch) == _BATCH
             if self._batch:
-                records = self._batch.copy()
-                self._batch.clear()  # first: what cannot be handed over is not handed over again and again
-                self._on_records(records)
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        assert self._on_records is not None
+        records = self._batch.copy()
+        self._batch.clear()  # first: what cannot be handed over is not handed over again and again
+        self._on_records(records)
+
+    def finish(self) -> None:
+        """No program runs any more, and what they have left in the ring buffer is read before this returns."""
+        self.detach()
+        self._stop.set()
+        self.reader.join()
+        if self._on_records is None:
+            return
+        for _ in range(_LOOKS_AT_END):
+            self._consume()
+            if not self._batch:
+                return
+            self._hand_over()
 
     def close(self) -> None:
         self._stop.set()

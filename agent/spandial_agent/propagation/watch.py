@@ -19,6 +19,7 @@ import structlog
 from spandial import abi
 from spandial.abi import EntryKind, Event, Protocol, RecordFlag
 from spandial_agent.capture.capture import Capture
+from spandial_agent.clock import KernelClock
 from spandial_agent.propagation.examples import Evidence, Example, weigh
 from spandial_agent.records.protocols.http1 import parse_request_line
 from spandial_agent.records.record import Entry
@@ -69,6 +70,7 @@ class PropagationWatch:
     Args:
         interval_s: from one look to the next.
         redact_paths: before they are told.
+        clock: of the kernel's records.
     """
 
     def __init__(
@@ -78,19 +80,19 @@ class PropagationWatch:
         capture: Capture,
         interval_s: float,
         redact_paths: PathRedaction = "off",
+        clock: KernelClock | None = None,
     ) -> None:
         self._targets = targets
         self._table = table
         self._capture = capture
         self._interval_s = interval_s
         self._redact_paths = redact_paths
+        self._clock = clock or KernelClock()
         self._before: dict[int, tuple[int, _Traffic]] = {}  # by pid, with the epoch of the row
         self._suspects: tuple[set[int], set[int]] = set(), set()
         self._rest = self._left_out = 0
         self._pairs: dict[tuple[int, int], _Pair] = {}  # by the pids of client and server
         self._examples: dict[int, list[Example]] = {}  # of those who are asked for some now
-        # CLOCK_BOOTTIME to Unix time.
-        self._epoch_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
@@ -168,7 +170,7 @@ class PropagationWatch:
         targets = {pid: self._targets.get(pid) for pair in pairs for pid in pair}
         before = {pid: self._count(target) for pid, target in targets.items() if target is not None}
         examples: dict[int, list[Example]] = {pid: [] for pid in before}
-        begin_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        begin_ns = self._clock.now_ns()
         self._examples = examples
         self._want_examples(examples, True)
         for _ in range(int(min(_EXAMPLES_S, self._interval_s) / _STEP_S)):
@@ -177,7 +179,7 @@ class PropagationWatch:
                 break
         self._want_examples(examples, False)
         self._examples = {}
-        end_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        end_ns = self._clock.now_ns()
         complete_ns = {
             pid: some[-1].time_ns if len(some) == _EXAMPLES_MAX else end_ns for pid, some in examples.items()
         }
@@ -214,7 +216,7 @@ class PropagationWatch:
             self._pairs.pop((client, server), None)
         elif (call := evidence.lost) is not None and evidence.chance <= _CHANCE:
             example = LostExample(
-                time=self._epoch_s + call.time_ns / 1e9,
+                time=self._clock.unix_s(call.time_ns),
                 method=call.method,
                 path=redact_path(call.path, self._redact_paths),
                 trace_id=f"{call.trace_id:032x}",

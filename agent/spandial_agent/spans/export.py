@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -21,7 +20,6 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, TraceState
 
 from spandial_agent.spans.conventions import SCHEMA_URL, describe
-from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.otlp import Outcome, exporter_from_environ
 from spandial_agent.spans.record import Exchange
 from spandial_agent.supervised import Supervised
@@ -40,6 +38,7 @@ _DELAY_S = 1.0  # a span waits no longer for its batch to fill
 _STILL_S = 300.0  # one request to the collector may take OTEL_EXPORTER_OTLP_TIMEOUT
 _PAUSE_S = 1.0  # after a batch that was not taken; doubled each time that it is not
 _PAUSE_MAX_S = 10.0
+_HALVINGS = 20  # of batches that are refused, until something is taken again: two spans are found in 512 by 18
 _FLUSH_S = 0.7  # at the end
 _SHUTDOWN_S = 0.2
 
@@ -105,9 +104,9 @@ class Exporter:
 
     Args:
         exporter: the SDK's, or whatever else takes spans; it may block, fail or raise. Where it returns an `Outcome`, a
-            batch that may be taken later is tried again, for as long as it takes: new spans find no room then.
+            batch that may be taken later is tried again, for as long as it takes: new spans find no room then. One that
+            is refused for what is in it is halved, and the halves are tried, so that a span costs only itself.
         queue_size: the most spans that are kept, those on their way included.
-        ledger: keeps over a restart how many spans were lost at the end.
     """
 
     def __init__(
@@ -117,16 +116,16 @@ class Exporter:
         batch_size: int = _BATCH,
         delay_s: float = _DELAY_S,
         pause_s: float = _PAUSE_S,
-        ledger: Ledger | None = None,
     ) -> None:
         self._exporter = exporter
         self._queue_size = queue_size
         self._batch_size = min(batch_size, queue_size)
         self._delay_s = delay_s
         self._pause_s = pause_s
-        self._ledger = ledger
         self._queue: deque[tuple[Exchange, Resource]] = deque()
         self._batch: list[tuple[Exchange, Resource]] = []  # on its way
+        self._parts: list[list[tuple[Exchange, Resource]]] = []  # of batches that were halved; the last one is next
+        self._halvings = _HALVINGS  # that are left
         self._attempts = 0  # to send it
         self._changed = threading.Condition(threading.Lock())
         self._closing = self._closed = False
@@ -140,25 +139,13 @@ class Exporter:
         self.thread.start()
 
     @classmethod
-    def from_environ(
-        cls, enabled: bool = False, queue_size: int = _QUEUE, ledger: Path | None = None
-    ) -> Exporter | None:
+    def from_environ(cls, enabled: bool = False, queue_size: int = _QUEUE) -> Exporter | None:
         """An exporter as the standard variables of this process say; None: no export.
-
-        Args:
-            ledger: the file that keeps over a restart how many spans were lost at the end.
 
         Raises SpandialError if they make no sense.
         """
         exporter = exporter_from_environ(os.environ, enabled)
-        if exporter is None:
-            return None
-        return cls(exporter, queue_size, ledger=Ledger(ledger) if ledger is not None else None)
-
-    @property
-    def lost_before(self) -> int:
-        """Spans that were lost when agents before this one ended."""
-        return self._ledger.before if self._ledger is not None else 0
+        return cls(exporter, queue_size) if exporter is not None else None
 
     def offer(self, exchange: Exchange, resource: Resource) -> bool:
         """Whether the span will be tried. Never waits: a lock is held for as long as a batch takes to be taken out."""
@@ -166,7 +153,7 @@ class Exporter:
             if self._closing:
                 self._unsent += 1
                 return False
-            if len(self._queue) + len(self._batch) >= self._queue_size:
+            if self._queued() >= self._queue_size:
                 self._dropped += 1
                 return False
             self._queue.append((exchange, resource))
@@ -174,13 +161,21 @@ class Exporter:
                 self._changed.notify()
             return True
 
+    def shed(self) -> None:
+        """Lose what is queued, but for the batch that is on its way: for the memory."""
+        with self._changed:
+            self._dropped += len(self._queue) + sum(map(len, self._parts))
+            self._queue.clear()
+            self._parts.clear()
+
     def counts(self) -> ExportCounts:
         with self._changed:
-            queued = len(self._queue) + len(self._batch)
-            return ExportCounts(queued, self._exported, self._dropped, self._failed, self._rejected, self._unsent)
+            return ExportCounts(
+                self._queued(), self._exported, self._dropped, self._failed, self._rejected, self._unsent
+            )
 
     def close(self, timeout: float = _FLUSH_S) -> None:
-        """Export what is queued, for so many seconds; what is left then is lost, and told. Nothing more is taken."""
+        """Export what is queued, for so many seconds; what is left then is lost, and counted. Nothing more is taken."""
         with self._changed:
             if self._closing:
                 return
@@ -191,36 +186,53 @@ class Exporter:
         self.thread.join(_SHUTDOWN_S)
         with self._changed:
             self._closed = True
-            self._unsent += len(self._queue) + len(self._batch)
+            self._unsent += self._queued()
             self._queue.clear()
+            self._parts.clear()
             self._batch = []
-        if self._unsent:
-            _log.warning("spans were lost at the end", spans=self._unsent, reason="the collector did not take them")
-        if self._ledger is not None:
-            self._ledger.note(self._unsent)
-            self._ledger.close()
         _SDK.removeHandler(self._said)
 
     def _run(self) -> None:
         while batch := self._take():
             outcome = self._export(batch)
+            if self._halve(batch, outcome):
+                continue
             self._settle(batch, outcome)
             self._tell(outcome, len(batch))
-            if outcome.result != "taken" and not self._pause(outcome.after_s):
+            found = outcome.in_part and len(batch) == 1 and self._halvings  # what is wrong is this span
+            if outcome.result != "taken" and not found and not self._pause(outcome.after_s):
                 return
 
     def _take(self) -> list[tuple[Exchange, Resource]]:
         """The next batch, or the last one once more; empty: there will be none any more."""
         while True:
-            self._note()
+            self.thread.beat()
             with self._changed:
                 if self._batch:
+                    return self._batch
+                if self._parts:
+                    self._batch = self._parts.pop()
+                    self._attempts = 0
                     return self._batch
                 self._changed.wait_for(lambda: len(self._queue) >= self._batch_size or self._closing, self._delay_s)
                 if self._queue or self._closing:
                     self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_size))]
                     self._attempts = 0
                     return self._batch
+
+    def _halve(self, batch: list[tuple[Exchange, Resource]], outcome: Outcome) -> bool:
+        """Whether the halves of a batch that was refused will be tried."""
+        with self._changed:
+            if not outcome.in_part or len(batch) == 1 or not self._halvings or self._closed:
+                return False
+            self._halvings -= 1
+            self._batch = []
+            middle = len(batch) // 2
+            self._parts += [batch[middle:], batch[:middle]]
+            return True
+
+    def _queued(self) -> int:
+        return len(self._queue) + len(self._batch) + sum(map(len, self._parts))
 
     def _settle(self, batch: Sequence[tuple[Exchange, Resource]], outcome: Outcome) -> None:
         with self._changed:
@@ -231,6 +243,7 @@ class Exporter:
                 return
             self._batch = []
             if outcome.result == "taken":
+                self._halvings = _HALVINGS
                 self._exported += len(batch) - outcome.rejected
                 self._rejected += outcome.rejected
             else:
@@ -244,16 +257,11 @@ class Exporter:
         pause = min(self._pause_s * 2 ** min(self._attempts - 1, 10), _PAUSE_MAX_S) * random.uniform(0.8, 1.2)
         until = time.monotonic() + (pause if after_s is None else after_s)
         while (left := until - time.monotonic()) > 0:
-            self._note()
+            self.thread.beat()
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, min(left, 1.0)):
                     break  # one attempt more
         return True
-
-    def _note(self) -> None:
-        self.thread.beat()
-        if self._ledger is not None and not self._closed:
-            self._ledger.note(len(self._queue) + len(self._batch))
 
     def _export(self, batch: Sequence[tuple[Exchange, Resource]]) -> Outcome:
         from opentelemetry.sdk.trace.export import SpanExportResult
@@ -263,7 +271,7 @@ class Exporter:
         except Exception as error:  # an exporter must not end the thread that all others' spans depend on
             # A closed channel's is no fault of the batch.
             said = text_of(f"{type(error).__name__}: {error}", 500)
-            return Outcome("again" if self._closing else "refused", said=said)
+            return Outcome("again" if self._closing else "refused", said=said, in_part=not self._closing)
         if isinstance(result, Outcome):
             return result
         return Outcome("taken" if result is SpanExportResult.SUCCESS else "refused")

@@ -24,6 +24,7 @@ __all__ = ["OtlpProtocol", "Outcome", "exporter_from_environ", "outcome_of_statu
 
 _AFTER_MAX_S = 300.0  # longer than this no collector is waited for
 _RETRYABLE = frozenset({429, 502, 503, 504})  # OTLP/HTTP, "Failures"
+_OF_CONTENT = frozenset({400, 413, 422})  # RFC 9110, section 15.5: it is malformed, too large, or makes no sense
 _SDK_GRPC = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
 
 OtlpProtocol = Literal["grpc", "http/protobuf"]
@@ -37,12 +38,14 @@ class Outcome(NamedTuple):
         rejected: spans of a batch that was taken, which the endpoint threw away.
         said: by the endpoint, or what went wrong.
         after_s: when to try again, where the endpoint said so.
+        in_part: of a batch that was refused for what is in it, parts may be taken.
     """
 
     result: Literal["taken", "again", "refused"]
     rejected: int = 0
     said: str = ""
     after_s: float | None = None
+    in_part: bool = False
 
 
 def protocol_from_environ(environ: Mapping[str, str], enabled: bool = False) -> OtlpProtocol | None:
@@ -90,7 +93,7 @@ def outcome_of_status(status: int, reason: str, headers: Mapping[str, str], body
     said = text_of(f"{status} {reason or ''} {body[:500].decode('utf-8', 'backslashreplace')}".strip(), 500)
     if status in _RETRYABLE:
         return Outcome("again", said=said, after_s=_retry_after(headers.get("Retry-After", "")))
-    return Outcome("refused", said=said)
+    return Outcome("refused", said=said, in_part=status in _OF_CONTENT)
 
 
 def _outcome_of_success(body: bytes, sent: int) -> Outcome:
@@ -155,7 +158,7 @@ def _grpc_exporter() -> SpanExporter:
             return Outcome("refused", said=said)
         if code in retryable or (code == StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Outcome("again", said=said, after_s=after)
-        return Outcome("refused", said=said)
+        return Outcome("refused", said=said, in_part=code is StatusCode.INVALID_ARGUMENT)
 
     class GrpcExporter(OTLPSpanExporter):
         def export(self, spans: Sequence[ReadableSpan]) -> Outcome:  # type: ignore[override]

@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from spandial.abi import Event
+from spandial_agent.clock import KernelClock
 from spandial_agent.records.conversations import Call
 from spandial_agent.records.protocols.http2 import Response
 from spandial_agent.records.record import Entry
-from spandial_agent.spans.clock import Clock, read_clocks
 from spandial_agent.spans.exchanges import Exchanges, Peer
 from spandial_agent.spans.export import Exporter
+from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.record import Exchange
 from spandial_agent.spans.resource import Resources
 from spandial_agent.supervised import Supervised
@@ -36,9 +38,10 @@ _SPANS_LOST = (
 _QUEUE = 65_536  # records
 _LOOK_S = 0.05
 _SWEEP_S = 0.25
-_CLOCK_S = 1.0
 _STILL_S = 60.0
-_END_S = 0.2  # for the records that are there at the end
+_PAIRING_S = 0.2  # for the records that are there at the end
+_END_S = 0.9  # from where nobody can ask any more what was lost
+_FLUSH_S = (0.2, 0.7)  # of those: at least, and at most
 _LATE_NS = 500_000_000  # a process's records come no later than that after its end
 
 
@@ -47,23 +50,45 @@ class SpanPipeline:
 
     Args:
         raw_statements: spans hold database operations as they were received, not as they are without their data.
+        ledger: keeps over a restart what was lost at the end.
+        clock: of the records.
+
+    Attributes:
+        coming: how many entries and calls are on their way to `take`.
+        lost_coming: how many were lost on that way, by reason.
     """
 
-    def __init__(self, exporter: Exporter, resources: Resources, raw_statements: bool = False) -> None:
+    def __init__(
+        self,
+        exporter: Exporter,
+        resources: Resources,
+        raw_statements: bool = False,
+        ledger: Ledger | None = None,
+        clock: KernelClock | None = None,
+    ) -> None:
+        self.coming: Callable[[], int] = lambda: 0
+        self.lost_coming: Callable[[], Mapping[str, int]] = dict
         self._exporter = exporter
         self._resources = resources
         self._raw_statements = raw_statements
-        self._clock = Clock(read_clocks())
+        self._clock = clock or KernelClock()
         self._exchanges = Exchanges(self._export)
         self._queue: deque[tuple[Entry, Call | Response | None, Peer]] = deque()
         self._exits: deque[tuple[int, int]] = deque()
+        self._ledger = ledger
         self._kept = 0  # entries and calls that were handed over
+        self._given_up = 0  # of those, without a look
+        self._told: int | None = None  # spans that were lost while somebody could ask
+        self._ends_at = 0.0
         self._lost = self._answers_lost = 0
         self._begun = self._not_made = 0
         self._stop = threading.Event()
         self._thread = Supervised("spandial-spans", "pairing of requests and answers", self._run, still_s=_STILL_S)
-        self.supervised = (self._thread, exporter.thread)
+        self.supervised = [self._thread, exporter.thread]
         self._thread.start()
+        if ledger is not None:
+            self.supervised.append(ledger.thread)
+            ledger.keep(self.held)
 
     def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
         is_call = entry.event == Event.ENTRY and isinstance(said, Call)
@@ -75,7 +100,7 @@ class SpanPipeline:
 
     def exited(self, pid: int) -> None:
         """A process has ended. Records of what it did before may still come."""
-        self._exits.append((pid, _boottime_ns()))
+        self._exits.append((pid, self._clock.now_ns()))
 
     def losses(self) -> dict[str, int]:
         """Spans that were lost, by reason."""
@@ -88,41 +113,85 @@ class SpanPipeline:
             "spans_queue_full": counts.dropped_queue_full,
             "spans_export_failed": counts.export_failed,
             "spans_rejected": counts.rejected,
-            "spans_lost_at_end": self._exporter.lost_before,
+            "spans_lost_at_end": self._ledger.before if self._ledger is not None else 0,
+            "agents_killed": self._ledger.killed if self._ledger is not None else 0,
         }
 
     def spans(self) -> SpanStats:
         """What became of the entries and calls that were handed over. Their numbers are read one after the other."""
-        counts, losses = self._exporter.counts(), self.losses()
+        counts, losses, before = self._exporter.counts(), self.losses(), self.lost_coming()
+        lost = {reason: losses[reason] for reason in _SPANS_LOST}
         return SpanStats(
-            kept=self._kept,
+            kept=self._kept + sum(before.values()),
             exported=counts.exported,
-            queued=self._kept - self._lost - self._begun + len(self._exchanges) + counts.queued,
-            lost={reason: losses[reason] for reason in _SPANS_LOST} | {"spans_unsent": counts.unsent},
+            queued=self._unpaired() + counts.queued,
+            lost={**lost, "spans_unsent": counts.unsent + self._given_up, **before},
         )
+
+    def held(self) -> int:
+        """Entries and calls of which no span has gone out, and which are not lost yet. One that moves on meanwhile may
+        be in here twice."""
+        return self.coming() + self._unpaired() + self._exporter.counts().queued
+
+    def shed(self) -> None:
+        """Lose the spans that wait for the collector: for the memory."""
+        self._exporter.shed()
+
+    def come(self) -> None:
+        """More is on its way to `take`: whatever happens now, it is known that it came."""
+        if self._ledger is not None:
+            self._ledger.note_soon()
+
+    def give_up(self, count: int) -> None:
+        """So many entries and calls came too late to be looked at."""
+        self._kept += count
+        self._given_up += count
+
+    def ending(self) -> None:
+        """Nobody can ask any more what was lost: the next agent tells what is lost from now on."""
+        self._told = sum(self.spans().lost.values())
+        self._ends_at = time.monotonic() + _END_S
 
     def close(self) -> None:
         """Export what is there, as far as that takes a moment; what is not exported then is told."""
+        if self._stop.is_set():
+            return
+        if self._told is None:
+            self.ending()
         self._stop.set()
-        self._thread.join()
-        self._exporter.close()
+        least, most = _FLUSH_S
+        self._thread.join(max(self._ends_at - time.monotonic() - least, least))
+        self._exporter.close(min(max(self._ends_at - time.monotonic(), least), most))
+        self._tell_end(self._told or 0)
+
+    def _tell_end(self, told: int) -> None:
+        spans = self.spans()
+        lost = {reason: count for reason, count in spans.lost.items() if count}
+        at_end = spans.queued + sum(lost.values()) - told
+        if self._ledger is not None:
+            self._ledger.close(at_end)
+        _log.info("the account of spans", kept=spans.kept, exported=spans.exported, lost=lost)
+        if at_end:
+            _log.warning("spans were lost at the end", spans=at_end)
+
+    def _unpaired(self) -> int:
+        """Entries and calls whose answers have not come, those included that nobody has looked at yet."""
+        return self._kept - self._given_up - self._lost - self._begun + len(self._exchanges)
 
     def _run(self) -> None:
-        next_sweep = next_clock = time.monotonic()
+        next_sweep = time.monotonic()
         while not self._stop.wait(_LOOK_S):
             self._thread.beat()
             self._drain()
-            self._end_exited(_boottime_ns() - _LATE_NS)
+            self._end_exited(self._clock.now_ns() - _LATE_NS)
             now = time.monotonic()
             if now >= next_sweep:
                 next_sweep = now + _SWEEP_S
-                self._exchanges.sweep(_boottime_ns())
-            if now >= next_clock:
-                next_clock = now + _CLOCK_S
-                self._clock.update(read_clocks())
-        self._drain(until=time.monotonic() + _END_S)
-        self._end_exited(_boottime_ns())
-        self._exchanges.finish_all(_boottime_ns())
+                self._exchanges.sweep(self._clock.now_ns())
+            self._clock.look()
+        self._drain(until=time.monotonic() + _PAIRING_S)
+        self._end_exited(self._clock.now_ns())
+        self._exchanges.finish_all(self._clock.now_ns())
 
     def _drain(self, until: float | None = None) -> None:
         while self._queue:
@@ -159,7 +228,3 @@ class SpanPipeline:
         except Exception as error:  # what one process is called ends nobody's spans
             self._not_made += 1
             _log.warning("an exchange made no span", exc_info=error)
-
-
-def _boottime_ns() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -20,6 +20,7 @@ from tests.spandial_agent.fake_capture import FakeCapture, counts_of
 from tests.spandial_agent.records.making import record
 from tests.spandial_agent.running_discovery import within
 from tests.spandial_agent.running_node import discovered
+from tests.spandial_agent.set_clock import SetClock
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +38,8 @@ class Played:
         self._sent = self._untraced = self._traced = 0
         self.client = discovered(targets, CLIENT, Labels("shop", "v1", "gray"))
         self.server = discovered(targets, SERVER, Labels("front", "v2", "gray"))
-        self.watch = PropagationWatch(targets, table, capture, 0.3)  # type: ignore[arg-type]
+        self.clock = SetClock()
+        self.watch = PropagationWatch(targets, table, capture, 0.3, clock=self.clock)  # type: ignore[arg-type]
 
     def passed(self, sent: int = 0, untraced: int = 0, traced: int = 0) -> None:
         """So many requests more were sent with a context, and received without and with one."""
@@ -60,7 +62,7 @@ class Played:
         looking = asyncio.create_task(self.watch.look())
         await within(lambda: self.asked or looking.done(), "examples are asked for, or nobody is looked at")
         if not looking.done():
-            self._pass(time.clock_gettime_ns(time.CLOCK_BOOTTIME), path, arrives)
+            self._pass(self.clock.now_ns(), path, arrives)
         await looking
         assert not self.asked
         return self.watch.lost()
@@ -94,7 +96,14 @@ async def test_a_pair_between_which_contexts_are_lost_is_found(played: Played) -
     assert lost.count == 60
     assert (lost.example.method, lost.example.path) == ("GET", "/pay")
     assert 0 <= int(lost.example.trace_id, 16) - TRACE < CALLS
-    assert abs(lost.example.time - time.time()) < 5
+    assert abs(lost.example.time - time.time()) < 60
+
+
+async def test_an_example_has_the_time_of_a_wall_clock_that_was_set(played: Played) -> None:
+    played.clock.set(-3600 * 10**9)
+    played.passed(sent=100, untraced=60)
+    [lost] = await played.look(arrives=False)
+    assert abs(lost.example.time - time.time() + 3600) < 60
 
 
 async def test_what_is_lost_further_is_added_up(played: Played) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from structlog.testing import capture_logs
 
 from spandial_agent.errors import SpandialError
 from spandial_agent.spans.export import ExportCounts, Exporter
-from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.otlp import Outcome, protocol_from_environ
 from tests.agent_process import eventually
 from tests.spandial_agent.spans.exchanges import exchange
@@ -59,11 +57,8 @@ def test_closing_does_not_wait_for_a_collector_that_hangs(
     exporter = make_exporter(silent, protocol, timeout_s=60)
     offered(exporter, 1000)
     eventually(lambda: exporter._batch, "a batch is on its way")
-    with capture_logs() as logs:
-        exporter.close(0.2)
+    exporter.close(0.2)
     assert exporter.counts() == ExportCounts(0, exported=0, dropped_queue_full=0, export_failed=0, unsent=1000)
-    assert logs[-1]["event"] == "spans were lost at the end"
-    assert logs[-1]["spans"] == 1000
     assert not exporter.offer(exchange(), CHECKOUT)
     assert exporter.counts().unsent == 1001
 
@@ -240,21 +235,57 @@ def test_an_export_that_raises_where_nothing_should_is_started_again(
     assert settled(exporter).exported == 20
 
 
-def test_what_an_agent_held_at_its_end_is_told_by_the_next(
-    collector: Collector, make: Callable[..., Exporter], tmp_path: Path
-) -> None:
-    collector.answers = [AGAIN] * 1000
-    first = make(ledger=Ledger(tmp_path / "spans"))
-    offered(first, 25)
-    eventually(lambda: (tmp_path / "spans").read_text().split()[1].endswith("25"), "it is written down")
-    assert Ledger(tmp_path / "spans").before == 25  # as if the first had been killed
-    first.close(0)
-    second = make(ledger=Ledger(tmp_path / "spans"))
-    assert second.lost_before == 25
-    collector.answers = []
-    offered(second, 5)
-    second.close()
-    assert Ledger(tmp_path / "spans").before == 25
+class Picky(Collector):
+    """Refuses whatever holds a span that it does not like.
+
+    Args:
+        poisoned: the ids of those spans; None: all.
+    """
+
+    def __init__(self, poisoned: set[int] | None, answer: Outcome | Exception) -> None:
+        super().__init__()
+        self._poisoned, self._answer = poisoned, answer
+        self.refused = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult | Outcome:  # type: ignore[override]
+        ids = {span.context.span_id for span in spans if span.context}
+        if self._poisoned is None or ids & self._poisoned:
+            self.refused += 1
+            if isinstance(self._answer, Exception):
+                raise self._answer
+            return self._answer
+        return super().export(spans)
+
+
+MALFORMED = Outcome("refused", said="400 one of them is malformed", in_part=True)
+
+
+@pytest.mark.parametrize("answer", [MALFORMED, TypeError("cannot be encoded")])
+def test_a_span_for_which_a_batch_is_refused_costs_only_itself(answer: Outcome | Exception) -> None:
+    collector = Picky({7, 300, 777}, answer)
+    exporter = Exporter(collector, batch_size=512, delay_s=0.01, pause_s=0.0)
+    offered(exporter, 1024)
+    assert settled(exporter) == ExportCounts(0, exported=1021, dropped_queue_full=0, export_failed=3)
+    exporter.close(0)
+    ids = [span.context.span_id for batch in collector.batches for span in batch if span.context]
+    assert len(ids) == len(set(ids)) == 1021
+
+
+def test_a_collector_that_refuses_everything_is_not_asked_for_every_span() -> None:
+    collector = Picky(None, MALFORMED)
+    exporter = Exporter(collector, batch_size=512, delay_s=0.01, pause_s=0.0)
+    offered(exporter, 5 * 512)
+    assert settled(exporter) == ExportCounts(0, exported=0, dropped_queue_full=0, export_failed=5 * 512)
+    exporter.close(0)
+    assert collector.refused <= 5 + 2 * 20
+
+
+def test_what_is_refused_for_another_reason_is_not_halved(collector: Collector, make: Callable[..., Exporter]) -> None:
+    collector.answers = [Outcome("refused", said="401 who are you?")]
+    exporter = make(batch_size=10)
+    offered(exporter, 10)
+    assert settled(exporter).export_failed == 10
+    assert len(collector.batches) == 1
 
 
 def test_spans_may_be_offered_from_several_threads(make: Callable[..., Exporter], collector: Collector) -> None:
@@ -323,7 +354,7 @@ def test_variables_that_make_no_sense_are_named(environ: dict[str, str], monkeyp
 
 def test_an_agent_that_exports_nothing_loads_neither_grpc_nor_protobuf() -> None:
     program = (
-        "import sys; from spandial_agent.spans import export, resource, conventions, clock, record; "
+        "import sys; from spandial_agent.spans import export, resource, conventions, record; "
         "export.Exporter.from_environ(); "
         "print(sorted({'grpc', 'google.protobuf', 'httpx', 'requests'} & set(sys.modules)))"
     )

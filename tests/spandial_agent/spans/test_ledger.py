@@ -8,18 +8,55 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from spandial_agent.spans import ledger as ledger_module
 from spandial_agent.spans.ledger import Ledger
+from tests.agent_process import eventually
 
 
 def test_losses_add_up_over_restarts(tmp_path: Path) -> None:
     for held, before in ((3, 0), (0, 3), (7, 3), (0, 10)):
         ledger = Ledger(tmp_path / "spans")
-        assert ledger.before == before
+        assert (ledger.before, ledger.killed) == (before, 0)
         ledger.note(100)
-        ledger.note(held)
-        ledger.close()
+        ledger.close(held)
     assert (tmp_path / "spans").stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_killed_agent_held_is_told_and_that_it_was_killed(tmp_path: Path) -> None:
+    for held, before, killed in ((3, 0, 0), (0, 3, 1), (7, 3, 2)):
+        ledger = Ledger(tmp_path / "spans")
+        assert (ledger.before, ledger.killed) == (before, killed)
+        ledger.note(held)
+    Ledger(tmp_path / "spans").close(5)
+    with capture_logs() as logs:
+        last = Ledger(tmp_path / "spans")
+    assert (last.before, last.killed) == (15, 3)
+    assert [line["event"] for line in logs] == ["spans were lost when agents ended"]
+
+
+def test_what_is_held_is_written_down_at_once_where_there_is_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_EVERY_S", 3600.0)
+    held = [0]
+    ledger = Ledger(tmp_path / "spans")
+    ledger.keep(lambda: held[0])
+    held[0] = 5
+    ledger.note_soon()
+    eventually(lambda: int((tmp_path / "spans").read_text().split()[1]) == 5, "it is written down")
+    ledger.close(0)
+
+
+def test_what_is_held_is_written_down_all_the_while(tmp_path: Path) -> None:
+    held = [0]
+    ledger = Ledger(tmp_path / "spans")
+    ledger.keep(lambda: held[0])
+    for held[0] in (5, 70_000, 2):
+        eventually(lambda: int((tmp_path / "spans").read_text().split()[1]) == held[0], "it is written down")
+    ledger.close(1)
+    assert Ledger(tmp_path / "spans").before == 1
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -29,11 +66,10 @@ def test_a_damaged_file_counts_nothing_and_is_used_again(tmp_path: Path, content
     path.write_bytes(content)
     ledger = Ledger(path)
     before = ledger.before
-    ledger.note(5)
-    ledger.close()
+    ledger.close(5)
     again = Ledger(path)
     assert again.before in (before + 5, 0)  # 0: something is behind the numbers
-    again.close()
+    again.close(0)
 
 
 def test_a_symlink_is_not_followed(tmp_path: Path) -> None:
@@ -54,6 +90,7 @@ def test_where_nothing_can_be_written_nothing_is_raised(tmp_path: Path, kind: st
     else:
         path.mkdir()
     ledger = Ledger(path)
+    ledger.keep(lambda: 7)
     ledger.note(5)
-    ledger.close()
+    ledger.close(3)
     assert ledger.before == 0

@@ -87,7 +87,7 @@ def test_an_http_endpoint_is_asked_again_when_it_said(
     assert second - first >= 1.9
 
 
-@pytest.mark.parametrize("status", [302, 400, 401, 404, 413])
+@pytest.mark.parametrize("status", [302, 401, 404])
 def test_what_an_http_endpoint_refuses_is_not_sent_again(
     endpoint: Endpoint, make_exporter: Callable[..., Exporter], status: int
 ) -> None:
@@ -96,6 +96,17 @@ def test_what_an_http_endpoint_refuses_is_not_sent_again(
     offered(exporter, 10)
     assert settled(exporter) == ExportCounts(0, exported=0, dropped_queue_full=0, export_failed=10)
     assert len(endpoint.asked_at) == 1
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_an_http_endpoint_refuses_for_its_content_is_sent_in_halves(
+    endpoint: Endpoint, make_exporter: Callable[..., Exporter], status: int
+) -> None:
+    endpoint.answers = [(status, {}, b"no")] * 3
+    exporter = make_exporter(f"http://127.0.0.1:{endpoint.server_port}", "http/protobuf")
+    offered(exporter, 4)
+    assert settled(exporter) == ExportCounts(0, exported=3, dropped_queue_full=0, export_failed=1)
+    assert len(endpoint.asked_at) == 5  # all, half of them, one; and what is left of each
 
 
 class Service(trace_service_pb2_grpc.TraceServiceServicer):
@@ -134,7 +145,8 @@ def service() -> Iterator[tuple[Service, str]]:
         ([response(7, "quota")], ExportCounts(0, 3, 0, 0, rejected=7), 1),
         ([grpc.StatusCode.UNAVAILABLE], ExportCounts(0, 10, 0, 0), 2),
         ([grpc.StatusCode.RESOURCE_EXHAUSTED], ExportCounts(0, 10, 0, 0), 2),
-        ([grpc.StatusCode.INVALID_ARGUMENT], ExportCounts(0, 0, 0, 10), 1),
+        ([grpc.StatusCode.PERMISSION_DENIED], ExportCounts(0, 0, 0, 10), 1),
+        ([grpc.StatusCode.INVALID_ARGUMENT] * 2, ExportCounts(0, 10, 0, 0), 5),
     ],
 )
 def test_what_a_grpc_endpoint_answers_is_obeyed(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.testing import capture_logs
 
 from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
@@ -20,10 +22,12 @@ from spandial_agent.spans import exchanges as exchanges_module
 from spandial_agent.spans import pipeline as pipeline_module
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.spans.export import Exporter
+from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources
 from tests.agent_process import eventually
 from tests.spandial_agent.records.making import record
+from tests.spandial_agent.set_clock import SetClock
 
 SHOP = Peer(1 << 30, 1, Labels("shop"))
 
@@ -40,6 +44,12 @@ class Feed:
         kind = EntryKind.HTTP if protocol == Protocol.HTTP1 else EntryKind.DB
         entry = decode_entry(record(request, protocol=protocol, kind=kind, connection=connection, **more))
         self.pipeline.take(entry, self._conversations.read(entry), SHOP)
+
+    def wait(self, count: int, first: int = 1) -> None:
+        """So many requests that are not answered yet."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for number in range(first, first + count):
+            self.take(b"GET / HTTP/1.1", connection=number, time_ns=now)
 
     def requests(self, count: int) -> None:
         """So many whose connections closed unanswered."""
@@ -228,6 +238,63 @@ def test_what_is_kept_is_exported_waits_or_is_lost(
     assert spans.kept == 36 == spans.exported + sum(spans.lost.values())
     assert spans.lost["spans_not_made"] == 1
     assert spans.lost["spans_without_room"] >= 1
+
+
+def test_requests_wait_and_are_timed_by_the_kernels_clock(make_feed: Callable[..., Feed]) -> None:
+    exporter, clock = InMemorySpanExporter(), SetClock()
+    feed = make_feed(exporter, clock=clock)
+    now = clock.now_ns()
+    feed.take(b"GET / HTTP/1.1", time_ns=now)
+    feed.take(b"HTTP/1.1 204 No Content\r\n", event=Event.ANSWER, time_ns=now + 5)
+    [span] = eventually(exporter.get_finished_spans, "the answer is complete: no more of it has come")
+    assert abs(span.start_time - time.time_ns()) < 60 * 10**9
+    clock.set(-3600 * 10**9)
+    feed.take(b"GET / HTTP/1.1", time_ns=clock.now_ns())
+    feed.take(b"", event=Event.CLOSED, time_ns=clock.now_ns())
+    _, after = eventually(lambda: (spans := exporter.get_finished_spans())[1:] and spans, "the next one is, too")
+    assert abs(after.start_time - time.time_ns() + 3600 * 10**9) < 60 * 10**9
+
+
+def written(path: Path) -> int:
+    """How many spans the next agent would tell as lost."""
+    return int(path.read_text().split()[1])
+
+
+def test_what_a_killed_agent_held_in_any_place_is_told_by_the_next(
+    make_feed: Callable[..., Feed], tmp_path: Path
+) -> None:
+    path = tmp_path / "spans"
+    feed = make_feed(Held(), ledger=Ledger(path))  # its export hangs all the while
+    feed.requests(20)
+    feed.wait(3, 100)  # for their answers
+    feed.pipeline.coming = lambda: 4
+    eventually(lambda: written(path) == 27, "it is written down")
+    killed = Ledger(path)
+    assert (killed.before, killed.killed) == (27, 1)
+
+
+def test_what_is_lost_at_the_end_is_told_once_by_the_next(make_feed: Callable[..., Feed], tmp_path: Path) -> None:
+    path = tmp_path / "spans"
+    feed = make_feed(Held(), 10, ledger=Ledger(path))
+    feed.requests(12)
+    eventually(lambda: feed.losses() == {"spans_queue_full": 2}, "two find no room")
+    feed.pipeline.lost_coming = lambda: {"agent_slow": 1}  # told, as those two are
+    feed.pipeline.ending()
+    feed.pipeline.lost_coming = lambda: {"agent_slow": 5}
+    feed.wait(3, 100)  # for their answers; then they find no room
+    feed.pipeline.give_up(6)
+    with capture_logs() as logs:
+        feed.pipeline.close()
+    *_, account, lost = logs
+    assert (lost["event"], lost["spans"]) == ("spans were lost at the end", 10 + 4 + 3 + 6)
+    assert (account["event"], account["kept"], account["exported"]) == ("the account of spans", 12 + 5 + 3 + 6, 0)
+    assert sum(account["lost"].values()) == account["kept"]
+    following = make_feed(InMemorySpanExporter(), ledger=Ledger(path))
+    assert following.losses() == {"spans_lost_at_end": 23}
+    following.requests(5)
+    following.pipeline.close()
+    last = Ledger(path)
+    assert (last.before, last.killed) == (23, 0)
 
 
 def test_a_process_of_which_no_span_can_be_made_costs_nobody_else_one(

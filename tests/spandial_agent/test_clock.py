@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spandial_agent.spans.clock import Clock, Reading, read_clocks
+from spandial_agent.clock import Clock, KernelClock, Reading
 
 S = 1_000_000_000
 UNIX = 1_700_000_000 * S  # Unix time less CLOCK_BOOTTIME in these tests
@@ -46,14 +47,15 @@ def test_a_step_of_the_wall_clock_is_followed_from_then_on(step: int) -> None:
     clock = Clock(reading(10 * S))
     clock.update(reading(20 * S, UNIX + step))
     assert clock.unix_ns(21 * S, 22 * S) == (UNIX + step + 21 * S, UNIX + step + 22 * S)
-    assert clock.unix_ns(19 * S, 22 * S) == (UNIX + 19 * S, UNIX + 22 * S)
+    assert clock.unix_ns(14 * S, 22 * S) == (UNIX + 14 * S, UNIX + 22 * S)
+    assert clock.unix_ns(16 * S, 22 * S)[0] == UNIX + step + 16 * S  # it is nearer to the reading that showed the step
 
 
 def test_a_step_and_the_step_back_are_two() -> None:
     clock = Clock(reading(10 * S))
     clock.update(reading(20 * S, UNIX + 5 * S))
     clock.update(reading(30 * S, UNIX))
-    assert [clock.unix_ns(at * S, at * S)[0] - at * S - UNIX for at in (15, 25, 35)] == [0, 5 * S, 0]
+    assert [clock.unix_ns(at * S, at * S)[0] - at * S - UNIX for at in (14, 24, 34)] == [0, 5 * S, 0]
 
 
 def test_rounding_is_no_step() -> None:
@@ -107,12 +109,65 @@ def test_while_nobody_sets_the_clock_the_error_is_that_of_the_tightest_reading(
 
 
 def test_the_clocks_of_this_machine() -> None:
-    clock = Clock(read_clocks())
+    kernel_clock = KernelClock()
+    clock = Clock(kernel_clock.read())
     for _ in range(20):
-        clock.update(read_clocks())
+        clock.update(kernel_clock.read())
     before = time.time_ns()
     now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     after = time.time_ns()
     unix, _ = clock.unix_ns(now, now)
     assert before - 1_000_000 <= unix <= after + 1_000_000
     assert len(clock._offsets) == 1
+
+
+class Host:
+    """A host's clocks, which tick once each time that they are read."""
+
+    def __init__(self) -> None:
+        self.boot_ns = 50 * S
+        self.offset_ns = UNIX
+
+    def boot(self) -> int:
+        self.boot_ns += 10
+        return self.boot_ns
+
+    def wall(self) -> int:
+        return self.boot() + self.offset_ns
+
+
+def test_a_wall_clock_that_is_set_is_followed_by_who_asks() -> None:
+    host = Host()
+    clock = KernelClock(host.boot, host.wall)
+    for step in (-3600 * S, 7200 * S, 1_000_000):
+        before_ns = host.boot_ns
+        host.boot_ns += 3600 * S  # nobody asks for an hour
+        host.offset_ns += step
+        asked_ns = host.boot_ns - 50_000_000  # a record that was on its way for a moment
+        assert abs(clock.unix_ns(asked_ns, asked_ns)[0] - asked_ns - host.offset_ns) < 1_000
+        assert abs(clock.unix_ns(before_ns, before_ns)[0] - before_ns - host.offset_ns + step) < 1_000
+
+
+def test_clocks_are_read_once_a_second_whoever_asks() -> None:
+    host = Host()
+    clock = KernelClock(host.boot, host.wall)
+    before, reads = host.boot_ns, 100
+    for _ in range(reads):
+        clock.unix_s(before)
+    assert host.boot_ns - before == 10 * reads  # one look at the boot clock each
+
+
+def test_any_thread_may_ask_while_the_wall_clock_is_set() -> None:
+    host = Host()
+    clock = KernelClock(host.boot, host.wall)
+
+    def ask() -> None:
+        for _ in range(2000):
+            host.boot_ns += S
+            host.offset_ns += S
+            start, end = clock.unix_ns(0, 5)
+            assert end - start == 5
+
+    with ThreadPoolExecutor(4) as threads:
+        for asking in [threads.submit(ask) for _ in range(4)]:
+            asking.result()
