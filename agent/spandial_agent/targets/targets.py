@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 
 import structlog
 
@@ -296,19 +297,26 @@ class Targets:
         changed = [pid for pid in {*before, *self._rows.limits} if before.get(pid) != self._rows.limits.get(pid)]
         self._rows.write_targets(self._by_pid[pid] for pid in changed)
 
-    def labels(self, service: str | None = None) -> set[Labels]:
-        """The labels of the targets, each once; of one service, or of all."""
-        shared = (self._by_pid[pid].labels for pid in self._groups.shared.members)
-        return {*self._groups.labels(service), *(each for each in shared if service in (None, each.service))}
+    def labels(self, service: str | None = None) -> Mapping[int, set[Labels]]:
+        """The labels of each user's targets, each once; of one service, or of all."""
+        shared = (self._by_pid[pid] for pid in self._groups.shared.members)
+        found: dict[int, set[Labels]] = {}
+        for uid, labels in chain(self._groups.labels(service), ((each.uid, each.labels) for each in shared)):
+            if service in (None, labels.service):
+                found.setdefault(uid, set()).add(labels)
+        return found
 
-    def of_service(self, service: str) -> list[int]:
-        """The pids of a service's targets that have rows of their own."""
-        return [pid for group in self._groups.of_service(service) for pid in sorted(group.members)]
+    def of_service(self, service: str, uid: int | None = None) -> list[int]:
+        """The pids of a service's targets that have rows of their own; of one user, or of all."""
+        groups = (group for group in self._groups.of_service(service) if uid in (None, group.uid))
+        return [pid for group in groups for pid in sorted(group.members)]
 
-    def alike(self, labels: Labels) -> Target | None:
-        """One of the targets with exactly these labels and a row of its own, of the user who has most."""
-        groups = sorted(self._groups.of(labels), key=lambda group: (-len(group.members), group.uid))
-        return next((self._by_pid[pid] for group in groups for pid in group.members), None)
+    def alike(self, labels: Labels, uid: int | None = None) -> Target | None:
+        """One of the targets of a user with exactly these labels and a row of its own. Without a user, one of the user
+        who has most."""
+        groups = (group for group in self._groups.of(labels) if uid in (None, group.uid))
+        found = sorted(groups, key=lambda group: (-len(group.members), group.uid))
+        return next((self._by_pid[pid] for group in found for pid in group.members), None)
 
     def reached(self) -> Mapping[Selector, int]:
         """For each rule's selector, how many targets have at least some entries under it."""
