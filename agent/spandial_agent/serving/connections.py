@@ -9,7 +9,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,10 +18,30 @@ from spandial_agent.serving.peers import Peers
 from spandial_api.auth import TrustedListener
 from spandial_api.peers import PEER, Peer
 
-__all__ = ["BoundedProtocol", "Connections"]
+__all__ = ["Bounded", "BoundedProtocol", "Connections"]
 
 _PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SWEEP_S = 1.0
+
+
+class Bounded(Protocol):
+    """A connection that may not keep the agent waiting.
+
+    Attributes:
+        since: when it was made, or the last request began or was answered.
+    """
+
+    since: float
+
+    @property
+    def idle(self) -> bool:
+        """It has no request that is being answered."""
+
+    def waited_for(self, before: float) -> str:
+        """What has been waited for since before then, in one word; empty where nothing has."""
+
+    def end(self, status: int, sentence: str) -> None:
+        """End the connection, with an answer where one can still be sent."""
 
 
 class Connections:
@@ -51,7 +71,7 @@ class Connections:
         self.refused: Counter[str] = Counter() if refused is None else refused
         self.on_made: Callable[[str], None] = lambda address: None
         self.peers = Peers()
-        self._of: dict[str, dict[BoundedProtocol, None]] = {}  # by peer, in the order in which they came
+        self._of: dict[str, dict[Bounded, None]] = {}  # by peer, in the order in which they came
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
@@ -70,7 +90,7 @@ class Connections:
                 self.refused[reason] += 1
                 connection.end(408, _LATE[reason])
 
-    def admit(self, connection: BoundedProtocol, peer: str) -> bool:
+    def admit(self, connection: Bounded, peer: str) -> bool:
         """Whether there is room for one more of a peer; it may be made where the peer itself, or the one who has the
         most, has a connection that does nothing."""
         own = self._of.setdefault(peer, {})
@@ -88,17 +108,17 @@ class Connections:
             del self._of[peer]
         return room
 
-    def leave(self, connection: BoundedProtocol, peer: str) -> None:
+    def leave(self, connection: Bounded, peer: str) -> None:
         own = self._of.get(peer, {})
         own.pop(connection, None)
         if not own:
             self._of.pop(peer, None)
 
-    def _make_room(self, connections: dict[BoundedProtocol, None]) -> bool:
+    def _make_room(self, connections: dict[Bounded, None]) -> bool:
         idle = min((each for each in connections if each.idle), key=lambda each: each.since, default=None)
         return idle is not None and self._end(idle)
 
-    def _end(self, connection: BoundedProtocol) -> bool:
+    def _end(self, connection: Bounded) -> bool:
         self.refused["connections"] += 1
         connection.end(503, _FULL)
         return True

@@ -21,7 +21,7 @@ from spandial_agent.errors import SpandialError
 from spandial_agent.serving.connections import BoundedProtocol, Connections
 from spandial_agent.serving.handshakes import HANDSHAKE_S, TlsListener
 
-__all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
+__all__ = ["accept", "bind_tcp", "bind_unix", "count_handshakes", "is_loopback", "serve"]
 
 _RENEW_S = 1.0
 _TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER = 256, 64  # each has a buffer of 256 KiB
@@ -35,8 +35,14 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
-    """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
+def bind_tcp(
+    host: str, port: int, *, tls: bool = False, purpose: str = "", setting: str = "SPANDIAL_PORT"
+) -> socket.socket:
+    """Raises SpandialError, also for an address that other hosts reach, unless there is TLS.
+
+    Args:
+        purpose, setting: what it is for and where its port is set, for the error.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms for the client's ACK.
     listener = (TlsListener if tls else socket.socket)(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -53,8 +59,8 @@ def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
     except OSError as error:
         listener.close()
         raise SpandialError(
-            f"cannot listen on {host}:{port} ({error.strerror}): is another agent running? "
-            "SPANDIAL_PORT sets another port"
+            f"cannot listen on {host}:{port}{purpose} ({error.strerror}): is another agent running? "
+            f"{setting} sets another port"
         ) from error
     except BaseException:
         listener.close()
@@ -81,22 +87,32 @@ def bind_unix(path: Path, group: str) -> socket.socket:
     return listener
 
 
+async def accept(
+    protocol: Callable[[], asyncio.BaseProtocol], listener: socket.socket, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
+    """Accept a bound socket's connections, few at once, and wait only so long for each handshake."""
+    server = await asyncio.get_running_loop().create_server(
+        protocol,
+        sock=listener,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+        backlog=_ACCEPTED_AT_ONCE,
+    )
+    listener.listen(_BACKLOG)
+    return server
+
+
+def count_handshakes(listener: socket.socket, connections: Connections) -> None:
+    """Tell a listener with TLS which of its handshakes have led to connections, and count those that are refused."""
+    if isinstance(listener, TlsListener):
+        connections.on_made = listener.handshakes.done
+        listener.handshakes.refused = connections.refused
+
+
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own would wait a minute for a handshake, and accept as many at once as may wait."""
-        loop, tls = asyncio.get_running_loop(), self.config.ssl
-        self.servers = [
-            await loop.create_server(
-                self._protocol,
-                sock=listener,
-                ssl=tls,
-                ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
-                backlog=_ACCEPTED_AT_ONCE,
-            )
-            for listener in sockets or ()
-        ]
-        for listener in sockets or ():
-            listener.listen(_BACKLOG)
+        self.servers = [await accept(self._protocol, listener, self.config.ssl) for listener in sockets or ()]
         self.started = True
 
     def _protocol(self) -> asyncio.Protocol:
@@ -133,9 +149,7 @@ async def serve(
     tcp_peers = Connections(refused=refused)
     if tls is not None:
         tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
-        if isinstance(tcp, TlsListener):
-            tcp_peers.on_made = tcp.handshakes.done
-            tcp.handshakes.refused = tcp_peers.refused
+    count_handshakes(tcp, tcp_peers)
     over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
     if tls is not None:
         over_tcp.ssl_context_factory = lambda config, default: tls
