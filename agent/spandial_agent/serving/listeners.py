@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import uvicorn
@@ -21,7 +21,7 @@ from spandial_agent.errors import SpandialError
 from spandial_agent.serving.connections import BoundedProtocol, Connections
 from spandial_agent.serving.handshakes import HANDSHAKE_S, TlsListener
 
-__all__ = ["accept", "bind_tcp", "bind_unix", "count_handshakes", "is_loopback", "serve"]
+__all__ = ["accept", "bind_tcp", "bind_unix", "count_handshakes", "is_loopback", "serve", "serve_tcp"]
 
 _RENEW_S = 1.0
 _TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER = 256, 64  # each has a buffer of 256 KiB
@@ -149,12 +149,8 @@ async def serve(
     tcp_peers = Connections(refused=refused)
     if tls is not None:
         tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
-    count_handshakes(tcp, tcp_peers)
-    over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
-    if tls is not None:
-        over_tcp.ssl_context_factory = lambda config, default: tls
     over_unix = _config(app, functools.partial(BoundedProtocol, connections=unix_peers, trusted=True))
-    servers = [(_Server(over_tcp), tcp), (_Server(over_unix), unix)]
+    servers = [(_over_tcp(app, tcp, tcp_peers, tls), tcp), (_Server(over_unix), unix)]
 
     async def stopper() -> None:
         await stop.wait()
@@ -181,8 +177,43 @@ async def serve(
     finally:
         for task in sweeping:
             task.cancel()
-    # uvicorn cancels what is late, and does not wait for it.
-    late = [task for server, _ in servers for task in server.server_state.tasks]
+    await _ended(server for server, _ in servers)
+
+
+async def serve_tcp(
+    app: ASGIApp,
+    tcp: socket.socket,
+    stop: asyncio.Event,
+    connections: Connections,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Serve on one TCP socket until told to stop, and then until all that was asked is answered."""
+    server = _over_tcp(app, tcp, connections, tls)
+    server.config.timeout_graceful_shutdown = None
+
+    async def stopper() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    sweeping = asyncio.create_task(connections.run())
+    try:
+        await asyncio.gather(stopper(), server.serve(sockets=[tcp]))
+    finally:
+        sweeping.cancel()
+    await _ended([server])
+
+
+def _over_tcp(app: ASGIApp, tcp: socket.socket, connections: Connections, tls: ssl.SSLContext | None) -> _Server:
+    count_handshakes(tcp, connections)
+    config = _config(app, functools.partial(BoundedProtocol, connections=connections))
+    if tls is not None:
+        config.ssl_context_factory = lambda config, default: tls
+    return _Server(config)
+
+
+async def _ended(servers: Iterable[_Server]) -> None:
+    """uvicorn cancels what is late, and does not wait for it."""
+    late = [task for server in servers for task in server.server_state.tasks]
     if late:
         await asyncio.wait(late, timeout=1)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import ipaddress
 import re
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import httpx
 import structlog
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,10 +24,11 @@ from starlette.routing import Route
 
 from spandial_agent.errors import SpandialError
 from spandial_agent.serving.certificate import ServerCertificate
-from spandial_agent.serving.connections import BoundedProtocol, Connections
+from spandial_agent.serving.connections import Connections
+from spandial_agent.serving.listeners import bind_tcp, serve_tcp
 from spandial_api.origins import OwnOrigin
 
-__all__ = ["Lending", "Resolve", "build_relay", "run_relay"]
+__all__ = ["Lending", "Resolve", "build_relay", "run_relay", "serve_relay"]
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -208,32 +208,25 @@ def run_relay(
             f"whoever reads what is sent to {host} could read secrets and tokens, and nobody could show a certificate: "
             "give --certificate and --key, or listen on 127.0.0.1 without --client-ca"
         )
-    connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
-    config = uvicorn.Config(
-        relay,
-        host=host,
-        port=port,
-        http=functools.partial(BoundedProtocol, connections=connections),  # type: ignore[arg-type]
-        ws="none",
-        backlog=_CONNECTIONS_MAX,
-        log_level="warning",
-        access_log=False,
-        log_config=None,
-        proxy_headers=False,
-    )
     tls = None if certificate is None else ServerCertificate(certificate, key, client_ca, _log.warning)
-    asyncio.run(_serve(config, tls, connections))
+    with bind_tcp(host, port, tls=tls is not None, purpose=" for the relay", setting="--port") as listener:
+        asyncio.run(serve_relay(relay, listener, tls))
 
 
-async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None, connections: Connections) -> None:
-    beside = [asyncio.create_task(connections.run())]
-    if certificate is not None:
-        context = certificate.context
-        config.ssl_context_factory = lambda _config, _default: context
-        beside.append(asyncio.create_task(certificate.run()))
-    await uvicorn.Server(config).serve()
-    for task in beside:
-        task.cancel()
+async def serve_relay(
+    relay: Starlette, listener: socket.socket, certificate: ServerCertificate | None, stop: asyncio.Event | None = None
+) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT, or until told to stop."""
+    if stop is None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
+    renewing = asyncio.create_task(certificate.run()) if certificate is not None else None
+    async with relay.router.lifespan_context(relay):
+        await serve_tcp(relay, listener, stop, connections, certificate.context if certificate is not None else None)
+    if renewing is not None:
+        renewing.cancel()
 
 
 def _is_loopback(host: str) -> bool:
