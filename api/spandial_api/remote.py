@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -75,7 +74,6 @@ class RemoteSampling:
         self._lock = asyncio.Lock()
         self._looked = -math.inf
         self._named: tuple[RuleBook, frozenset[str]] | None = None
-        self._asks_for_others = frozenset({0, os.geteuid()})
         self._labels: Mapping[int, set[Labels]] = {}
         self._reduced_for: frozenset[str] | None = None
         self._known = _NOTHING
@@ -111,11 +109,9 @@ class RemoteSampling:
         users = {user for user, labels in by_user.items() if labels}
         if uid in users:
             users = {uid}
-        elif uid in self._asks_for_others:
-            uid = None
         known = set().union(*(by_user[user] for user in users))
         differ = self._differ(known)
-        if connection is not None and (differ if uid in users else uid is None and (differ or len(users) > 1)):
+        if connection is not None and uid in (None, *users) and (differ or len(users) > 1):
             asker = await self._node.asker([asked.service], connection, uid)
             if asker is not None and answers_to(asker.labels, asked):
                 return asker.labels, asker.uid

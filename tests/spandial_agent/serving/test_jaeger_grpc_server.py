@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import functools
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -198,6 +200,44 @@ async def test_half_requests_on_many_connections_keep_no_other_peer_out(
         assert await asked_by(plain, f"honest {attempt}", monkeypatch) == 0.5
     for _, writer in flood:
         writer.close()
+
+
+_PYTHON = os.path.realpath(sys.executable)  # others may not reach the virtual environment
+_FLOOD = """import socket, sys
+half_done, connections = bytes.fromhex(sys.argv[2]), []
+for _ in range(600):
+    connections.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    try:
+        connections[-1].sendall(half_done)
+    except OSError:
+        pass
+print("sent", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be anybody")
+async def test_another_users_flood_keeps_nobody_out(plain: int, refused: Counter[str]) -> None:
+    half_done = PREFACE + frame(4, 0, 0) + b"".join(head(stream) for stream in range(1, 200, 2))
+    flooding = await asyncio.create_subprocess_exec(
+        *(_PYTHON, "-I", "-c", _FLOOD, str(plain), half_done.hex()),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        user=64321,
+        cwd="/",
+        env={},
+    )
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    try:
+        assert flooding.stdout is not None
+        assert await asyncio.wait_for(flooding.stdout.readline(), PATIENCE_S) == b"sent\n"
+        for _ in range(20):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as channel:
+                assert await ask(channel) == 0.5
+        await until(lambda: refused["connections"] >= 600 - 32, "of one user there are only so many connections")
+    finally:
+        flooding.kill()
+        await flooding.wait()
 
 
 @pytest.fixture
