@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ _BODY_MAX = 1 << 20
 _CONNECTIONS_MAX = 100
 _CONNECTIONS_OF_A_PEER = 50
 _SECRET = re.compile(r"[A-Za-z0-9._~-]{22,512}", re.ASCII)  # 128 bits in base64, and nothing that a path must escape
+_TELL_S = 60.0
 _TOLD_MAX = 100  # nodes that failed, in one answer
 
 _NO_TOKEN = (
@@ -222,11 +224,23 @@ async def serve_relay(
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
-    renewing = asyncio.create_task(certificate.run()) if certificate is not None else None
+    beside = [asyncio.create_task(_tell(connections.refused))]
+    if certificate is not None:
+        beside.append(asyncio.create_task(certificate.run()))
     async with relay.router.lifespan_context(relay):
         await serve_tcp(relay, listener, stop, connections, certificate.context if certificate is not None else None)
-    if renewing is not None:
-        renewing.cancel()
+    for task in beside:
+        task.cancel()
+
+
+async def _tell(refused: Counter[str]) -> None:
+    """Say now and then how many connections and handshakes were refused, until cancelled."""
+    before = Counter(refused)
+    while True:
+        await asyncio.sleep(_TELL_S)
+        if more := Counter(refused) - before:
+            _log.warning("too many connections, or too slow ones", **more)
+        before = Counter(refused)
 
 
 def _is_loopback(host: str) -> bool:

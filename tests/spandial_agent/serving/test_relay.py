@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from spandial_agent.errors import SpandialError
+from spandial_agent.serving import relay as relay_module
 from spandial_agent.serving.certificate import ServerCertificate
 from spandial_agent.serving.handshakes import TlsListener
 from spandial_agent.serving.listeners import bind_tcp
@@ -338,11 +339,12 @@ def test_certificates_can_be_shown_by_tls_alone(tmp_path: Path) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.needs("openssl")
-async def test_half_done_handshakes_keep_no_other_address_out(tmp_path: Path) -> None:
+async def test_half_done_handshakes_keep_no_other_address_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_TELL_S", 0.1)
     made, stop = self_signed(tmp_path), asyncio.Event()
     certificate = ServerCertificate(made.certificate, made.key)
     relay = build_relay("http://agents.example")
-    with bind_tcp("127.0.0.1", 0, tls=True) as listener:
+    with structlog.testing.capture_logs() as told, bind_tcp("127.0.0.1", 0, tls=True) as listener:
         assert isinstance(listener, TlsListener)
         port = listener.getsockname()[1]
         serving = asyncio.create_task(serve_relay(relay, listener, certificate, stop))
@@ -369,6 +371,7 @@ async def test_half_done_handshakes_keep_no_other_address_out(tmp_path: Path) ->
             writer.close()
         stop.set()
         await asyncio.wait_for(serving, PATIENCE_S)
+    assert sum(line.get("handshakes", 0) for line in told) == listener.handshakes.refused["handshakes"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
