@@ -32,7 +32,7 @@ from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
-from spandial_api.node import Connection
+from spandial_api.node import Asker, Connection
 from spandial_api.node_states import (
     BudgetUse,
     EntryEvent,
@@ -177,14 +177,14 @@ class LocalNode:
             for target in self._targets
         ]
 
-    def labels(self, service: str | None = None) -> set[Labels]:
+    def labels(self, service: str | None = None) -> Mapping[int, set[Labels]]:
         return self._targets.labels(service)
 
-    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        return await self._askers.find(services, connection)
+    async def asker(self, services: Sequence[str], connection: Connection, uid: int | None = None) -> Asker | None:
+        return await self._askers.find(services, connection, uid)
 
-    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
-        target = self._targets.alike(labels)
+    def rate(self, labels: Labels, kind: EntryKind, uid: int | None = None) -> float | None:
+        target = self._targets.alike(labels, uid)
         rate = word_rate(self._table.backend.read(target.row.number)[kind]) if target is not None else None
         return None if rate is None else round(rate, 10)
 

@@ -20,8 +20,14 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
-    """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
+def bind_tcp(
+    host: str, port: int, *, tls: bool = False, purpose: str = "", setting: str = "SPANDIAL_PORT"
+) -> socket.socket:
+    """Raises SpandialError, also for an address that other hosts reach, unless there is TLS.
+
+    Args:
+        purpose, setting: what it is for and where its port is set, for the error.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms for the client's ACK.
     listener = (TlsListener if tls else socket.socket)(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -38,8 +44,8 @@ def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
     except OSError as error:
         listener.close()
         raise SpandialError(
-            f"cannot listen on {host}:{port} ({error.strerror}): is another agent running? "
-            "SPANDIAL_PORT sets another port"
+            f"cannot listen on {host}:{port}{purpose} ({error.strerror}): is another agent running? "
+            f"{setting} sets another port"
         ) from error
     except BaseException:
         listener.close()

@@ -59,23 +59,29 @@ async def serve_interface(
         turned=switch,
         host_names=settings.own_names,
     )
-    async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access):
+    async with _jaeger_grpc(settings, tcp.getsockname()[0], remote, access, certificate):
         context = certificate.context if certificate else None
         await serve(app, tcp, unix, stop, end_streams, context, renewed, access.refused)
 
 
 def _jaeger_grpc(
-    settings: Settings, address: str, remote: RemoteSampling, access: Access
+    settings: Settings, address: str, remote: RemoteSampling, access: Access, certificate: ServerCertificate | None
 ) -> AbstractAsyncContextManager[object]:
     """Jaeger's remote sampling over gRPC, where a port for it is set. Raises SpandialError."""
     if settings.jaeger_grpc_port is None:
         return contextlib.nullcontext()
     from spandial_agent.serving import jaeger_grpc  # grpc takes memory
 
-    async def strategy(service: str, connection: Connection | None) -> Strategy:
-        return await remote.strategy(service, connection=connection)
+    async def strategy(service: str, connection: Connection, uid: int | None) -> Strategy:
+        return await remote.strategy(service, connection=connection, uid=uid)
 
-    credentials = None
-    if settings.tls_cert is not None:
-        credentials = jaeger_grpc.tls(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
-    return jaeger_grpc.serving(address, settings.jaeger_grpc_port, strategy, access.check_reader, credentials)
+    return jaeger_grpc.serving(
+        address,
+        settings.jaeger_grpc_port,
+        strategy,
+        settings.run_dir,
+        access.check_reader,
+        certificate.context_for("h2") if certificate is not None else None,
+        settings.own_names,
+        access.refused,
+    )

@@ -8,7 +8,7 @@ import functools
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from spandial_agent.serving.connections import BoundedProtocol, Connections
 from spandial_agent.serving.handshakes import HANDSHAKE_S, TlsListener
 
-__all__ = ["serve"]
+__all__ = ["accept", "count_handshakes", "serve", "serve_tcp"]
 
 _RENEW_S = 1.0
 _TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER = 256, 64  # each has a buffer of 256 KiB
@@ -25,22 +25,32 @@ _ACCEPTED_AT_ONCE = 4  # asyncio accepts as many as the backlog in one round of 
 _HEAD_MAX = 32 << 10  # bytes of a request's line and headers
 
 
+async def accept(
+    protocol: Callable[[], asyncio.BaseProtocol], listener: socket.socket, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
+    """Accept a bound socket's connections, few at once, and wait only so long for each handshake."""
+    server = await asyncio.get_running_loop().create_server(
+        protocol,
+        sock=listener,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+        backlog=_ACCEPTED_AT_ONCE,
+    )
+    listener.listen(_BACKLOG)
+    return server
+
+
+def count_handshakes(listener: socket.socket, connections: Connections) -> None:
+    """Tell a listener with TLS which of its handshakes have led to connections, and count those that are refused."""
+    if isinstance(listener, TlsListener):
+        connections.on_made = listener.handshakes.done
+        listener.handshakes.refused = connections.refused
+
+
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own would wait a minute for a handshake, and accept as many at once as may wait."""
-        loop, tls = asyncio.get_running_loop(), self.config.ssl
-        self.servers = [
-            await loop.create_server(
-                self._protocol,
-                sock=listener,
-                ssl=tls,
-                ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
-                backlog=_ACCEPTED_AT_ONCE,
-            )
-            for listener in sockets or ()
-        ]
-        for listener in sockets or ():
-            listener.listen(_BACKLOG)
+        self.servers = [await accept(self._protocol, listener, self.config.ssl) for listener in sockets or ()]
         self.started = True
 
     def _protocol(self) -> asyncio.Protocol:
@@ -77,14 +87,8 @@ async def serve(
     tcp_peers = Connections(refused=refused)
     if tls is not None:
         tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
-        if isinstance(tcp, TlsListener):
-            tcp_peers.on_made = tcp.handshakes.done
-            tcp.handshakes.refused = tcp_peers.refused
-    over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
-    if tls is not None:
-        over_tcp.ssl_context_factory = lambda config, default: tls
     over_unix = _config(app, functools.partial(BoundedProtocol, connections=unix_peers, trusted=True))
-    servers = [(_Server(over_tcp), tcp), (_Server(over_unix), unix)]
+    servers = [(_over_tcp(app, tcp, tcp_peers, tls), tcp), (_Server(over_unix), unix)]
 
     async def stopper() -> None:
         await stop.wait()
@@ -111,8 +115,43 @@ async def serve(
     finally:
         for task in sweeping:
             task.cancel()
-    # uvicorn cancels what is late, and does not wait for it.
-    late = [task for server, _ in servers for task in server.server_state.tasks]
+    await _ended(server for server, _ in servers)
+
+
+async def serve_tcp(
+    app: ASGIApp,
+    tcp: socket.socket,
+    stop: asyncio.Event,
+    connections: Connections,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Serve on one TCP socket until told to stop, and then until all that was asked is answered."""
+    server = _over_tcp(app, tcp, connections, tls)
+    server.config.timeout_graceful_shutdown = None
+
+    async def stopper() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    sweeping = asyncio.create_task(connections.run())
+    try:
+        await asyncio.gather(stopper(), server.serve(sockets=[tcp]))
+    finally:
+        sweeping.cancel()
+    await _ended([server])
+
+
+def _over_tcp(app: ASGIApp, tcp: socket.socket, connections: Connections, tls: ssl.SSLContext | None) -> _Server:
+    count_handshakes(tcp, connections)
+    config = _config(app, functools.partial(BoundedProtocol, connections=connections))
+    if tls is not None:
+        config.ssl_context_factory = lambda config, default: tls
+    return _Server(config)
+
+
+async def _ended(servers: Iterable[_Server]) -> None:
+    """uvicorn cancels what is late, and does not wait for it."""
+    late = [task for server in servers for task in server.server_state.tasks]
     if late:
         await asyncio.wait(late, timeout=1)
 
