@@ -1,11 +1,13 @@
 """The kernel side of the agent: the table, and the capture where there can be one.
 
-It is made in a thread: the kernel takes most of a second to verify the programs, and lets everybody work meanwhile.
+It is made in a thread: the kernel takes most of a second to verify the programs, and the agent imports and makes what
+it can meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -37,10 +39,13 @@ class KernelSide(NamedTuple):
 def making(settings: Settings) -> Iterator[Callable[[], KernelSide]]:
     """Begin to make it; take it down at the end. Yields what waits until it is made, and raises SpandialError where it
     is required and cannot be."""
+    loading = threading.Event()
     maker = ThreadPoolExecutor(1, thread_name_prefix="spandial-kernel")
-    made = maker.submit(_make, settings)
+    made = maker.submit(_make, settings, loading.set)
     maker.shutdown(wait=False)  # the thread ends with what it makes
+    made.add_done_callback(lambda _: loading.set())
     try:
+        loading.wait()  # one thread runs Python at a time: until the kernel is at work, that one
         yield made.result
     finally:
         if made.exception() is None:
@@ -50,7 +55,7 @@ def making(settings: Settings) -> Iterator[Callable[[], KernelSide]]:
             backend.close()
 
 
-def _make(settings: Settings) -> KernelSide:
+def _make(settings: Settings, on_loading: Callable[[], None]) -> KernelSide:
     """Raises SpandialError."""
     if settings.table == "memfd":
         return KernelSide(MemfdTable(), None, ["the kernel side is off: SPANDIAL_TABLE=memfd."])
@@ -62,7 +67,8 @@ def _make(settings: Settings) -> KernelSide:
             backend = FrozenTable(cache)
             if settings.capture == "off":
                 return KernelSide(backend, None, ["capture is off: SPANDIAL_CAPTURE=off."])
-            return KernelSide(backend, Capture(backend.map_descriptor, settings.forced_path, cache=cache), [])
+            rates, path = backend.map_descriptor, settings.forced_path
+            return KernelSide(backend, Capture(rates, path, cache=cache, on_loading=on_loading), [])
         except KernelUnavailable as error:
             missing = error.missing
     if settings.require_kernel or (backend is None and settings.table == "bpf"):

@@ -105,12 +105,20 @@ class Capture:
         rates: descriptor of the frozen table that they obey.
         force: a path to use without trying the others; None tries the socket tracepoints first.
         cache: where compiled sources are kept.
+        on_loading: called when the kernel begins to verify the programs.
 
     Raises KernelUnavailable.
     """
 
-    def __init__(self, rates: int, force: CapturePath | None = None, *, cache: CompileCache | None = None) -> None:
-        self._tables, self._cache = {"rates": rates}, cache
+    def __init__(
+        self,
+        rates: int,
+        force: CapturePath | None = None,
+        *,
+        cache: CompileCache | None = None,
+        on_loading: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tables, self._cache, self._on_loading = {"rates": rates}, cache, on_loading
         self.path, self._module, self._programs = self._attach(force)
         self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
@@ -134,6 +142,7 @@ class Capture:
     def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
             module = Module(_build("socket"), self._tables, cache=self._cache)
+            self._on_loading()
             try:
                 # Each keeps the kernel's verifier busy for most of a second, on a processor of its own if there is one.
                 with ThreadPoolExecutor(len(_TYPED)) as loading:
