@@ -16,6 +16,7 @@ from spandial_api.known import agreed, agreed_by_service, answers_to, reduced, s
 from spandial_api.node import Connection, Node
 from spandial_api.reservoirs import Reservoirs
 from spandial_api.rules import RuleBook
+from spandial_api.slices import Slices
 from spandial_api.xray import XRayRule, xray_rules
 
 __all__ = ["RemoteSampling", "XRayRules"]
@@ -61,6 +62,7 @@ class RemoteSampling:
     Attributes:
         answers: how many were given, by protocol.
         reservoirs: how X-Ray's clients share throughputs.
+        slices: in which their requests are worked on.
     """
 
     def __init__(self, control: Control, node: Node, default_rate: float = 100.0, interval_s: int = 10) -> None:
@@ -68,6 +70,7 @@ class RemoteSampling:
         self.interval_s = interval_s
         self.quota_ttl_s = interval_s * _MEMORY_POLLS
         self.reservoirs = Reservoirs(self.quota_ttl_s)
+        self.slices = Slices()
         self._control = control
         self._node = node
         self._default_rate = default_rate

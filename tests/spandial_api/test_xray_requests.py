@@ -162,6 +162,17 @@ async def test_a_reader_takes_no_honest_clients_reservoir(
     assert await quota() == 250, "the stranger has what one peer has, and the two clients here share the rest"
 
 
+async def test_a_request_with_many_documents_holds_up_nobody(remote: httpx.AsyncClient) -> None:
+    answered = []
+
+    async def ask(name: str, documents: int) -> None:
+        await targets_of(remote, *[document(client=name)] * documents)
+        answered.append(name)
+
+    await asyncio.gather(ask("many", 5000), ask("as many", 5000), ask("few", 1))
+    assert answered[0] == "few"
+
+
 async def test_a_rule_that_went_is_said(remote: httpx.AsyncClient) -> None:
     answer = await targets_of(remote, document("service=gone"), document())
     assert [each["RuleName"] for each in answer["SamplingTargetDocuments"]] == ["Default"]

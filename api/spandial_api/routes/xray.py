@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Annotated, TypeVar
 
@@ -14,11 +13,13 @@ from spandial_api.body_limit import BODY_MAX
 from spandial_api.parameters import connection_of, uid_of
 from spandial_api.peers import peer_of
 from spandial_api.remote import RemoteSampling
+from spandial_api.slices import Slices
 from spandial_api.xray import RULES_MAX, XRayRule
 
 router = APIRouter(tags=["SDKs without the hook"])
 
-_SLICE = 256  # rules or documents; what else the event loop has to do is done between them
+_FEW = 32  # rules or documents: less than a slice of the event loop's time
+_SHORT = 16 << 10  # bytes: the same
 _COUNT_MAX = (1 << 53) - 1
 
 
@@ -157,8 +158,14 @@ async def _rules_request(body: Annotated[bytes, Depends(_body)]) -> RulesRequest
     return _validated(_RULES_REQUEST, body or b"{}")
 
 
-async def _targets_request(body: Annotated[bytes, Depends(_body)]) -> TargetsRequest:
-    return _validated(_TARGETS_REQUEST, body)
+async def _targets_request(request: Request, body: Annotated[bytes, Depends(_body)]) -> TargetsRequest:
+    async with _slices(request).turn(len(body) > _SHORT):
+        return _validated(_TARGETS_REQUEST, body)
+
+
+def _slices(request: Request) -> Slices:
+    remote: RemoteSampling = request.app.state.remote
+    return remote.slices
 
 
 def _validated(adapter: TypeAdapter[_Request], body: bytes) -> _Request:
@@ -250,11 +257,12 @@ async def get_sampling_rules(request: Request, _: Annotated[RulesRequest, Depend
     remote: RemoteSampling = request.app.state.remote
     rules, _modified = await remote.xray(connection_of(request), uid_of(request))
     records = []
-    for number, rule in enumerate(rules.values(), 1):
-        if not number % _SLICE:
-            await asyncio.sleep(0)
-        records.append(SamplingRuleRecord(sampling_rule=_rule(rule)))
-    return _answer(SamplingRules(sampling_rule_records=records))
+    async with remote.slices.turn(len(rules) > _FEW) as rest:
+        for number, rule in enumerate(rules.values(), 1):
+            if not number % _FEW:
+                await rest()
+            records.append(SamplingRuleRecord(sampling_rule=_rule(rule)))
+        return _answer(SamplingRules(sampling_rule_records=records))
 
 
 @router.post(
@@ -271,33 +279,32 @@ async def get_sampling_targets(
     rules, modified = await remote.xray(connection_of(request), uid_of(request))
     now = request.app.state.control.now()
     documents = asked.sampling_statistics_documents
+    peer = peer_of(request.scope).name
+    client = documents[0].client_id if documents else ""  # a request is of one client
     targets, unprocessed = [], []
-    peer, client = (
-        peer_of(request.scope).name,
-        documents[0].client_id if documents else "",
-    )  # a request is of one client
-    for number, document in enumerate(documents, 1):
-        if not number % _SLICE:
-            await asyncio.sleep(0)
-        rule = rules.get(document.rule_name)
-        if rule is None:
-            unprocessed.append(Unprocessed(rule_name=document.rule_name, error_code="404", message="no such rule"))
-            continue
-        targets.append(
-            TargetDocument(
-                rule_name=rule.name,
-                fixed_rate=rule.rate,
-                reservoir_quota=remote.reservoirs.quota(rule, client, document.request_count, now, peer),
-                reservoir_quota_ttl=now + remote.quota_ttl_s,
-                interval=remote.interval_s,
+    async with remote.slices.turn(len(documents) > _FEW) as rest:
+        for number, document in enumerate(documents, 1):
+            if not number % _FEW:
+                await rest()
+            rule = rules.get(document.rule_name)
+            if rule is None:
+                unprocessed.append(Unprocessed(rule_name=document.rule_name, error_code="404", message="no such rule"))
+                continue
+            targets.append(
+                TargetDocument(
+                    rule_name=rule.name,
+                    fixed_rate=rule.rate,
+                    reservoir_quota=remote.reservoirs.quota(rule, client, document.request_count, now, peer),
+                    reservoir_quota_ttl=now + remote.quota_ttl_s,
+                    interval=remote.interval_s,
+                )
             )
+        answer = Targets(
+            sampling_target_documents=targets,
+            last_rule_modification=float(math.ceil(modified)),
+            unprocessed_statistics=unprocessed,
         )
-    answer = Targets(
-        sampling_target_documents=targets,
-        last_rule_modification=float(math.ceil(modified)),
-        unprocessed_statistics=unprocessed,
-    )
-    return _answer(answer)
+        return _answer(answer)
 
 
 def _answer(answer: BaseModel) -> Response:
