@@ -117,7 +117,7 @@ int on_tls_end(struct pt_regs *ctx)
 
 	if (!target || !target->follows)
 		return 0;
-	on_end(key, tgid, target->row);
+	on_end(target, key, tgid);
 	connections.delete(&key);
 	return 0;
 }
@@ -143,7 +143,7 @@ int on_sys_exit(struct bpf_raw_tracepoint_args *ctx)
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)ctx->args[0]);
 	key = (u64)tgid << 32 | (u32)SYSCALL_ARG0(&regs);
 	if (!result) {
-		on_end(key, tgid, target->row);
+		on_end(target, key, tgid);
 		if (SYSCALL_NUMBER(&regs) == NR_CLOSE)
 			connections.delete(&key);
 		return 0;
@@ -169,7 +169,7 @@ static __always_inline int on_socket(u64 *ctx, enum direction direction)
 		return 0;
 	if (!result) {
 		if (direction == RECEIVED)
-			on_end((struct sock *)ctx[0], tgid, target->row);
+			on_end(target, (struct sock *)ctx[0], tgid);
 		return 0;
 	}
 	if (result < 8 && !target->follows)

@@ -38,13 +38,15 @@ int write_row(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/* Read anew for each word: of a value that is kept the verifier remembers which bits were tested, and goes through all
+ * combinations of them in all rows, which takes it a third of a second. */
+#define MASK(ctx) (*(volatile u64 *)&(ctx)->args[0])
+
 /* args[0]: bit mask of the words to write, 0-3, 5 and 6; args[1..6]: these words; args[7..11]: four row numbers each,
  * 0 for none. Highest word first in each row, as above. */
 #define ROWS_A_RUN 20
 int write_rows(struct bpf_raw_tracepoint_args *ctx)
 {
-	u64 mask = ctx->args[0];
-
 #pragma unroll
 	for (int n = 0; n < ROWS_A_RUN; n++) {
 		u32 index = ctx->args[7 + n / 4] >> n % 4 * 16 & 0xffff;
@@ -56,7 +58,7 @@ int write_rows(struct bpf_raw_tracepoint_args *ctx)
 		if (!row)
 			return 1;
 #define WRITE(n, arg)                                                                                                  \
-	if (mask & (1 << n))                                                                                           \
+	if (MASK(ctx) & (1 << n))                                                                                      \
 	*(volatile u64 *)&row->words[n] = ctx->args[arg]
 		WRITE(6, 6);
 		WRITE(5, 5);

@@ -72,8 +72,9 @@ struct spandial_row {
 struct spandial_target {
 	__u32 row;
 	__u32 epoch;
-	__u32 answers; /* hand over the answers to its kept entries, too */
-	__u32 follows; /* the kernel follows connections of it: set by the kernel */
+	__u32 answers;	  /* hand over the answers to its kept entries, too */
+	__u32 follows;	  /* the kernel follows connections of it: set by the kernel */
+	__u32 attachment; /* of the programs, by its number: what was remembered under another is out of date */
 };
 
 /* Value of the kernel's counts map, keyed by row, per CPU; arrays by entry kind. */

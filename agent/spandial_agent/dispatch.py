@@ -102,6 +102,7 @@ class RecordDispatch:
         self._handed_over = _Passed(0, 0)
         self._taken = _Passed(0, 0)
         self._lost_records = self._lost_entries = 0
+        self._shed = _Passed(0, 0)
         self._bad_records = 0
         self._conversations = Conversations(self._operation_word)
         self._forgotten = 0  # records whose loss the conversations have taken into account
@@ -127,6 +128,13 @@ class RecordDispatch:
             self._working = True
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._work, loop)
+
+    def shed(self) -> None:
+        """Lose what was handed over and not taken yet: for the memory."""
+        while self._batches:
+            _, passed = self._batches.popleft()
+            self._taken = self._taken.plus(passed)
+            self._shed = self._shed.plus(passed)
 
     def ending(self) -> None:
         """Nobody can ask any more what was lost."""
@@ -157,10 +165,11 @@ class RecordDispatch:
 
     def losses(self) -> dict[str, int]:
         """What was lost on the way, by reason."""
+        lost = self._lost()
         found = {
             "watcher_slow": self.watchers.lost,
-            "agent_slow": self._lost_entries,
-            "agent_slow_others": self._lost_records - self._lost_entries,
+            "agent_slow": lost.entries,
+            "agent_slow_others": lost.records - lost.entries,
             "bad_record": self._bad_records,
         }
         if self._spans is not None:
@@ -174,10 +183,13 @@ class RecordDispatch:
         return self._spans.spans()
 
     def _lost_before_spans(self) -> Mapping[str, int]:
-        lost = {"span_process_unknown": self._nobodys, "agent_slow": self._lost_entries}
+        lost = {"span_process_unknown": self._nobodys, "agent_slow": self._lost().entries}
         if self._capture is not None:
             lost["ring_full"] = self._capture.losses()["ring_full"]
         return lost
+
+    def _lost(self) -> _Passed:
+        return self._shed.plus(_Passed(self._lost_records, self._lost_entries))
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self.watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -211,8 +223,8 @@ class RecordDispatch:
             self._taken = self._taken.plus(passed)
 
     def _take(self, records: list[bytes]) -> None:
-        if self._lost_records != self._forgotten:
-            self._forgotten = self._lost_records
+        if (lost := self._lost().records) != self._forgotten:
+            self._forgotten = lost
             self._conversations.forget()
         for record in records:
             try:

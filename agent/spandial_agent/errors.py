@@ -1,10 +1,14 @@
 """The agent's exceptions."""
 
-__all__ = ["KernelUnavailable", "OperationsFull", "SpandialError"]
+__all__ = ["AgentUnreachable", "KernelUnavailable", "OperationsFull", "SpandialError"]
 
 
 class SpandialError(Exception):
     """What the agent raises on purpose: says what happened, with what input, and what to do next."""
+
+
+class AgentUnreachable(SpandialError):
+    """Nobody answers on the socket."""
 
 
 class KernelUnavailable(SpandialError):

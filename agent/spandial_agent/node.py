@@ -14,15 +14,16 @@ from spandial import abi
 from spandial.abi import EntryKind, word_rate
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
+from spandial_agent.capture.cost import CostLimit, keep_within
 from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.follower import TlsFollower
+from spandial_agent.capture.running import RunningCapture
 from spandial_agent.discovery.discovery import Discovery
 from spandial_agent.discovery.registrar import Registrar
 from spandial_agent.dispatch import RecordDispatch
-from spandial_agent.errors import KernelUnavailable
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.steering.steering import Steering
-from spandial_agent.supervised import Supervised
+from spandial_agent.supervised import Watched
 from spandial_agent.table.lease import LeaseKeeper
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.askers import Askers
@@ -31,7 +32,7 @@ from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.breaker import Circuit, Thresholds
 from spandial_api.budgets import Limits
-from spandial_api.node import Connection
+from spandial_api.node import Asker, Connection
 from spandial_api.node_states import (
     BudgetUse,
     EntryEvent,
@@ -63,7 +64,8 @@ class LocalNode:
         propagation: what looks for lost trace contexts, where that is wanted.
         thresholds: of tenants' circuits.
         log_losses: lines of the log that were lost, by reason.
-        supervised: threads and tasks whose trouble `/healthz` tells.
+        supervised: what has trouble that `/healthz` tells.
+        cost_limit: what capture may cost, if there is a limit.
     """
 
     def __init__(
@@ -80,7 +82,8 @@ class LocalNode:
         propagation: PropagationWatch | None = None,
         thresholds: Thresholds | None = None,
         log_losses: Callable[[], Mapping[str, int]] = dict,
-        supervised: Sequence[Supervised] = (),
+        supervised: Sequence[Watched] = (),
+        cost_limit: CostLimit | None = None,
     ) -> None:
         self._table = table
         self._targets = targets
@@ -101,8 +104,9 @@ class LocalNode:
             targets.on_program = lambda target: tls.follow(target.pid, target.process.start_time)
         self._askers = Askers(targets)
         self._revision = 0
-        self._off = ""  # why nothing is done
-        self._unattached: list[str] = []  # why the kernel's programs do not run, although it is on
+        self._running = RunningCapture(capture, tls)
+        self._cost_limit = cost_limit
+        self._off = self._costly = ""  # why nothing is done, or nothing captured
 
     async def run(self) -> None:
         """Renew the lease and pass on entries until cancelled."""
@@ -124,18 +128,20 @@ class LocalNode:
 
     def switch(self, off: str) -> None:
         before, self._off = self._off, off
-        self._steering.paused = bool(off)
-        if off and not before:
-            self._stop_capture()
         if off:
+            if not before:
+                self._stop_capture()
             self._lease.pause()
-        elif before or self._unattached:
-            self._resume_capture()
+        elif before or not self._running.running:
             self._lease.resume()
             self._beat()
-            self._registrar.send_all_away()  # while it was off, they counted and the kernel did not
-            self._dispatch.forget()
+            self._start_capture()
         self._waking = asyncio.ensure_future(self._registrar.publish())  # hooks look at the lease when they are asked
+
+    async def limit_cost(self) -> None:
+        """Take capture off for a while whenever it costs more than it may, until cancelled."""
+        if self._cost_limit is not None:
+            await keep_within(self._cost_limit, self._running, self._stop_capture, self._try_capture)
 
     def close(self) -> None:
         """Renew the lease no more: the table may be closed afterwards."""
@@ -171,14 +177,14 @@ class LocalNode:
             for target in self._targets
         ]
 
-    def labels(self, service: str | None = None) -> set[Labels]:
+    def labels(self, service: str | None = None) -> Mapping[int, set[Labels]]:
         return self._targets.labels(service)
 
-    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        return await self._askers.find(services, connection)
+    async def asker(self, services: Sequence[str], connection: Connection, uid: int | None = None) -> Asker | None:
+        return await self._askers.find(services, connection, uid)
 
-    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
-        target = self._targets.alike(labels)
+    def rate(self, labels: Labels, kind: EntryKind, uid: int | None = None) -> float | None:
+        target = self._targets.alike(labels, uid)
         rate = word_rate(self._table.backend.read(target.row.number)[kind]) if target is not None else None
         return None if rate is None else round(rate, 10)
 
@@ -201,7 +207,7 @@ class LocalNode:
         await self._publish()
         targets = []  # first: it finds what is implausible
         for number, target in enumerate([*self._targets], 1):
-            targets.append(target_stats(target, self._counted(target)))
+            targets.append(target_stats(target, self._counted(target), comparable=self._running.running))
             if not number % _SLICE:
                 await asyncio.sleep(0)  # a rule or the lease need not wait for thousands of them
         losses = {
@@ -225,7 +231,7 @@ class LocalNode:
         return NodeStats(targets=targets, losses=losses, spans=self._dispatch.spans(), context_lost=context_lost)
 
     def health(self) -> Health:
-        missing = [*filter(None, [self._off]), *self._unattached, *self._missing]
+        missing = [*filter(None, [self._off, self._costly]), *self._running.missing, *self._missing]
         if self._discovery.reason:
             missing.append(self._discovery.reason)
         if self._tls is not None and self._tls.reason:
@@ -248,7 +254,7 @@ class LocalNode:
             status="degraded" if missing else "ok",
             version=version("spandial"),
             table="bpf" if self._table.backend.name == "bpf" else "memfd",
-            capture="off" if self._capture is None or self._off or self._unattached else self._capture.path,
+            capture=self._capture.path if self._capture is not None and self._running.running else "off",
             discovery=self._discovery.how,
             missing=missing,
             targets=len(self._targets),
@@ -258,24 +264,21 @@ class LocalNode:
             revision=self._revision,
         )
 
-    def _stop_capture(self) -> None:
-        self._unattached = []
-        if self._capture is not None:
-            self._capture.detach()
-        if self._tls is not None:
-            self._tls.pause()
+    def _stop_capture(self, costly: str = "") -> None:
+        self._costly = costly
+        self._running.stop()
+        self._steering.paused = True
 
-    def _resume_capture(self) -> None:
-        self._unattached = []
-        if self._capture is not None:
-            try:
-                self._capture.attach()
-            except KernelUnavailable as error:
-                self._capture.detach()  # half of it would count half
-                self._unattached = error.missing
-                return
-        if self._tls is not None:
-            self._tls.resume()
+    def _start_capture(self) -> None:
+        self._costly = ""
+        self._running.start()
+        self._steering.paused = not self._running.running
+        self._registrar.send_all_away()  # meanwhile they counted and the kernel did not
+        self._dispatch.forget()
+
+    def _try_capture(self) -> None:
+        if not self._off:
+            self._start_capture()
 
     def _beat(self) -> None:
         if self._lease.beat():

@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     table: Literal["auto", "bpf", "memfd"] = Field(default="auto", description="memfd: no kernel side at all")
     capture: Literal["auto", "socket", "sys_exit", "off"] = "auto"
     capture_tls: Literal["auto", "off"] = Field(default="auto", description="off: what TLS carries is not seen")
+    capture_cpu_limit: float | None = Field(
+        default=None,
+        gt=0,
+        le=4096,
+        description="processors that capture may take together, 0.5 is half of one: beyond, it is off for a while; "
+        "none: no limit",
+    )
     tls_trust_owners: str = Field(
         default="",
         description="users whose files get probes in every process, beside root and the process's own",
@@ -84,6 +91,12 @@ class Settings(BaseSettings):
         ge=0,
         le=86400,
         description="how often to look where trace contexts are lost; 0: never",
+    )
+    memory_limit_mib: float = Field(
+        default=250.0,
+        ge=64,
+        le=1 << 20,
+        description="memory that the agent may hold (RSS), MiB: above it, it gives up what is least needed first",
     )
     budget: float | None = Field(
         default=None, gt=0, le=1e9, description="kept entries a second, all targets together; none: no budget"

@@ -6,17 +6,27 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import structlog
 
 from spandial_agent.text import text_of
 
-__all__ = ["Supervised"]
+__all__ = ["Supervised", "Watched"]
 
 _log = structlog.get_logger("spandial.supervised")
 
 _PAUSES_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # before it is started again; the last one from then on
 _TOLD_S = 300.0  # a failure is told for so long after it
+
+
+class Watched(Protocol):
+    """What may have trouble."""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong, in one sentence; empty where nothing is."""
+        ...
 
 
 class Supervised:

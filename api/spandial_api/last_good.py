@@ -8,6 +8,7 @@ store alone is what survives power loss.
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Iterable
@@ -39,21 +40,38 @@ class LastGoodRules:
         self.path = path
         self.log_path = path.with_suffix(".log")
         self.damage: list[str] = []
-        self._use = threading.Lock()
+        self._use = threading.Lock()  # of the log, and never for as long as a disk may take to store something
+        self._saving = threading.Lock()
         self._torn = False
 
     def save(self, book: RuleBook, *, alone: bool = False) -> None:
         """All or nothing; with what came later, unless it is to stand alone. Raises OSError."""
         rules = [[selector_key(rule.selector), rule_text(rule)] for rule in book.rules.values()]
         whole = {"revision": book.revision, "rules": rules, "sum": row_sum(book.revision, rules)}
-        with self._use:
-            _replace(self.path, json.dumps(whole))
+        with self._saving:
+            _written(self.path, json.dumps(whole).encode()).replace(self.path)
+            sync_folder(self.path.parent)  # before the log forgets anything
             with suppress(FileNotFoundError):
-                lines = self.log_path.read_bytes().splitlines(keepends=True)
-                later = [line for line in lines if not alone and (_revision(line) or 0) > book.revision]
-                _replace(self.log_path, b"".join(later).decode(errors="replace"))
-                self._torn = False
+                self._shorten(math.inf if alone else book.revision)
             sync_folder(self.path.parent)
+
+    def _shorten(self, revision: float) -> None:
+        """Keep of the log what came after a revision. Raises OSError, FileNotFoundError where there is no log.
+
+        A disk may take long, and a commit waits for `add`: what is added meanwhile is put behind the rest at the end.
+        """
+        with self._use:
+            size = os.stat(self.log_path).st_size
+        lines = _read(self.log_path, 0, size).splitlines()
+        part = _written(self.log_path, b"".join(line + b"\n" for line in lines if (_revision(line) or 0) > revision))
+        with self._use:
+            added = _read(self.log_path, size).lstrip(b"\n")  # it ended half a line that is left out now
+            if added:
+                with open(part, "ab") as file:
+                    file.write(added)
+            else:
+                self._torn = False
+            part.replace(self.log_path)
 
     def add(self, entries: Iterable[Entry]) -> None:
         """What is in the store since. Raises OSError."""
@@ -151,12 +169,19 @@ def _revision(line: bytes) -> int | None:
         return None
 
 
-def _replace(path: Path, text: str) -> None:
+def _read(path: Path, start: int, length: int = -1) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(length)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """A file with this content, on disk, that can take the place of another."""
     part = path.with_name(path.name + ".part")
     with suppress(FileNotFoundError):
         part.unlink()
-    with open(os.open(part, _NEW, 0o600), "w") as file:
-        file.write(text)
+    with open(os.open(part, _NEW, 0o600), "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    return part

@@ -14,7 +14,7 @@ from spandial_api.node_states import BudgetUse, EntryEvent, Health, NodeStats, T
 from spandial_api.rules import RuleBook
 from spandial_api.selectors import KindName, Selector
 
-__all__ = ["Connection", "KindName", "Node"]
+__all__ = ["Asker", "Connection", "KindName", "Node"]
 
 
 class Connection(NamedTuple):
@@ -32,6 +32,13 @@ class Connection(NamedTuple):
     serial: int = 0
 
 
+class Asker(NamedTuple):
+    """A target that asks for its rates: its labels and its user."""
+
+    labels: Labels
+    uid: int
+
+
 class Node(Protocol):
     """What the control plane asks of the node. All calls are made on the event loop's thread."""
 
@@ -40,15 +47,16 @@ class Node(Protocol):
 
     def targets(self) -> list[TargetState]: ...
 
-    def labels(self, service: str | None = None) -> set[Labels]:
-        """The labels of the targets, each once; of one service, or of all."""
+    def labels(self, service: str | None = None) -> Mapping[int, set[Labels]]:
+        """The labels of each user's targets, each once; of one service, or of all."""
 
-    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        """The labels of the target that has a connection to the agent open; None if it is none of these services' or
-        cannot be found out."""
+    async def asker(self, services: Sequence[str], connection: Connection, uid: int | None = None) -> Asker | None:
+        """The target that has a connection to the agent open; None if it is none of these services', is not this
+        user's, or cannot be found out."""
 
-    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
-        """The percentage that targets with exactly these labels have at this moment; None where there are none."""
+    def rate(self, labels: Labels, kind: EntryKind, uid: int | None = None) -> float | None:
+        """The percentage that a user's targets with exactly these labels have at this moment; None where there are
+        none. Without a user, those of the user who has most of them."""
 
     async def explain(self, pid: int) -> TargetExplanation:
         """Why a process is a target, or why it is none."""

@@ -1,5 +1,5 @@
 """Query parameters: what they look like, and those that no route takes silently, unknown ones and one given twice; and
-a request's connection."""
+a request's connection and user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import HTTPException, Request
 from spandial_api.node import Connection
 from spandial_api.peers import peer_of
 
-__all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "connection_of", "only"]
+__all__ = ["PRINTABLE_PATTERN", "RATE_PATTERN", "TTL_PATTERN", "connection_of", "only", "uid_of"]
 
 # As the description has them: what everybody writes. `parse_rate` and `parse_duration` take some more, such as 1e-3.
 RATE_PATTERN = r"^(100(\.0{1,9})?|[0-9]{1,2}(\.[0-9]{1,9})?)%?$"
@@ -48,3 +48,8 @@ def connection_of(request: Request) -> Connection | None:
     if client is None or not client.port or server is None or server[1] is None:
         return None
     return Connection(client.host, client.port, server[1], server[0], peer_of(request.scope).serial)
+
+
+def uid_of(request: Request) -> int | None:
+    """The user who sends a request, over TCP or the Unix socket; None where the kernel does not know him."""
+    return peer_of(request.scope).uid

@@ -21,10 +21,12 @@ class Peer(NamedTuple):
     Attributes:
         name: for whom shares are counted: `uid 1000` where the kernel knows the user, else the address.
         serial: of the connection, which no other has had; 0: not known.
+        uid: his user, where the kernel knows him.
     """
 
     name: str
     serial: int = 0
+    uid: int | None = None
 
 
 def peer_of(scope: Scope) -> Peer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from spandial.abi import EntryKind
@@ -34,12 +34,22 @@ class XRayRules(NamedTuple):
     modified: float
 
 
+class _Known(NamedTuple):
+    """What some processes agree on, by service, and the services whose processes differ."""
+
+    labels: dict[str, Labels]
+    differing: list[str]
+
+
 class _Made(NamedTuple):
     """An answer, and what it was made of."""
 
     book: RuleBook
     known: dict[str, Labels]
     answer: XRayRules
+
+
+_NOTHING = _Known({}, [])
 
 
 class RemoteSampling:
@@ -67,37 +77,54 @@ class RemoteSampling:
         self._lock = asyncio.Lock()
         self._looked = -math.inf
         self._named: tuple[RuleBook, frozenset[str]] | None = None
-        self._labels: set[Labels] = set()
+        self._labels: Mapping[int, set[Labels]] = {}
         self._reduced_for: frozenset[str] | None = None
-        self._known: dict[str, Labels] = {}
-        self._differing: list[str] = []  # services whose processes differ
+        self._known = _NOTHING
+        self._known_of: dict[int, _Known] = {}  # by user
         self._strategies: dict[tuple[object, ...], Strategy] = {}
         self._strategies_of: RuleBook | None = None
-        self._made: dict[Labels | None, _Made] = {}  # by who asks, the ones asked for last at the end
+        # By what the asker's processes have otherwise than all; the ones asked for last at the end.
+        self._made: dict[frozenset[tuple[str, Labels]], _Made] = {}
 
     async def strategy(
-        self, service: str, env: str = "", version: str = "", connection: Connection | None = None
+        self,
+        service: str,
+        env: str = "",
+        version: str = "",
+        connection: Connection | None = None,
+        uid: int | None = None,
     ) -> Strategy:
         """What Jaeger's remote sampling answers.
 
         Args:
             connection: by which the client asks. Where the processes of its service differ, it tells which one it is.
+            uid: the client's user, where he is known: what other users' processes claim, and what rates they have, is
+                nothing to him.
         """
         self.answers["jaeger"] += 1
-        asked = Labels(service, version, env)
-        known = [each for each in self._node.labels(service) if answers_to(each, asked)]
-        if not self._differ(known):
-            labels = min(known, default=asked)
-        else:
-            asker = await self._node.asker([service], connection) if connection is not None else None
-            labels = asker if asker is not None and answers_to(asker, asked) else agreed(known, asked)
-        return self._strategy(labels)
+        labels, user = await self._who(Labels(service, version, env), connection, uid)
+        return self._strategy(labels, user)
 
-    async def xray(self, connection: Connection | None = None) -> XRayRules:
+    async def _who(self, asked: Labels, connection: Connection | None, uid: int | None) -> tuple[Labels, int | None]:
+        """Whose rates are asked for: the labels, and the user where he can be told."""
+        by_user = self._node.labels(asked.service)
+        by_user = {user: {each for each in all_ if answers_to(each, asked)} for user, all_ in by_user.items()}
+        users = {user for user, labels in by_user.items() if labels}
+        if uid in users:
+            users = {uid}
+        known = set().union(*(by_user[user] for user in users))
+        differ = self._differ(known)
+        if connection is not None and uid in (None, *users) and (differ or len(users) > 1):
+            asker = await self._node.asker([asked.service], connection, uid)
+            if asker is not None and answers_to(asker.labels, asked):
+                return asker.labels, asker.uid
+        return agreed(known, asked) if differ else min(known, default=asked), uid
+
+    async def xray(self, connection: Connection | None = None, uid: int | None = None) -> XRayRules:
         """The rules as X-Ray has them.
 
         Args:
-            connection: as of `strategy`.
+            connection, uid: as of `strategy`.
         """
         self.answers["xray"] += 1
         async with self._lock:
@@ -107,16 +134,12 @@ class RemoteSampling:
                 self._reduced_for = None
             names = self._names()
             if self._reduced_for != names:
-                labels = {reduced(each, names) for each in self._labels}
-                self._known, self._reduced_for = agreed_by_service(labels), names
-                counts = Counter(each.service for each in labels)
-                self._differing = [service for service in self._known if counts[service] > 1]
-            asker = None
-            if connection is not None and self._differing:
-                found = await self._node.asker(self._differing, connection)
-                asker = None if found is None else reduced(found, names)
-            known = self._known if asker is None else {**self._known, asker.service: asker}
-            made = self._made.pop(asker, None)
+                by_user = {user: {reduced(each, names) for each in labels} for user, labels in self._labels.items()}
+                self._known_of = {user: _known(labels) for user, labels in by_user.items()}
+                self._known, self._reduced_for = _known(set().union(*by_user.values())), names
+            known = {**self._known.labels, **await self._of_asker(names, connection, uid)}
+            key = frozenset(known.items() - self._known.labels.items())
+            made = self._made.pop(key, None)
             if made is None or made.book is not book or made.known != known:
                 # Thousands of rules and services take a while.
                 made_rules = await asyncio.to_thread(xray_rules, book, known, self._default_rate)
@@ -124,14 +147,27 @@ class RemoteSampling:
                 since = now if made is None or rules != made.answer.rules else made.answer.modified
                 made = _Made(book, known, XRayRules(rules, since))
                 self.reservoirs.tidy(now)
-            self._made[asker] = made
+            self._made[key] = made
             if len(self._made) > _MADE:
                 del self._made[next(iter(self._made))]
             return made.answer
 
-    def _strategy(self, labels: Labels) -> Strategy:
+    async def _of_asker(
+        self, names: frozenset[str], connection: Connection | None, uid: int | None
+    ) -> dict[str, Labels]:
+        """What is known of the services of the asker's user, or of the asker itself."""
+        own = None if uid is None else self._known_of.get(uid)
+        differing = (own or self._known).differing
+        found = own.labels if own is not None else {}
+        if connection is not None and differing:
+            asker = await self._node.asker(differing, connection, uid if own is not None else None)
+            if asker is not None:
+                found = {**found, asker.labels.service: reduced(asker.labels, names)}
+        return found
+
+    def _strategy(self, labels: Labels, uid: int | None) -> Strategy:
         """Made anew where the rules or the rates are others."""
-        rates = {kind: self._node.rate(labels, kind) for kind in EntryKind}
+        rates = {kind: self._node.rate(labels, kind, uid) for kind in EntryKind}
         made_of = (labels, *rates.values())
         if self._strategies_of is not self._control.book:
             self._strategies_of = self._control.book
@@ -155,3 +191,9 @@ class RemoteSampling:
         if self._named is None or self._named[0] is not book:
             self._named = book, selected_by(book.rules)
         return self._named[1]
+
+
+def _known(labels: set[Labels]) -> _Known:
+    counts = Counter(each.service for each in labels)
+    agreed_on = agreed_by_service(labels)
+    return _Known(agreed_on, [service for service in agreed_on if counts[service] > 1])

@@ -74,13 +74,16 @@ static __always_inline struct head *this_head(void)
 #endif
 }
 
-static __always_inline struct connection *find_connection(connection_key key)
+/* What is known of a connection, unless other bytes may have passed since, while the programs were detached. */
+static __always_inline struct connection *find_connection(const struct spandial_target *target, connection_key key)
 {
 #ifdef SPANDIAL_SOCKETS
-	return connections.sk_storage_get(key, 0, 0);
+	struct connection *connection = connections.sk_storage_get(key, 0, 0);
 #else
-	return connections.lookup(&key);
+	struct connection *connection = connections.lookup(&key);
 #endif
+
+	return connection && connection->attachment == target->attachment ? connection : 0;
 }
 
 static __always_inline struct connection *make_connection(connection_key key)

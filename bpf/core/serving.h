@@ -23,7 +23,8 @@ static __always_inline void begin_serving(const struct spandial_target *target, 
 	end_serving(); /* whether its socket blocks, the library's call does not tell */
 #elif defined(SPANDIAL_SOCKETS)
 	u64 thread = bpf_get_current_pid_tgid();
-	struct serving now = {.connection = connection, .epoch = target->epoch, .kept = kept};
+	struct serving now = {
+	    .connection = connection, .epoch = target->epoch, .attachment = target->attachment, .kept = kept};
 
 	now.randomness = context->randomness;
 	now.trace_id[0] = context->trace_id[0];
@@ -42,7 +43,7 @@ static __always_inline int served_request(const struct spandial_target *target, 
 	u64 thread = bpf_get_current_pid_tgid();
 	struct serving *known = serving.lookup(&thread);
 
-	if (!known || known->epoch != target->epoch)
+	if (!known || known->epoch != target->epoch || known->attachment != target->attachment)
 		return 0;
 	*served = *known;
 	return 1;

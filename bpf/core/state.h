@@ -119,6 +119,7 @@ struct connection {
 	__u32 answered;	      /* some of that has been there */
 	__u32 unnamed_known;  /* the unnamed statement was handed over (PostgreSQL) */
 	__u32 body;	      /* bytes of the request behind its first message (HTTP/1) */
+	__u32 attachment;     /* of the programs, when it began to be followed: struct spandial_target */
 	struct requests requests;
 	struct requests responses; /* HTTP/2's, where answers are wanted */
 	struct kept kept;
@@ -160,8 +161,10 @@ struct serving {
 	__u64 connection; /* 0: it was dropped */
 	__u64 trace_id[2];
 	__u64 randomness;
-	__u32 epoch; /* of the target: thread ids are used again */
+	__u32 epoch;	  /* of the target: thread ids are used again */
+	__u32 attachment; /* of the programs: struct spandial_target */
 	__u32 kept;
+	__u32 padding;
 };
 
 /* A walk through one system call's bytes. */

@@ -100,11 +100,11 @@ static __always_inline int ends_request_line(struct head *head, __u32 end)
  * as a callback takes. Returns 1 at the end. */
 static __always_inline int scan_http1(struct head *head)
 {
-	__u32 length = RECALL(head->length);
 	int step;
 
 	for (step = 0; step < SCAN_BURST; step++) {
-		__u32 at = RECALL(head->at), end;
+		/* The length, too: were it kept, the verifier would follow what each step has learned of it. */
+		__u32 at = RECALL(head->at), length = RECALL(head->length), end;
 		__u64 ends;
 
 		if (at >= length)

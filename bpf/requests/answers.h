@@ -15,7 +15,7 @@
 static __always_inline struct connection *want_answers(struct spandial_target *target, connection_key key, u32 tgid,
 						       int received)
 {
-	struct connection *connection = find_connection(key);
+	struct connection *connection = find_connection(target, key);
 
 	if (!connection || connection->protocol != SPANDIAL_HTTP1 || connection->server != received)
 		connection = begin_connection(target, key, tgid, SPANDIAL_HTTP1, received, 0);
@@ -27,9 +27,9 @@ static __always_inline struct connection *want_answers(struct spandial_target *t
 }
 
 /* A request was dropped: what follows is not the answer to the one before, if that has been answered. */
-static __always_inline void end_answers(connection_key key)
+static __always_inline void end_answers(const struct spandial_target *target, connection_key key)
 {
-	struct connection *connection = find_connection(key);
+	struct connection *connection = find_connection(target, key);
 
 	if (connection && connection->answered)
 		connection->pending = 0;
@@ -75,15 +75,15 @@ static __always_inline void hand_over_answer(struct connection *connection, cons
 }
 
 /* The other side has ended the connection. */
-static __always_inline void on_end(connection_key key, u32 tgid, u32 row)
+static __always_inline void on_end(const struct spandial_target *target, connection_key key, u32 tgid)
 {
-	struct connection *connection = find_connection(key);
+	struct connection *connection = find_connection(target, key);
 	struct walk *walk = this_walk();
 
 	if (!walk || !connection || !connection->pending)
 		return;
 	connection->pending = 0;
-	describe_answer(connection, walk, tgid, row);
+	describe_answer(connection, walk, tgid, target->row);
 	emit_record(walk, SPANDIAL_EVENT_CLOSED);
 	if (connection->protocol == SPANDIAL_HTTP1 && connection->server)
 		end_serving();

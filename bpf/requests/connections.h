@@ -52,6 +52,7 @@ static __always_inline struct connection *begin_connection(struct spandial_targe
 	__builtin_memset(&connection->kept, 0, sizeof(connection->kept));
 	__builtin_memset(&connection->ended, 0, sizeof(connection->ended));
 	connection->id = (u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	connection->attachment = target->attachment;
 	connection->protocol = protocol;
 	connection->server = received;
 	if (protocol == SPANDIAL_HTTP2 && fresh) {

@@ -148,7 +148,7 @@ static __always_inline int on_message(struct message *message, u32 tgid, struct 
 	u64 first;
 	int answers;
 
-	connection = target->follows ? find_connection(key) : 0;
+	connection = target->follows ? find_connection(target, key) : 0;
 	if (!connection || connection->protocol <= SPANDIAL_HTTP1) {
 		/* message->received and connection->server are 0 or 1 */
 		if (connection && connection->pending && target->answers && message->received != connection->server) {

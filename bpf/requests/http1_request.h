@@ -116,7 +116,7 @@ static __always_inline void on_http1_request(u32 tgid, struct spandial_target *t
 			COUNT(count->kept_traced[kind]);
 	}
 	if (!kept && target->answers) {
-		end_answers(key);
+		end_answers(target, key);
 		if (!sent)
 			begin_serving(target, key, &context, 0, 0);
 	}

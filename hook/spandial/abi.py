@@ -145,8 +145,8 @@ class RecordFlag:
     RESET = 64
 
 
-# struct spandial_target: row, epoch, answers, follows
-TARGET = struct.Struct("=IIII")
+# struct spandial_target: row, epoch, answers, follows, attachment
+TARGET = struct.Struct("=IIIII")
 # struct spandial_counts: seen, kept, seen_traced, kept_traced, reverse, reverse_kept, reverse_traced; by entry kind
 COUNTS = struct.Struct("=28Q")
 # struct spandial_addresses: family, local port, peer port, padding, local address, peer address

@@ -17,7 +17,7 @@ import httpx
 
 from tests.agent_process import AgentProcess, eventually, import_path
 
-__all__ = ["Server", "free_port", "gunicorn", "h2load", "labels", "nginx", "node", "running", "uvicorn"]
+__all__ = ["NginxShell", "Server", "free_port", "gunicorn", "h2load", "labels", "nginx", "node", "running", "uvicorn"]
 
 _HERE = Path(__file__).parent
 _DEMO = _HERE.parent.parent / "deploy" / "demo"
@@ -35,6 +35,7 @@ class Server:
 
     Args:
         within: a command that runs the server's in namespaces, and waits for it: then the server is its child.
+        begun: called with the process's id before it is waited for.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Server:
         url: str,
         socket_path: str = "",
         within: Sequence[str] = (),
+        begun: Callable[[int], object] = lambda pid: None,
     ) -> None:
         self.url = url
         self.socket_path = socket_path
@@ -56,6 +58,7 @@ class Server:
                 command, env={**os.environ, **environment}, stdout=file, stderr=file, cwd=_HERE, start_new_session=True
             )
         try:
+            begun(self.process.pid)
             eventually(self.answers, f"{command[0]} answers")
         except AssertionError as error:
             self.stop()
@@ -160,9 +163,44 @@ def gunicorn(agent: AgentProcess, folder: Path, *, service: str = "shop", worker
         yield server
 
 
+class NginxShell:
+    """Begins as a shell and goes on as nginx, which overwrites its environment with its title: the agents read the
+    shell's meanwhile, and the labels stay.
+
+    Attributes:
+        command: of a server.
+    """
+
+    def __init__(self, agents: Sequence[AgentProcess], folder: Path, config: Path) -> None:
+        self._agents, self._found = agents, folder / "found"
+        wait = f"until [ -e {self._found} ]; do sleep 0.1; done"
+        self.command = ["sh", "-c", f"{wait}; exec nginx -p {folder} -c {config}"]
+
+    def begun(self, pid: int) -> None:
+        eventually(lambda: self._all_know(pid), "the shell is found")
+        self._found.touch()
+
+    def find_worker(self, master: int) -> None:
+        """nginx answers as soon as it listens, and its worker may be no target yet."""
+
+        def found() -> bool:
+            children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+            return bool(children) and all(self._all_know(int(child)) for child in children)
+
+        eventually(found, "the worker is found")
+
+    def _all_know(self, pid: int) -> bool:
+        return all(agent.target(pid) is not None for agent in self._agents)
+
+
 @contextmanager
 def nginx(
-    folder: Path, *, service: str = "edge", unix: bool = False, location: str = "return 200 '{}';"
+    agents: Sequence[AgentProcess],
+    folder: Path,
+    *,
+    service: str = "edge",
+    unix: bool = False,
+    location: str = "return 200 '{}';",
 ) -> Iterator[Server]:
     """nginx with one worker, on IPv4 and IPv6 or a Unix socket.
 
@@ -177,12 +215,10 @@ def nginx(
         "events { worker_connections 1024; } http { access_log off; keepalive_requests 10000000; "
         f"server {{ {listen} location / {{ {location} }} }} }}"
     )
-    # nginx overwrites its environment with its title. The shell's is read meanwhile, and the labels stay.
-    command = ["sh", "-c", f"sleep 1; exec nginx -p {folder} -c {config}"]
-    url = f"http://127.0.0.1:{port}"
-    with running(
-        lambda: Server(command, labels(service, "1", "stable"), folder / "nginx.log", url, path if unix else "")
-    ) as server:
+    shell, url = NginxShell(agents, folder, config), f"http://127.0.0.1:{port}"
+    named, log = labels(service, "1", "stable"), folder / "nginx.log"
+    with running(lambda: Server(shell.command, named, log, url, path if unix else "", begun=shell.begun)) as server:
+        shell.find_worker(server.pid)
         yield server
 
 

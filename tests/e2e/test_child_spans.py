@@ -33,7 +33,7 @@ def test_statements_and_calls_are_children_of_the_request(
         OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint("http"),
         OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
     )
-    with nginx(tmp_path) as neighbour:
+    with nginx([agent], tmp_path) as neighbour:
         command = [sys.executable, "-m", "tests.e2e.programs.shop_server"]
         port = str(redis_server.address()["port"])
         with Program([*command, port, neighbour.url], {"OTEL_SERVICE_NAME": SHOP}) as shop:

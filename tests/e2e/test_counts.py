@@ -60,12 +60,12 @@ def test_nginx_over_ipv6(both_agents: list[AgentProcess], tmp_path: Path) -> Non
     def url(server: Server) -> str:
         return server.url.replace("127.0.0.1", "[::1]")
 
-    check_unhooked(both_agents, lambda: nginx(tmp_path), "edge", 100_000, url)
+    check_unhooked(both_agents, lambda: nginx(both_agents, tmp_path), "edge", 100_000, url)
 
 
 @pytest.mark.needs("nginx")
 def test_nginx_over_a_unix_socket(both_agents: list[AgentProcess], tmp_path: Path) -> None:
-    check_unhooked(both_agents, lambda: nginx(tmp_path, unix=True), "edge", 100_000)
+    check_unhooked(both_agents, lambda: nginx(both_agents, tmp_path, unix=True), "edge", 100_000)
 
 
 @pytest.mark.needs("node")

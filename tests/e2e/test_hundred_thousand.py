@@ -85,7 +85,7 @@ def test_http(both_agents: list[AgentProcess], tmp_path: Path) -> None:
     def measure(concurrency: int) -> None:
         sends = named("sender", concurrency)
         with (
-            nginx(own_folder(tmp_path, concurrency), service=f"receiver-{concurrency}") as server,
+            nginx(both_agents, own_folder(tmp_path, concurrency), service=f"receiver-{concurrency}") as server,
             h2load(server, MANY, PARENT, connections=concurrency, http1=True, environment=sends) as tool,
         ):
             check_requests(count(both_agents, "http", concurrency, tool, servers=2))  # nginx has a worker

@@ -63,7 +63,7 @@ def test_a_proxy_that_strips_traceparent_is_told(
         port = server.url.rpartition(":")[2]
         strips = f"rewrite ^{prefix}(/.*)$ $1 break; proxy_pass http://127.0.0.1:{port}; "
         with (
-            nginx(tmp_path, location=strips + 'proxy_set_header traceparent "";') as proxy,
+            nginx([agent], tmp_path, location=strips + 'proxy_set_header traceparent "";') as proxy,
             uvicorn(agent, tmp_path) as client,
         ):
             with asking(client, f"{proxy.url}{prefix}/pay?card=1"):
@@ -82,7 +82,7 @@ def test_a_proxy_that_passes_traceparent_on_is_not(make_agent: Callable[..., Age
     agent = make_agent(SPANDIAL_PROPAGATION_SECONDS="1")
     with node(tmp_path) as server:
         passes = f"proxy_pass {server.url};"
-        with nginx(tmp_path, location=passes) as proxy, uvicorn(agent, tmp_path) as client:
+        with nginx([agent], tmp_path, location=passes) as proxy, uvicorn(agent, tmp_path) as client:
             plain = httpx.Client()  # others' requests come without a trace context, at the same path
             with asking(client, f"{proxy.url}/pay"):
                 for _ in range(300):

@@ -71,3 +71,27 @@ def test_off_and_on_again(make_agent: Callable[..., AgentProcess], tmp_path: Pat
 
         shown, _ = run(agent.settings, "log")
         assert re.search(r" off +node .*a test", shown)
+
+
+def test_capture_that_costs_more_than_it_may_is_off_and_rates_hold(
+    make_agent: Callable[..., AgentProcess], tmp_path: Path
+) -> None:
+    agent = make_agent(SPANDIAL_CAPTURE_CPU_LIMIT="1e-7")
+    with uvicorn(agent, tmp_path, env="gray") as server:
+        agent.set(0)
+        agent.set(100, env="gray", mode="boost")
+
+        def is_off() -> bool:
+            hook_keeps(server, tmp_path)  # which makes the programs run
+            return bool(agent.get("/healthz")["capture"] == "off")
+
+        eventually(is_off, "capture is off")
+        [reason] = agent.get("/healthz")["missing"]
+        assert "SPANDIAL_CAPTURE_CPU_LIMIT (1e-07)" in reason
+        assert links(agent.pid) == 0
+        assert hook_keeps(server, tmp_path)
+
+        run(agent.settings, "on")  # who wants it on has it on, until it costs too much again
+        agent.hooked("shop")
+        assert links(agent.pid) >= 1
+        assert agent.get("/healthz")["missing"] == []

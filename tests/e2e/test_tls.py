@@ -29,12 +29,12 @@ pytest_plugins = ["tests.e2e.programs.fixtures"]
 pytestmark = [pytest.mark.kernel, pytest.mark.e2e, pytest.mark.needs("h2load", "openssl")]
 
 SERVERS = [
-    pytest.param(tls_uvicorn, SHOP, marks=pytest.mark.needs("openssl")),
-    pytest.param(tls_nginx, EDGE, marks=pytest.mark.needs("nginx")),
-    pytest.param(tls_node, FRONT, marks=pytest.mark.needs("node")),
+    pytest.param(lambda agent, folder: tls_uvicorn(folder), SHOP, marks=pytest.mark.needs("openssl")),
+    pytest.param(lambda agent, folder: tls_nginx([agent], folder), EDGE, marks=pytest.mark.needs("nginx")),
+    pytest.param(lambda agent, folder: tls_node(folder), FRONT, marks=pytest.mark.needs("node")),
 ]
 TILL = f"till-{os.getpid()}"
-Start = Callable[[Path], AbstractContextManager[Server]]
+Start = Callable[[AgentProcess, Path], AbstractContextManager[Server]]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_every_request_is_seen_once(
     make_agent: Callable[..., AgentProcess], tmp_path: Path, start: Start, service: str, path: str
 ) -> None:
     agent = make_agent(SPANDIAL_CAPTURE=path)
-    with start(tmp_path) as server:
+    with start(agent, tmp_path) as server:
         followed(agent, service)
         h2load(server, 20_000, PARENT)
         found = counts(agent, service)
@@ -75,7 +75,7 @@ def test_every_request_is_seen_once(
 
 
 def test_http2_by_tls(agent: AgentProcess, tmp_path: Path) -> None:
-    with tls_nginx(tmp_path, http2=True) as server:
+    with tls_nginx([agent], tmp_path, http2=True) as server:
         followed(agent, EDGE)
         command = ["h2load", "-n", "20000", "-c", "8", "-m", "10", "-H", PARENT, server.url + "/pay"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
@@ -126,7 +126,7 @@ def test_every_kept_request_is_a_span(
     def spans() -> list[Any]:
         return [span for span in receiver.spans() if span.resource.get("service.name") == service]
 
-    with start(tmp_path) as server:
+    with start(agent, tmp_path) as server:
         followed(agent, service)
         h2load(server, 300, PARENT)
         eventually(lambda: len(spans()) >= 300, "300 spans")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.agent_process import AgentProcess
 from tests.certificates import self_signed
-from tests.e2e.services import Server, free_port, labels, running
+from tests.e2e.services import NginxShell, Server, free_port, labels, running
 
 __all__ = ["EDGE", "FRONT", "SHOP", "tls_nginx", "tls_node", "tls_uvicorn"]
 
@@ -30,7 +31,7 @@ def tls_uvicorn(folder: Path, **environment: str) -> Iterator[Server]:
 
 
 @contextmanager
-def tls_nginx(folder: Path, http2: bool = False) -> Iterator[Server]:
+def tls_nginx(agents: Sequence[AgentProcess], folder: Path, http2: bool = False) -> Iterator[Server]:
     port, made = free_port(), self_signed(folder)
     config = folder / "nginx.conf"
     config.write_text(
@@ -40,10 +41,10 @@ def tls_nginx(folder: Path, http2: bool = False) -> Iterator[Server]:
         f"ssl_certificate {made.certificate}; ssl_certificate_key {made.key}; "
         "location / { return 200 '{}'; } } }"
     )
-    # As services.nginx has it: the labels are read while the shell's environment shows them.
-    command = ["sh", "-c", f"sleep 1; exec nginx -p {folder} -c {config}"]
-    url = f"https://127.0.0.1:{port}"
-    with running(lambda: Server(command, labels(EDGE, "1", "stable"), folder / "nginx.log", url)) as server:
+    shell, url = NginxShell(agents, folder, config), f"https://127.0.0.1:{port}"
+    named, log = labels(EDGE, "1", "stable"), folder / "nginx.log"
+    with running(lambda: Server(shell.command, named, log, url, begun=shell.begun)) as server:
+        shell.find_worker(server.pid)
         yield server
 
 

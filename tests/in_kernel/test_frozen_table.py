@@ -11,8 +11,9 @@ import pytest
 
 from spandial import abi
 from spandial_agent.kernel.cache import CompileCache
-from spandial_agent.kernel.libbpf import Map
-from spandial_agent.table.frozen import FrozenTable
+from spandial_agent.kernel.libbpf import Map, program_info
+from spandial_agent.kernel.loader import Module
+from spandial_agent.table.frozen import RATES, FrozenTable
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
 from tests.agent_process import COMPILED
@@ -36,6 +37,14 @@ def test_an_unprivileged_process_can_read_it_and_change_nothing(backend: FrozenT
     expected = (abi.MAGIC | abi.ABI).to_bytes(8, "little").hex()
     assert report.first == (expected, expected)
     assert None not in report.failures.values(), report.failures
+
+
+def test_the_verifier_is_done_with_its_programs_at_once() -> None:
+    """An agent that starts waits for it: each way through them is looked at once, and not each combination of words."""
+    module = Module(RATES, cache=CompileCache(COMPILED))
+    programs = [module.load("write_row"), module.load("write_rows")]
+    assert 0 < max(program_info(program).verified_instructions for program in programs) < 10_000
+    module.close()
 
 
 def test_what_hooks_are_handed_is_no_map_that_a_program_of_theirs_could_write(backend: FrozenTable) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from pathlib import Path
 
-from spandial_agent.serving.listeners import bind_tcp, bind_unix, serve
+from spandial_agent.serving.binding import bind_tcp, bind_unix
+from spandial_agent.serving.listeners import serve
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store

@@ -12,6 +12,7 @@ from spandial import abi
 from spandial.abi import EntryKind, Mode, Parent, encode_word
 from spandial.labels import Labels
 from spandial_agent.node import LocalNode
+from spandial_agent.processes.proc import Process
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.limit import Limit
 from spandial_agent.targets.targets import Targets
@@ -252,10 +253,10 @@ async def test_the_kernel_emits_while_somebody_watches(node: LocalNode, targets:
 
 def test_it_says_which_labels_there_are_and_what_rate_they_have(node: LocalNode, targets: Targets) -> None:
     blue = CHECKOUT._replace(env="blue")
-    assert node.labels() == set()
+    assert node.labels() == {}
     for pid, labels in ((1, CHECKOUT), (2, CHECKOUT), (3, blue)):
         discovered(targets, pid, labels)
-    assert node.labels() == {CHECKOUT, blue}
+    assert node.labels() == {0: {CHECKOUT, blue}}
     node.apply(RuleBook().change([Rule(Selector(env="gray"), 30.0), Rule(Selector(protocol="db"), 7.0)]))
     assert node.rate(CHECKOUT, EntryKind.HTTP) == 30.0
     assert node.rate(blue, EntryKind.DB) == 7.0
@@ -263,4 +264,14 @@ def test_it_says_which_labels_there_are_and_what_rate_they_have(node: LocalNode,
     targets.set_limits({1: Limit(0.5), 2: Limit(0.5)})
     assert node.rate(CHECKOUT, EntryKind.HTTP) == 15.0
     targets.remove(3)
-    assert node.labels() == {CHECKOUT}
+    assert node.labels() == {0: {CHECKOUT}}
+
+
+def test_it_says_what_rate_the_processes_of_a_user_have(node: LocalNode, targets: Targets) -> None:
+    for pid, uid in ((1, 1000), (2, 64321), (3, 64321)):
+        targets.discover(Process(pid, 1, "python", CHECKOUT, uid=uid))
+    node.apply(RuleBook().change([Rule(Selector(), 30.0)]))
+    targets.set_limits({2: Limit(0.1), 3: Limit(0.1)})
+    assert node.labels("checkout") == {1000: {CHECKOUT}, 64321: {CHECKOUT}}
+    assert [node.rate(CHECKOUT, EntryKind.HTTP, uid) for uid in (1000, 64321, 4321)] == [30.0, 3.0, None]
+    assert node.rate(CHECKOUT, EntryKind.HTTP) == 3.0, "of the user who has most"

@@ -11,7 +11,7 @@ from spandial.abi import EntryKind, Mode
 from spandial.labels import Labels
 from spandial_api.breaker import Circuit
 from spandial_api.budgets import Limits
-from spandial_api.node import Connection
+from spandial_api.node import Asker, Connection
 from spandial_api.node_states import (
     BudgetUse,
     EntryEvent,
@@ -34,7 +34,9 @@ class FakeNode:
     """Implements the control plane's Node.
 
     Attributes:
-        processes: the labels of its targets.
+        processes: the labels of its targets, all of one user.
+        of_others: the labels of other users' targets, who have more of them.
+        rates_of: the percentage that all targets of another user have, where that is not what the rules say.
         applied: every book it was told to obey.
         on_apply: called with each of them, while it is applied.
         entries: what a watcher reads.
@@ -54,6 +56,8 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.processes: list[Labels] = []
+        self.of_others: dict[int, list[Labels]] = {}
+        self.rates_of: dict[int, float] = {}
         self.applied: list[RuleBook] = []
         self.on_apply: Callable[[RuleBook], None] = lambda book: None
         self.entries: list[EntryEvent] = []
@@ -80,15 +84,22 @@ class FakeNode:
     def targets(self) -> list[TargetState]:
         return [self._target(number, labels) for number, labels in enumerate(self.processes)]
 
-    def labels(self, service: str | None = None) -> set[Labels]:
-        return {labels for labels in self.processes if service in (None, labels.service)}
+    def labels(self, service: str | None = None) -> dict[int, set[Labels]]:
+        everybody = {1000: self.processes, **self.of_others}
+        return {uid: {each for each in all_ if service in (None, each.service)} for uid, all_ in everybody.items()}
 
-    async def asker(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        asker = self.askers.get(Connection(*connection[:3]))
-        return asker if asker is not None and asker.service in services else None
+    async def asker(self, services: Sequence[str], connection: Connection, uid: int | None = None) -> Asker | None:
+        labels = self.askers.get(Connection(*connection[:3]))
+        if labels is None or labels.service not in services:
+            return None
+        users = [user for user, own in {**self.of_others, 1000: self.processes}.items() if labels in own]
+        return next((Asker(labels, user) for user in users if uid in (None, user)), None)
 
-    def rate(self, labels: Labels, kind: EntryKind) -> float | None:
-        return self.rates.get(kind) if labels in self.processes else None
+    def rate(self, labels: Labels, kind: EntryKind, uid: int | None = None) -> float | None:
+        for user, rate in self.rates_of.items():
+            if uid in (None, user) and labels in self.of_others[user]:
+                return rate
+        return self.rates.get(kind) if uid in (None, 1000) and labels in self.processes else None
 
     async def explain(self, pid: int) -> TargetExplanation:
         nobody = TargetExplanation(pid=pid, name="", target=False, why="no such process", rules=[])

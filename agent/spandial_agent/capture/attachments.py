@@ -12,6 +12,7 @@ from spandial_agent.capture.mapped_file import Identity
 from spandial_agent.capture.mappings import Library
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.errors import KernelUnavailable
+from spandial_agent.kernel.libbpf import ProgramInfo
 from spandial_agent.processes.shares import Shares
 
 __all__ = ["Attachments"]
@@ -40,7 +41,7 @@ class _Attached:
 
 
 class Attachments:
-    """All methods run in one thread.
+    """All methods but `programs` run in one thread.
 
     Args:
         load: makes the programs; called when the first library is found, and raises KernelUnavailable where the kernel
@@ -62,6 +63,11 @@ class Attachments:
     def failure(self, library: Library) -> str:
         """Why it is not followed; empty if it is."""
         return self._libraries[library.identity].failure
+
+    def programs(self) -> list[ProgramInfo]:
+        """What the kernel knows of the programs in use. From any thread."""
+        capture = self._capture
+        return list(capture.programs.values()) if capture is not None else []
 
     def prepare(self) -> None:
         """Make the programs, if they are not there."""

@@ -15,6 +15,7 @@ from spandial_agent.capture.counts import Counts
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.capture.operation_map import OperationRule, applies, entries, find
 from spandial_agent.capture.tally import TALLY_SIZE
+from spandial_agent.capture.target_map import TargetMap
 from spandial_agent.errors import KernelUnavailable, OperationsFull
 from spandial_agent.kernel.btf import member_offsets
 from spandial_agent.kernel.cache import CompileCache
@@ -106,14 +107,22 @@ class Capture:
         rates: descriptor of the frozen table that they obey.
         force: a path to use without trying the others; None tries the socket tracepoints first.
         cache: where compiled sources are kept.
+        on_loading: called when the kernel begins to verify the programs.
 
     Raises KernelUnavailable.
     """
 
-    def __init__(self, rates: int, force: CapturePath | None = None, *, cache: CompileCache | None = None) -> None:
-        self._tables, self._cache = {"rates": rates}, cache
+    def __init__(
+        self,
+        rates: int,
+        force: CapturePath | None = None,
+        *,
+        cache: CompileCache | None = None,
+        on_loading: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tables, self._cache, self._on_loading = {"rates": rates}, cache, on_loading
         self.path, self._module, self._programs = self._attach(force)
-        self._targets = Map(self._module.map_fd("targets"), abi.TARGET.size)
+        self._targets = TargetMap(self._module.map_fd("targets"))
         self._counts = Map(self._module.map_fd("counts"), abi.COUNTS.size, per_cpu=True)
         self._losses = Map(self._module.map_fd("losses"), 8, per_cpu=True)
         self._operations = Map(self._module.map_fd("operations"), 4)
@@ -125,6 +134,7 @@ class Capture:
 
     def attach(self) -> None:
         """Have the programs run, after `detach`. Raises KernelUnavailable."""
+        self._targets.begin_attachment()
         for program in self._programs:
             self._module.attach(program, "sys_exit" if self.path == "sys_exit" else None)
 
@@ -135,6 +145,7 @@ class Capture:
     def _attach(self, force: CapturePath | None) -> tuple[CapturePath, Module, list[int]]:
         if force != "sys_exit":
             module = Module(_build("socket"), self._tables, cache=self._cache)
+            self._on_loading()
             try:
                 # Each keeps the kernel's verifier busy for most of a second, on a processor of its own if there is one.
                 with ThreadPoolExecutor(len(_TYPED)) as loading:
@@ -165,18 +176,16 @@ class Capture:
         """
         if row.number != abi.DEFAULT_ROW:
             self._counts[row.number] = bytes(abi.COUNTS.size)
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, False)
+        self._targets.put(tgid, row, answers)
 
     def move_target(self, tgid: int, row: Row) -> None:
         """A watched process has got a row of its own, which begins at zero. Raises KeyError."""
-        *_, answers, follows = abi.TARGET.unpack(self._targets[tgid][0])
         self._counts[row.number] = bytes(abi.COUNTS.size)
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows)
+        self._targets.change(tgid, row)
 
     def want_answers(self, tgid: int, row: Row, answers: bool) -> None:
         """Whether to hand over the answers to a watched process's kept entries."""
-        follows = abi.TARGET.unpack(self._targets[tgid][0])[-1]
-        self._targets[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows)
+        self._targets.change(tgid, row, answers)
 
     def remove_target(self, tgid: int) -> None:
         self._targets.pop(tgid)

@@ -16,6 +16,7 @@ from spandial_agent.capture.mapped_file import Identity
 from spandial_agent.capture.mappings import Seen, look_at
 from spandial_agent.capture.openssl import TlsCapture
 from spandial_agent.capture.time_shares import TimeShares
+from spandial_agent.kernel.libbpf import ProgramInfo
 from spandial_agent.processes.held import HeldProcess
 from spandial_agent.supervised import Supervised
 
@@ -101,11 +102,15 @@ class TlsFollower:
         process = self._processes.get(pid)
         return process.words if process is not None else ""
 
+    def programs(self) -> list[ProgramInfo]:
+        """What the kernel knows of the programs in use."""
+        return self._attachments.programs()
+
     def pause(self) -> None:
         """Detach from everything, and look at nothing until `resume`."""
         self._paused = True
         for process in list(self._processes.values()):
-            process.words = "not looked at: the agent is switched off"
+            process.words = "not looked at: capture is off"
             process.libraries = frozenset()
         self._news.put(_Process(0, 0, 0.0, gone=True))  # wakes the thread
 

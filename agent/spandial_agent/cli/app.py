@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
 from datetime import datetime
@@ -12,13 +13,12 @@ from typing import Annotated, Any
 import typer
 
 from spandial_agent.cli.budgets import budgets
-from spandial_agent.cli.client import AgentUnreachable, Client
 from spandial_agent.cli.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.cli.rules import rules
 from spandial_agent.cli.switch import switch
 from spandial_agent.cli.tables import explanation_table, lost_context, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
-from spandial_agent.errors import SpandialError
+from spandial_agent.errors import AgentUnreachable, SpandialError
 from spandial_agent.text import printable
 from spandial_api.host_names import parse_host_names
 
@@ -40,6 +40,7 @@ app.add_typer(tokens, name="token")
 @app.command(epilog="Example: sudo spandial agent")
 def agent() -> None:
     """Run the node's agent until it is told to stop. Settings: SPANDIAL_* variables, see 'spandial doctor'."""
+    gc.disable()  # as in `main`; the agent enables it when all its parts are there
     from spandial_agent.agent import run_agent
     from spandial_agent.log import configure_log
 
@@ -160,7 +161,7 @@ def doctor(as_json: AsJson = False) -> None:
         settings = read_settings()
         context_lost: list[dict[str, Any]] = []
         try:
-            agent_client = Client(settings.run_dir)
+            agent_client = client()
             health = agent_client.request("GET", "/healthz")
             context_lost = agent_client.request("GET", "/stats")["context_lost"]
         except AgentUnreachable as error:

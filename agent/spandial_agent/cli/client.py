@@ -9,13 +9,11 @@ from typing import Any
 
 import httpx
 
-from spandial_agent.errors import SpandialError
+from spandial_agent.errors import AgentUnreachable, SpandialError
 
-__all__ = ["AgentUnreachable", "Client"]
+__all__ = ["Client"]
 
-
-class AgentUnreachable(SpandialError):
-    """Nobody answers on the socket."""
+_PATIENCE_S = 60.0  # a node that traces are looked at on may be a busy one
 
 
 class Client:
@@ -24,7 +22,7 @@ class Client:
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "api.sock"
         transport = httpx.HTTPTransport(uds=str(self._path))
-        self._http = httpx.Client(transport=transport, base_url="http://spandial", timeout=10)
+        self._http = httpx.Client(transport=transport, base_url="http://spandial", timeout=_PATIENCE_S)
 
     def request(self, method: str, path: str, body: Any = None, **params: str | None) -> Any:
         """The answer's JSON; the body is sent as JSON. Raises AgentUnreachable, and SpandialError with what the agent
@@ -52,6 +50,11 @@ class Client:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx.TransportError) -> AgentUnreachable:
+        if isinstance(error, httpx.TimeoutException):
+            return AgentUnreachable(
+                f"the agent on {self._path} has not answered within {_PATIENCE_S:g} s: see its log, and whether the "
+                "process is stopped or the node has no processor time for it"
+            )
         return AgentUnreachable(
             f"no agent answers on {self._path} ({error}): start one with 'spandial agent', "
             "or set SPANDIAL_RUN_DIR to where it runs"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from spandial_agent.cli.client import AgentUnreachable, Client
-from spandial_agent.errors import SpandialError
+from spandial_agent.errors import AgentUnreachable, SpandialError
 from spandial_agent.settings import Settings
 from spandial_agent.text import printable
+
+if TYPE_CHECKING:
+    from spandial_agent.cli.client import Client
 
 __all__ = ["AsJson", "client", "err", "out", "print_json", "read_settings", "reported"]
 
@@ -39,6 +41,8 @@ def read_settings() -> Settings:
 
 def client() -> Client:
     """The agent of this run directory."""
+    from spandial_agent.cli.client import Client  # with httpx, which the agent itself does without
+
     return Client(read_settings().run_dir)
 
 

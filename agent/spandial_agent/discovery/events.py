@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyroute2
+
 from spandial_agent.supervised import Supervised
 
 __all__ = ["ProcessEvents", "new_processes"]
@@ -42,9 +44,7 @@ class ProcessEvents:
     def _read(self) -> None:
         # pyroute2 runs an event loop of its own in the thread that makes the socket.
         try:
-            from pyroute2 import ProcEventSocket
-
-            events = ProcEventSocket()
+            events = pyroute2.ProcEventSocket()
             events.bind()
             events.control(listen=True)
             self.reason = ""

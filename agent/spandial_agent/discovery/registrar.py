@@ -6,10 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
-import resource
 import select
 import socket
-import struct
 import time
 from collections import Counter, deque
 from collections.abc import Collection
@@ -19,11 +17,11 @@ from typing import Any
 import structlog
 
 from spandial import abi
-from spandial.labels import ATTRIBUTES_MAX, LABEL_MAX, Labels, other_labels
+from spandial_agent.discovery.connection_room import ConnectionRoom
+from spandial_agent.discovery.hello import BadHello, parse_hello
+from spandial_agent.discovery.hook_connection import Connection
 from spandial_agent.processes.counter_page import CounterPage, HookVersion
-from spandial_agent.processes.pidfd import has_ended, peer_pidfd
 from spandial_agent.processes.proc import Process, read_process
-from spandial_agent.processes.shares import Shares
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
@@ -34,45 +32,13 @@ __all__ = ["Registrar"]
 _log = structlog.get_logger("spandial.registrar")
 
 _MESSAGE_MAX = 1 << 17  # the longest labels, escaped or not
-_PER_PROCESS = 8
-_VERSION_MAX = 64
 _WAITING_MAX = 1024  # connections that have not registered yet
 _AT_ONCE = 16  # connections that are accepted in one turn of the event loop
 _SAID_MAX = 128  # of those who have said something; the next wait to be accepted
 _SLICE_S = 0.005  # of registrations in one turn; afterwards the loop has as long for everything else
-_UCRED = struct.Struct("iII")
 _ACCEPT_RETRY_S = 0.5
 _PUBLISH_WAIT_S = 0.05
 _PUBLISH_POLL_S = 0.001
-
-
-class _BadHello(ValueError):
-    """A registration that is not one; says what was wrong."""
-
-
-class _Connection:
-    """
-    Attributes:
-        pid, uid: whose it is, as of its connect(2).
-        pidfd: the same process, until it has registered.
-    """
-
-    def __init__(self, peer: socket.socket) -> None:
-        """Raises OSError: it is nobody's any more, or there are no descriptors left."""
-        self.peer = peer
-        self.pid, self.uid, _ = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        self.pidfd: int | None = peer_pidfd(peer, self.pid) if self.pid > 0 else None
-        self.target: Target | None = None
-        self.page: CounterPage | None = None
-
-    def lives(self) -> bool:
-        """Whether the process that connected has not ended: what its pid shows then is its own."""
-        return self.pidfd is not None and not has_ended(self.pidfd)
-
-    def forget_pidfd(self) -> None:
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-            self.pidfd = None
 
 
 class Registrar:
@@ -89,12 +55,11 @@ class Registrar:
         self._table = table
         self._targets = targets
         self._lease_s = lease_s
-        self._connections: dict[int, _Connection] = {}
-        self._waiting: dict[int, _Connection] = {}  # those that have not registered yet, the longest first
-        self._said: dict[int, deque[_Connection]] = {}  # those of them that have said something, by uid
+        self._connections: dict[int, Connection] = {}
+        self._waiting: dict[int, Connection] = {}  # those that have not registered yet, the longest first
+        self._said: dict[int, deque[Connection]] = {}  # those of them that have said something, by uid
         self._slice: asyncio.TimerHandle | None = None
-        self._capacity = _capacity()
-        self._shares = Shares(self._capacity // 8, self._capacity // 64)
+        self._room = ConnectionRoom(targets)
         self._ends = select.epoll()
         self._requests = 0
         self._retry: asyncio.TimerHandle | None = None
@@ -138,7 +103,7 @@ class Registrar:
         number = self._requests
         request = json.dumps({"publish": number}).encode()
         meant = None if targets is None else {target.pid for target in targets}
-        asked: list[tuple[_Connection, CounterPage]] = []
+        asked: list[tuple[Connection, CounterPage]] = []
         for connection in self._connections.values():
             if connection.target is None or connection.page is None:
                 continue
@@ -184,7 +149,7 @@ class Registrar:
                 return
             peer.setblocking(False)
             try:
-                connection = _Connection(peer)
+                connection = Connection(peer)
             except OSError:  # its process has ended, or there are no descriptors left
                 peer.close()
                 continue
@@ -197,12 +162,12 @@ class Registrar:
         self._retry = None
         self._loop.add_reader(self._listener, self._accept)
 
-    def _longest_of_most(self) -> _Connection:
+    def _longest_of_most(self) -> Connection:
         """Of the user with the most connections that wait, the one that has waited longest."""
         most = Counter(connection.uid for connection in self._waiting.values()).most_common(1)[0][0]
         return next(connection for connection in self._waiting.values() if connection.uid == most)
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         """It has said something, or has gone: it is its user's turn when it comes."""
         self._loop.remove_reader(connection.peer)
         self._said.setdefault(connection.uid, deque()).append(connection)
@@ -225,7 +190,7 @@ class Registrar:
             self._accept_again()
         self._slice = self._loop.call_later(worked, self._take_slice) if self._said else None
 
-    def _try_to_listen_to(self, connection: _Connection) -> None:
+    def _try_to_listen_to(self, connection: Connection) -> None:
         try:
             self._listen_to(connection)
         except Exception as error:  # whatever one registration runs into, the next one is listened to
@@ -233,7 +198,7 @@ class Registrar:
             _log.warning("a registration failed", pid=connection.pid, uid=connection.uid, exc_info=error)
             self._drop(connection)
 
-    def _listen_to(self, connection: _Connection) -> None:
+    def _listen_to(self, connection: Connection) -> None:
         if self._waiting.get(connection.peer.fileno()) is not connection:  # dropped meanwhile
             return
         try:
@@ -245,14 +210,14 @@ class Registrar:
         else:
             self._drop(connection)
 
-    def _register(self, connection: _Connection, message: bytes) -> None:
+    def _register(self, connection: Connection, message: bytes) -> None:
         pid = connection.pid
         try:
-            labels, default, hook = _parse_hello(message)
+            labels, default, hook = parse_hello(message)
             process = self._process_of(connection)
-            self._check_share(process)
+            self._room.check(process)
             page = _make_page(hook)
-        except _BadHello as error:
+        except BadHello as error:
             self.refused += 1
             _log.warning("registration refused", pid=pid, uid=connection.uid, reason=str(error))
             self._answer(connection, {"error": str(error), "abi": abi.ABI}, [])
@@ -261,7 +226,7 @@ class Registrar:
         connection.forget_pidfd()
         target = self._targets.hook(process, labels, default, page)
         connection.target, connection.page, connection.uid = target, page, process.uid
-        self._shares.take(connection.uid)
+        self._room.take(connection.uid)
         del self._waiting[connection.peer.fileno()]
         # Registered hooks have nothing more to say: without EPOLLIN, what they send stays with them.
         self._ends.register(connection.peer, 0)
@@ -273,31 +238,18 @@ class Registrar:
         said = {"service": labels.service, "env": labels.env, "row": target.row.number, "hook": hook.spandial}
         _log.info("hooked", pid=pid, uid=connection.uid, **said)
 
-    def _process_of(self, connection: _Connection) -> Process:
-        """Who connected: the process that had the pid then, as the same user. Raises _BadHello."""
+    def _process_of(self, connection: Connection) -> Process:
+        """Who connected: the process that had the pid then, as the same user. Raises BadHello."""
         pid = connection.pid
         process = read_process(pid)
         if process is None:
-            raise _BadHello(f"process {pid} cannot be seen from the agent's pid namespace")
+            raise BadHello(f"process {pid} cannot be seen from the agent's pid namespace")
         if not connection.lives():  # asked last: it was alive while its pid was looked at
-            raise _BadHello(f"process {pid}, which connected, has ended")
+            raise BadHello(f"process {pid}, which connected, has ended")
         # Who executes a program of another user's keeps its pid and its connections. Root may become anybody.
         if connection.uid not in (process.uid, 0):
-            raise _BadHello(f"process {pid} connected as user {connection.uid}, and is user {process.uid} now")
+            raise BadHello(f"process {pid} connected as user {connection.uid}, and is user {process.uid} now")
         return process
-
-    def _check_share(self, process: Process) -> None:
-        """Raises _BadHello."""
-        known = self._targets.get(process.pid)
-        if known is not None and len(known.pages) >= _PER_PROCESS:
-            raise _BadHello(f"process {process.pid} has registered {_PER_PROCESS} times already")
-        if not self._shares.may_take(process.uid, self._capacity - self._shares.total):
-            raise _BadHello(
-                f"user {process.uid} has {self._shares.held(process.uid)} connections of {self._capacity}, and what is "
-                "left is for other users: end some of his processes"
-            )
-        if not self._targets.has_room_for(process):
-            raise _BadHello(f"user {process.uid} has more processes than his share: end some of them")
 
     def _drop_ended(self) -> None:
         for descriptor, _ in self._ends.poll(0):
@@ -316,14 +268,14 @@ class Registrar:
             if connection.target is target:
                 self._drop(connection)
 
-    def _answer(self, connection: _Connection, answer: dict[str, Any], descriptors: list[int]) -> bool:
+    def _answer(self, connection: Connection, answer: dict[str, Any], descriptors: list[int]) -> bool:
         try:
             socket.send_fds(connection.peer, [json.dumps(answer).encode()], descriptors)
         except OSError:
             return False
         return True
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: Connection) -> None:
         if self._connections.pop(connection.peer.fileno(), None) is None:
             return
         self._waiting.pop(connection.peer.fileno(), None)
@@ -333,48 +285,13 @@ class Registrar:
         else:
             with contextlib.suppress(OSError):  # it could not be registered
                 self._ends.unregister(connection.peer)
-            self._shares.give_back(connection.uid)
+            self._room.give_back(connection.uid)
             self._targets.unhook(connection.target, connection.page)
         connection.peer.close()
-
-
-def _capacity() -> int:
-    """How many connections there may be: each takes three descriptors."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return min(max((limit - 512) // 3, limit // 6), _PER_PROCESS * abi.ROWS)
 
 
 def _make_page(hook: HookVersion) -> CounterPage:
     try:
         return CounterPage(hook)
     except OSError as error:
-        raise _BadHello(f"the agent cannot make a counter page ({error.strerror})") from None
-
-
-def _parse_hello(message: bytes) -> tuple[Labels, int, HookVersion]:
-    """Labels, default word and version of a registration. It comes from any process: raises _BadHello on all that is
-    odd."""
-    try:
-        hello = json.loads(message)
-    except (ValueError, RecursionError):
-        raise _BadHello("a registration is a JSON object") from None
-    if not isinstance(hello, dict):
-        raise _BadHello("a registration is a JSON object")
-    said, hook = hello.get("abi"), hello.get("hook", "")
-    if not isinstance(said, int) or said not in abi.SPOKEN:
-        raise _BadHello(f"the agent speaks ABI version {' or '.join(map(str, abi.SPOKEN))}, the process {said!r:.40}")
-    if not isinstance(hook, str) or len(hook) > _VERSION_MAX or not hook.isprintable():
-        raise _BadHello(f"hook is a version of spandial, a printable text of up to {_VERSION_MAX} characters")
-    main = [hello.get(name, "") for name in ("service", "version", "env", "tenant")]
-    attributes = hello.get("attributes", {})
-    if not isinstance(attributes, dict) or len(attributes) > ATTRIBUTES_MAX:
-        raise _BadHello(f"attributes are an object of up to {ATTRIBUTES_MAX} texts")
-    for label in (*main, *attributes, *attributes.values()):
-        if not isinstance(label, str) or len(label) > LABEL_MAX or not label.isprintable():
-            raise _BadHello(f"labels are printable texts of up to {LABEL_MAX} characters")
-    default = hello.get("default")
-    if not isinstance(default, int) or not 0 <= default < 1 << 64 or not default & abi.Flag.VALID:
-        raise _BadHello("default is a valid rate word")
-    labels = Labels(*main)._replace(others=other_labels(attributes.items()))
-    rate_alone = ~(abi.Flag.OPERATIONS | abi.Flag.EMIT | abi.Flag.THIN | abi.MODE_MASK)
-    return labels, default & rate_alone, HookVersion(int(said), hook)
+        raise BadHello(f"the agent cannot make a counter page ({error.strerror})") from None

@@ -32,12 +32,15 @@ class CompileCache:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._held: dict[str, Compiled] = {}  # what was read to know that it is held, and will be asked for
 
     def compiled(self, build: Build) -> Compiled:
         """What the source becomes: as it is kept, or compiled now and kept. Raises KernelUnavailable.
 
         Two agents may do this at the same time: each uses what it read or compiled itself.
         """
+        if build.name in self._held:
+            return self._held.pop(build.name)
         try:
             key, tools = build.key(), toolchain()
         except OSError as error:
@@ -60,7 +63,7 @@ class CompileCache:
     def holds(self, build: Build) -> bool:
         """Whether nothing would be compiled now."""
         try:
-            self._read(build, build.key(), toolchain())
+            self._held[build.name] = self._read(build, build.key(), toolchain())
         except (OSError, ValueError):
             return False
         return True

@@ -126,6 +126,13 @@ class Watchers:
         for watcher in self._watchers:
             watcher.end()
 
+    def shed(self) -> None:
+        """End every stream that there is now, without what waits in it: for the memory."""
+        for watcher in self._watchers:
+            self.lost += len(watcher.queue)
+            watcher.queue.clear()
+            watcher.end()
+
     def offer(self, event: EntryEvent) -> None:
         most = min(_QUEUE, _QUEUES // max(len(self._watchers), 1))
         for watcher in self._watchers:

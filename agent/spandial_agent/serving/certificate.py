@@ -43,11 +43,17 @@ class ServerCertificate:
         self._warn = warn
         self._trouble = ""
         self._version = self._look()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self._load(self.context)
-        if client_ca is not None:
-            self._require_clients(client_ca)
+        self._contexts: list[ssl.SSLContext] = []
+        self.context = self._made()
+
+    def context_for(self, *protocols: str) -> ssl.SSLContext:
+        """The context of another listener, which speaks these (RFC 7301, such as `h2`). It is renewed with the first.
+
+        Raises SpandialError.
+        """
+        context = self._made()
+        context.set_alpn_protocols(protocols)
+        return context
 
     async def run(self) -> None:
         """Look for renewed files until cancelled."""
@@ -63,13 +69,23 @@ class ServerCertificate:
         try:
             # In a context of its own first: one that takes a certificate and not its key serves neither.
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-            self._load(self.context)
+            for context in self._contexts:
+                self._load(context)
         except SpandialError as error:
             if str(error) != self._trouble:
                 self._warn(f"{error}: the certificate from before is still used")
             self._trouble = str(error)
         else:
             self._version, self._trouble = version, ""
+
+    def _made(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._load(context)
+        if self._client_ca is not None:
+            self._require_clients(context, self._client_ca)
+        self._contexts.append(context)
+        return context
 
     def _load(self, context: ssl.SSLContext) -> None:
         _check_readable("CERT", self._certificate)
@@ -86,13 +102,13 @@ class ServerCertificate:
                 f"{files} are no certificate in PEM and its key without a password, or do not fit together ({error})"
             ) from error
 
-    def _require_clients(self, client_ca: Path) -> None:
+    def _require_clients(self, context: ssl.SSLContext, client_ca: Path) -> None:
         _check_readable("CLIENT_CA", client_ca)
         try:
-            self.context.load_verify_locations(client_ca)
+            context.load_verify_locations(client_ca)
         except (ssl.SSLError, OSError) as error:
             raise SpandialError(f"SPANDIAL_TLS_CLIENT_CA={client_ca} holds no certificates in PEM ({error})") from error
-        self.context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_mode = ssl.CERT_REQUIRED
 
     def _look(self) -> list[tuple[int, int, int] | None]:
         return [_version_of(path) for path in (self._certificate, self._key) if path is not None]

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import itertools
 import json
 import socket
 import struct
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from spandial_agent.processes.diagnosis import Diagnosis
-from spandial_agent.processes.sockets import Endpoint, canonical_address
+from spandial_agent.serving.peers import Peers
 from spandial_api.auth import TrustedListener
 from spandial_api.peers import PEER, Peer
 
-__all__ = ["BoundedProtocol", "Connections"]
+__all__ = ["Bounded", "BoundedProtocol", "Connections"]
 
 _PEER_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _SWEEP_S = 1.0
-_IPV6_NETWORK = 64  # bits: whoever has one address has all of these
 
-_serials = itertools.count(1)
+
+class Bounded(Protocol):
+    """A connection that may not keep the agent waiting.
+
+    Attributes:
+        since: when it was made, or the last request began or was answered.
+    """
+
+    since: float
+
+    @property
+    def idle(self) -> bool:
+        """It has no request that is being answered."""
+
+    def waited_for(self, before: float) -> str:
+        """What has been waited for since before then, in one word; empty where nothing has."""
+
+    def end(self, status: int, sentence: str) -> None:
+        """End the connection, with an answer where one can still be sent."""
 
 
 class Connections:
@@ -42,6 +56,7 @@ class Connections:
 
     Attributes:
         on_made: called with the address of each that has been made, over TCP.
+        peers: who has made them.
     """
 
     def __init__(
@@ -55,8 +70,8 @@ class Connections:
         self.total, self.each, self.patience_s, self.now = total, each, patience_s, now
         self.refused: Counter[str] = Counter() if refused is None else refused
         self.on_made: Callable[[str], None] = lambda address: None
-        self._diagnosis = Diagnosis()
-        self._of: dict[str, dict[BoundedProtocol, None]] = {}  # by peer, in the order in which they came
+        self.peers = Peers()
+        self._of: dict[str, dict[Bounded, None]] = {}  # by peer, in the order in which they came
 
     def __len__(self) -> int:
         return sum(map(len, self._of.values()))
@@ -75,7 +90,7 @@ class Connections:
                 self.refused[reason] += 1
                 connection.end(408, _LATE[reason])
 
-    def admit(self, connection: BoundedProtocol, peer: str) -> bool:
+    def admit(self, connection: Bounded, peer: str) -> bool:
         """Whether there is room for one more of a peer; it may be made where the peer itself, or the one who has the
         most, has a connection that does nothing."""
         own = self._of.setdefault(peer, {})
@@ -93,30 +108,17 @@ class Connections:
             del self._of[peer]
         return room
 
-    def leave(self, connection: BoundedProtocol, peer: str) -> None:
+    def leave(self, connection: Bounded, peer: str) -> None:
         own = self._of.get(peer, {})
         own.pop(connection, None)
         if not own:
             self._of.pop(peer, None)
 
-    def peer_at(self, client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> str:
-        """Who is at an address: his user, where it is on this host."""
-        if client is None or server is None or server[1] is None:
-            return "somewhere"
-        address = ipaddress.ip_address(canonical_address(client[0].partition("%")[0]))
-        if address.is_loopback or client[0] == server[0]:
-            owner = self._diagnosis.owner(Endpoint(client[0], client[1]), Endpoint(server[0], server[1]))
-            if owner is not None:
-                return f"uid {owner.uid}"
-        if address.version == 6:
-            return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False))
-        return str(address)
-
-    def _make_room(self, connections: dict[BoundedProtocol, None]) -> bool:
+    def _make_room(self, connections: dict[Bounded, None]) -> bool:
         idle = min((each for each in connections if each.idle), key=lambda each: each.since, default=None)
         return idle is not None and self._end(idle)
 
-    def _end(self, connection: BoundedProtocol) -> bool:
+    def _end(self, connection: Bounded) -> bool:
         self.refused["connections"] += 1
         connection.end(503, _FULL)
         return True
@@ -143,7 +145,7 @@ class BoundedProtocol(H11Protocol):
         super().__init__(*args, **options)
         self._connections = connections
         self._trusted = trusted
-        self._peer = Peer("", next(_serials))
+        self._peer = Peer("")
         self._stuck_since: float | None = None
         self.since = connections.now()  # it was made, or the last request began or was answered
 
@@ -186,19 +188,18 @@ class BoundedProtocol(H11Protocol):
             )
             _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
             self.app = TrustedListener(self.app, uid)
-            name = f"uid {uid}"
+            self._peer = self._connections.peers.user(uid)
         else:
-            name = self._connections.peer_at(self.client, self.server)
+            self._peer = self._connections.peers.at(self.client, self.server)
             if self.client is not None:
                 self._connections.on_made(self.client[0])
-        self._peer = self._peer._replace(name=name)
         app, peer = self.app, self._peer
 
         async def by_this_connection(scope: Scope, receive: Receive, send: Send) -> None:
             await app({**scope, PEER: peer}, receive, send)
 
         self.app = by_this_connection
-        if not self._connections.admit(self, name):
+        if not self._connections.admit(self, peer.name):
             self.end(503, _FULL)
 
     def connection_lost(self, exc: Exception | None) -> None:

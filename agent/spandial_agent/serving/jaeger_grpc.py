@@ -5,11 +5,14 @@ The messages are those of jaeger-idl, proto/api_v2/sampling.proto, described her
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+import asyncio
+import os
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -22,20 +25,35 @@ from google.protobuf.message_factory import GetMessageClass
 
 from spandial.labels import LABEL_MAX
 from spandial_agent.errors import SpandialError
+from spandial_agent.serving.binding import bind_tcp
+from spandial_agent.serving.connections import Connections
+from spandial_agent.serving.http2_proxy import Http2Proxy
 from spandial_api.auth import Refusal
 from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection
 
-__all__ = ["SERVICE", "messages", "serving", "tls"]
+__all__ = ["SERVICE", "Answer", "messages", "serving"]
 
-_Answer = Callable[[str, "Connection | None"], Awaitable[Strategy]]
+Answer = Callable[[str, Connection, "int | None"], Awaitable[Strategy]]
 
 SERVICE = "jaeger.api_v2.SamplingManager"
 
 _PACKAGE = "jaeger.api_v2"
 _MESSAGE_MAX = 16 << 10  # bytes of a question
-_CALLS = 256  # at a time
+_METADATA_MAX = 8 << 10  # bytes
+_CALLS = 8  # of a connection at a time
+_OVER_TCP = 256, 32  # connections, and those of a peer
+_OVER_TLS = 128, 32  # each has a buffer of 256 KiB
+_IDLE_MS = 300_000  # clients ask every minute
 _GRACE_S = 1.0
+_OPTIONS = [
+    ("grpc.max_concurrent_streams", _CALLS),
+    ("grpc.max_receive_message_length", _MESSAGE_MAX),
+    ("grpc.max_metadata_size", _METADATA_MAX),
+    ("grpc.absolute_max_metadata_size", _METADATA_MAX),
+    ("grpc.max_connection_idle_ms", _IDLE_MS),
+    ("grpc.http2.bdp_probe", 0),  # else windows grow with what a client sends
+]
 _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
@@ -100,94 +118,98 @@ def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _connection(peer: str, to_port: int) -> Connection | None:
-    """From gRPC's name of a peer, such as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`."""
-    family, _, rest = unquote(peer).partition(":")
-    address, _, port = rest.rpartition(":")
-    if family not in ("ipv4", "ipv6") or not port.isdigit():
-        return None
-    return Connection(address.strip("[]"), int(port), to_port)
-
-
-def tls(certificate: Path, key: Path | None = None, client_ca: Path | None = None) -> grpc.ServerCredentials:
-    """Credentials from PEM files, which are read anew for each connection; unreadable, those from before hold.
-
-    Args:
-        key: None: it is in the certificate's file.
-        client_ca: clients must show a certificate that leads to one of these.
-
-    Raises:
-        SpandialError: they cannot be read.
-    """
-
-    def read() -> grpc.ServerCertificateConfiguration:
-        pair = ((key or certificate).read_bytes(), certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], client_ca.read_bytes() if client_ca else None)
-
-    def renewed() -> grpc.ServerCertificateConfiguration | None:
-        with suppress(OSError):
-            return read()
-        return None
-
-    try:
-        # None is for no change, which the stubs do not know.
-        return grpc.dynamic_ssl_server_credentials(read(), renewed, client_ca is not None)  # type: ignore[arg-type]
-    except OSError as error:
-        raise SpandialError(f"cannot read {error.filename} ({error.strerror}), for Jaeger's gRPC") from error
-
-
 @asynccontextmanager
 async def serving(
     host: str,
     port: int,
-    strategy: _Answer,
+    strategy: Answer,
+    folder: Path,
     check_reader: Callable[[str, str], None] = lambda authorization, peer: None,
-    credentials: grpc.ServerCredentials | None = None,
+    tls: ssl.SSLContext | None = None,
+    host_names: Collection[str] = (),
+    refused: Counter[str] | None = None,
 ) -> AsyncIterator[int]:
     """Serve until left; the port.
 
     Args:
         port: 0 for any that is free.
-        strategy: the answer for a service and a connection.
-        check_reader: given the metadata `authorization` and the peer, raises Refusal for who may not ask.
-        credentials: for TLS.
+        strategy: the answer for a service, a connection and its user, where he is known.
+        folder: where the Unix socket is made by which gRPC's server is asked; nobody else may write there.
+        check_reader: given the metadata `authorization` and the peer's address, raises Refusal for who may not ask.
+        tls: for TLS; it speaks `h2`.
+        host_names: by which it is asked beside addresses and `localhost`.
+        refused: where what is refused is counted, by reason.
 
     Raises:
         SpandialError: it cannot listen there.
     """
+    bounds = _OVER_TCP if tls is None else _OVER_TLS
+    connections = Connections(*bounds, refused=refused)
+    proxy = Http2Proxy(folder / "jaeger.sock", connections, host_names)
+    setting = "SPANDIAL_JAEGER_GRPC_PORT"
+    with bind_tcp(host, port, tls=tls is not None, purpose=" for Jaeger's gRPC", setting=setting) as listener:
+        servers: list[grpc.aio.Server] = []
+
+        async def start() -> None:
+            servers.append(_server(proxy, strategy, check_reader, bounds[0]))
+            await servers[-1].start()
+
+        await start()
+        proxy.renew = start
+        try:
+            async with proxy.running(listener, tls):
+                bound: int = listener.getsockname()[1]
+                structlog.get_logger("spandial.jaeger").info("serving Jaeger's remote sampling over gRPC", port=bound)
+                try:
+                    yield bound
+                finally:  # tells all, while what it says is passed on
+                    await asyncio.gather(*(server.stop(_GRACE_S) for server in servers))
+        finally:
+            proxy.path.unlink(missing_ok=True)
+
+
+def _server(
+    proxy: Http2Proxy, strategy: Answer, check_reader: Callable[[str, str], None], connections: int
+) -> grpc.aio.Server:
     parameters, response = messages()
 
     async def get_sampling_strategy(asked: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
-        connection = _connection(context.peer(), bound)
+        made = proxy.by(context.peer().partition(":")[2])
+        if made is None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the connection has ended")
+            raise AssertionError  # abort has raised
+        if made.refusal is not None:
+            reason, sentence = made.refusal
+            proxy.connections.refused[reason] += 1
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, sentence)
+        made.answering += 1
         try:
-            check_reader(_authorization(context), connection.address if connection else context.peer())
+            check_reader(_authorization(context), made.connection.address)
+            service = asked.serviceName
+            if not 0 < len(service) <= LABEL_MAX:
+                allowed = f"serviceName must have 1 to {LABEL_MAX} characters; received {service[:40]!r}"
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, allowed)
+            return ParseDict((await strategy(service, made.connection, made.peer.uid)).message, response())
         except Refusal as refusal:
             await context.abort(_CODES[refusal.status_code], refusal.detail)
-        service = asked.serviceName
-        if not 0 < len(service) <= LABEL_MAX:
-            allowed = f"serviceName must have 1 to {LABEL_MAX} characters; received {service[:40]!r}"
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, allowed)
-        return ParseDict((await strategy(service, connection)).message, response())
+            raise
+        finally:
+            made.answered()
 
-    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MESSAGE_MAX)]
-    server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)
+    # No peer can take all of the calls: each has so many connections, and each connection so many calls.
+    server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=connections * _CALLS)
     method = grpc.unary_unary_rpc_method_handler(
         get_sampling_strategy,
         request_deserializer=parameters.FromString,
         response_serializer=response.SerializeToString,
     )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"GetSamplingStrategy": method}),))
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    proxy.path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
     try:
-        bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        server.add_insecure_port(f"unix:{proxy.path}")
     except RuntimeError as error:
-        raise SpandialError(
-            f"cannot listen on {address} for Jaeger's gRPC: is another program there? "
-            "SPANDIAL_JAEGER_GRPC_PORT sets another port"
-        ) from error
-    await server.start()
-    structlog.get_logger("spandial.jaeger").info("serving Jaeger's remote sampling over gRPC", port=bound)
-    try:
-        yield bound
+        raise SpandialError(f"cannot listen on {proxy.path}, for Jaeger's gRPC: {error}") from error
     finally:
-        await server.stop(_GRACE_S)
+        os.umask(mask)
+    return server

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import grp
-import ipaddress
-import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from spandial_agent.errors import SpandialError
 from spandial_agent.serving.connections import BoundedProtocol, Connections
 from spandial_agent.serving.handshakes import HANDSHAKE_S, TlsListener
 
-__all__ = ["bind_tcp", "bind_unix", "is_loopback", "serve"]
+__all__ = ["accept", "count_handshakes", "serve", "serve_tcp"]
 
 _RENEW_S = 1.0
 _TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER = 256, 64  # each has a buffer of 256 KiB
@@ -30,73 +25,32 @@ _ACCEPTED_AT_ONCE = 4  # asyncio accepts as many as the backlog in one round of 
 _HEAD_MAX = 32 << 10  # bytes of a request's line and headers
 
 
-def is_loopback(listener: socket.socket) -> bool:
-    """Whether only this host can connect to a bound TCP socket."""
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+async def accept(
+    protocol: Callable[[], asyncio.BaseProtocol], listener: socket.socket, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
+    """Accept a bound socket's connections, few at once, and wait only so long for each handshake."""
+    server = await asyncio.get_running_loop().create_server(
+        protocol,
+        sock=listener,
+        ssl=tls,
+        ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+        backlog=_ACCEPTED_AT_ONCE,
+    )
+    listener.listen(_BACKLOG)
+    return server
 
 
-def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
-    """Raises SpandialError, also for an address that other hosts reach, unless there is TLS."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named: asyncio sets TCP_NODELAY on no other, and answers would wait 40 ms for the client's ACK.
-    listener = (TlsListener if tls else socket.socket)(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        # The address and not the name: nobody can connect yet, and what a name stands for may change.
-        if not tls and not is_loopback(listener):
-            raise SpandialError(
-                f"SPANDIAL_HOST={host} is an address that other hosts reach, and tokens would go there in clear: set "
-                "SPANDIAL_TLS_CERT and SPANDIAL_TLS_KEY (SPANDIAL_TLS_CLIENT_CA for mTLS), or SPANDIAL_HOST=127.0.0.1"
-            )
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise SpandialError(
-            f"cannot listen on {host}:{port} ({error.strerror}): is another agent running? "
-            "SPANDIAL_PORT sets another port"
-        ) from error
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def bind_unix(path: Path, group: str) -> socket.socket:
-    """A socket for root and, if there is one of that name, a group. Raises OSError.
-
-    uvicorn's own `uds=` would let everybody in.
-    """
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(str(path))
-    finally:
-        os.umask(mask)
-    with contextlib.suppress(KeyError):
-        os.chown(path, -1, grp.getgrnam(group).gr_gid)
-        os.chmod(path, 0o660)
-    listener.listen(128)
-    return listener
+def count_handshakes(listener: socket.socket, connections: Connections) -> None:
+    """Tell a listener with TLS which of its handshakes have led to connections, and count those that are refused."""
+    if isinstance(listener, TlsListener):
+        connections.on_made = listener.handshakes.done
+        listener.handshakes.refused = connections.refused
 
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's own would wait a minute for a handshake, and accept as many at once as may wait."""
-        loop, tls = asyncio.get_running_loop(), self.config.ssl
-        self.servers = [
-            await loop.create_server(
-                self._protocol,
-                sock=listener,
-                ssl=tls,
-                ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
-                backlog=_ACCEPTED_AT_ONCE,
-            )
-            for listener in sockets or ()
-        ]
-        for listener in sockets or ():
-            listener.listen(_BACKLOG)
+        self.servers = [await accept(self._protocol, listener, self.config.ssl) for listener in sockets or ()]
         self.started = True
 
     def _protocol(self) -> asyncio.Protocol:
@@ -133,14 +87,8 @@ async def serve(
     tcp_peers = Connections(refused=refused)
     if tls is not None:
         tcp_peers = Connections(_TLS_CONNECTIONS, _TLS_CONNECTIONS_OF_A_PEER, refused=refused)
-        if isinstance(tcp, TlsListener):
-            tcp_peers.on_made = tcp.handshakes.done
-            tcp.handshakes.refused = tcp_peers.refused
-    over_tcp = _config(app, functools.partial(BoundedProtocol, connections=tcp_peers))
-    if tls is not None:
-        over_tcp.ssl_context_factory = lambda config, default: tls
     over_unix = _config(app, functools.partial(BoundedProtocol, connections=unix_peers, trusted=True))
-    servers = [(_Server(over_tcp), tcp), (_Server(over_unix), unix)]
+    servers = [(_over_tcp(app, tcp, tcp_peers, tls), tcp), (_Server(over_unix), unix)]
 
     async def stopper() -> None:
         await stop.wait()
@@ -167,8 +115,43 @@ async def serve(
     finally:
         for task in sweeping:
             task.cancel()
-    # uvicorn cancels what is late, and does not wait for it.
-    late = [task for server, _ in servers for task in server.server_state.tasks]
+    await _ended(server for server, _ in servers)
+
+
+async def serve_tcp(
+    app: ASGIApp,
+    tcp: socket.socket,
+    stop: asyncio.Event,
+    connections: Connections,
+    tls: ssl.SSLContext | None = None,
+) -> None:
+    """Serve on one TCP socket until told to stop, and then until all that was asked is answered."""
+    server = _over_tcp(app, tcp, connections, tls)
+    server.config.timeout_graceful_shutdown = None
+
+    async def stopper() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    sweeping = asyncio.create_task(connections.run())
+    try:
+        await asyncio.gather(stopper(), server.serve(sockets=[tcp]))
+    finally:
+        sweeping.cancel()
+    await _ended([server])
+
+
+def _over_tcp(app: ASGIApp, tcp: socket.socket, connections: Connections, tls: ssl.SSLContext | None) -> _Server:
+    count_handshakes(tcp, connections)
+    config = _config(app, functools.partial(BoundedProtocol, connections=connections))
+    if tls is not None:
+        config.ssl_context_factory = lambda config, default: tls
+    return _Server(config)
+
+
+async def _ended(servers: Iterable[_Server]) -> None:
+    """uvicorn cancels what is late, and does not wait for it."""
+    late = [task for server in servers for task in server.server_state.tasks]
     if late:
         await asyncio.wait(late, timeout=1)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import hmac
 import ipaddress
 import re
+import signal
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import structlog
-import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -24,11 +24,13 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from spandial_agent.errors import SpandialError
+from spandial_agent.serving.binding import bind_tcp
 from spandial_agent.serving.certificate import ServerCertificate
-from spandial_agent.serving.connections import BoundedProtocol, Connections
+from spandial_agent.serving.connections import Connections
+from spandial_agent.serving.listeners import serve_tcp
 from spandial_api.origins import OwnOrigin
 
-__all__ = ["Lending", "Resolve", "build_relay", "run_relay"]
+__all__ = ["Lending", "Resolve", "build_relay", "run_relay", "serve_relay"]
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -39,6 +41,7 @@ _BODY_MAX = 1 << 20
 _CONNECTIONS_MAX = 100
 _CONNECTIONS_OF_A_PEER = 50
 _SECRET = re.compile(r"[A-Za-z0-9._~-]{22,512}", re.ASCII)  # 128 bits in base64, and nothing that a path must escape
+_TELL_S = 60.0
 _TOLD_MAX = 100  # nodes that failed, in one answer
 
 _NO_TOKEN = (
@@ -208,32 +211,37 @@ def run_relay(
             f"whoever reads what is sent to {host} could read secrets and tokens, and nobody could show a certificate: "
             "give --certificate and --key, or listen on 127.0.0.1 without --client-ca"
         )
-    connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
-    config = uvicorn.Config(
-        relay,
-        host=host,
-        port=port,
-        http=functools.partial(BoundedProtocol, connections=connections),  # type: ignore[arg-type]
-        ws="none",
-        backlog=_CONNECTIONS_MAX,
-        log_level="warning",
-        access_log=False,
-        log_config=None,
-        proxy_headers=False,
-    )
     tls = None if certificate is None else ServerCertificate(certificate, key, client_ca, _log.warning)
-    asyncio.run(_serve(config, tls, connections))
+    with bind_tcp(host, port, tls=tls is not None, purpose=" for the relay", setting="--port") as listener:
+        asyncio.run(serve_relay(relay, listener, tls))
 
 
-async def _serve(config: uvicorn.Config, certificate: ServerCertificate | None, connections: Connections) -> None:
-    beside = [asyncio.create_task(connections.run())]
+async def serve_relay(
+    relay: Starlette, listener: socket.socket, certificate: ServerCertificate | None, stop: asyncio.Event | None = None
+) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT, or until told to stop."""
+    if stop is None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    connections = Connections(_CONNECTIONS_MAX, _CONNECTIONS_OF_A_PEER)
+    beside = [asyncio.create_task(_tell(connections.refused))]
     if certificate is not None:
-        context = certificate.context
-        config.ssl_context_factory = lambda _config, _default: context
         beside.append(asyncio.create_task(certificate.run()))
-    await uvicorn.Server(config).serve()
+    async with relay.router.lifespan_context(relay):
+        await serve_tcp(relay, listener, stop, connections, certificate.context if certificate is not None else None)
     for task in beside:
         task.cancel()
+
+
+async def _tell(refused: Counter[str]) -> None:
+    """Say now and then how many connections and handshakes were refused, until cancelled."""
+    before = Counter(refused)
+    while True:
+        await asyncio.sleep(_TELL_S)
+        if more := Counter(refused) - before:
+            _log.warning("too many connections, or too slow ones", **more)
+        before = Counter(refused)
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spandial_agent.errors import SpandialError
-from spandial_agent.serving.listeners import bind_unix
+from spandial_agent.serving.binding import bind_unix
 from spandial_api.folders import identity
 
 __all__ = ["Renewal"]

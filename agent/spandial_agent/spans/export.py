@@ -39,7 +39,7 @@ _STILL_S = 300.0  # one request to the collector may take OTEL_EXPORTER_OTLP_TIM
 _PAUSE_S = 1.0  # after a batch that was not taken; doubled each time that it is not
 _PAUSE_MAX_S = 10.0
 _HALVINGS = 20  # of batches that are refused, until something is taken again: two spans are found in 512 by 18
-_FLUSH_S = 0.7  # at the end
+_FLUSH_S = 0.5  # at the end
 _SHUTDOWN_S = 0.2
 
 _SCOPE = InstrumentationScope("spandial", version("spandial"), SCHEMA_URL)
@@ -160,6 +160,13 @@ class Exporter:
             if len(self._queue) == self._batch_size:
                 self._changed.notify()
             return True
+
+    def shed(self) -> None:
+        """Lose what is queued, but for the batch that is on its way: for the memory."""
+        with self._changed:
+            self._dropped += len(self._queue) + sum(map(len, self._parts))
+            self._queue.clear()
+            self._parts.clear()
 
     def counts(self) -> ExportCounts:
         with self._changed:

@@ -111,6 +111,12 @@ def _outcome_of_response(response: Any, sent: int) -> Outcome:
     return Outcome("taken", min(max(partial.rejected_spans, 0), sent), text_of(partial.error_message, 500))
 
 
+def _is_untrusted(said: str) -> bool:
+    """Whether the endpoint showed a certificate that is not trusted: no outage, and waiting does not mend it. OpenSSL,
+    which both transports use, has this name for it."""
+    return "CERTIFICATE_VERIFY_FAILED" in said
+
+
 def _retry_after(header: str) -> float | None:
     """Seconds until when a Retry-After says (RFC 9110, section 10.2.3: seconds or a date)."""
     header = header.strip()
@@ -148,6 +154,8 @@ def _grpc_exporter() -> SpanExporter:
                 delay = RetryInfo.FromString(value).retry_delay
                 after = min(max(delay.seconds + delay.nanos / 1e9, 0.0), _AFTER_MAX_S)
         said = text_of(f"{code.name} {error.details()}", 500)
+        if _is_untrusted(said):
+            return Outcome("refused", said=said)
         if code in retryable or (code == StatusCode.RESOURCE_EXHAUSTED and after is not None):
             return Outcome("again", said=said, after_s=after)
         return Outcome("refused", said=said, in_part=code is StatusCode.INVALID_ARGUMENT)
@@ -180,8 +188,10 @@ def _http_exporter() -> SpanExporter:
             answer = client._submit(client._compress(encode(spans).SerializeToString()), client._timeout)
             if answer.status_code is None:
                 error = answer.error
-                lasting = isinstance(error, ValueError)  # requests' own for a URL that is none
-                return Outcome("refused" if lasting else "again", said=text_of(f"{type(error).__name__}: {error}", 500))
+                said = text_of(f"{type(error).__name__}: {error}", 1000)
+                # ValueError: requests' own for a URL that is none
+                lasting = isinstance(error, ValueError) or _is_untrusted(said)
+                return Outcome("refused" if lasting else "again", said=said)
             headers, reason = answer.headers(), answer.reason or ""
             return outcome_of_status(answer.status_code, reason, headers, answer.content(), len(spans))
 

@@ -40,8 +40,8 @@ _LOOK_S = 0.05
 _SWEEP_S = 0.25
 _STILL_S = 60.0
 _PAIRING_S = 0.2  # for the records that are there at the end
-_END_S = 0.9  # from where nobody can ask any more what was lost
-_FLUSH_S = (0.2, 0.7)  # of those: at least, and at most
+_END_S = 0.7  # from where nobody can ask any more what was lost
+_FLUSH_S = (0.2, 0.5)  # of those: at least, and at most
 _LATE_NS = 500_000_000  # a process's records come no later than that after its end
 
 
@@ -132,6 +132,10 @@ class SpanPipeline:
         """Entries and calls of which no span has gone out, and which are not lost yet. One that moves on meanwhile may
         be in here twice."""
         return self.coming() + self._unpaired() + self._exporter.counts().queued
+
+    def shed(self) -> None:
+        """Lose the spans that wait for the collector: for the memory."""
+        self._exporter.shed()
 
     def come(self) -> None:
         """More is on its way to `take`: whatever happens now, it is known that it came."""

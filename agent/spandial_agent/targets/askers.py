@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice, zip_longest
 from typing import NamedTuple
 
-from spandial.labels import Labels
 from spandial_agent.processes.asker import asker
+from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
-from spandial_api.node import Connection
+from spandial_api.node import Asker, Connection
 
 __all__ = ["Askers"]
 
@@ -23,11 +24,21 @@ _AGAIN_S = 1.0  # a connection is looked at no more often
 _NOBODY_S = 5.0  # who is no target may become one
 
 
+class _Asked(NamedTuple):
+    """Among whose processes is looked: of these services, and of one user where he is known."""
+
+    services: tuple[str, ...]
+    uid: int | None
+
+    def may_be(self, target: Target) -> bool:
+        return target.labels.service in self.services and self.uid in (None, target.uid)
+
+
 class _Found(NamedTuple):
-    """What a look has shown: a process by its pid and start time, or nobody; among which services, and when."""
+    """What a look has shown: a process by its pid and start time, or nobody; among whose, and when."""
 
     process: tuple[int, int] | None
-    services: tuple[str, ...]
+    asked: _Asked
     looked: float
 
 
@@ -56,9 +67,13 @@ class Askers:
         self._found: OrderedDict[Connection, _Found] = OrderedDict()
         self._looks: dict[Connection, asyncio.Task[_Found]] = {}
 
-    async def find(self, services: Sequence[str], connection: Connection) -> Labels | None:
-        """The labels of the target of one of these services that has a connection; None where nobody is found."""
-        asked = tuple(services)
+    async def find(self, services: Sequence[str], connection: Connection, uid: int | None = None) -> Asker | None:
+        """The target of one of these services that has a connection; None where nobody is found.
+
+        Args:
+            uid: only targets of this user are looked at, where he is known.
+        """
+        asked = _Asked(tuple(services), uid)
         found = self._found.get(connection)
         if found is None or not self._holds(found, asked, connection):
             if connection not in self._looks and len(self._looks) >= _WAITING:
@@ -68,37 +83,47 @@ class Askers:
         if found.process is None:
             return None
         target = self._targets.get(found.process[0])
-        here = target is not None and target.process.start_time == found.process[1]
-        return target.labels if target is not None and here and target.labels.service in asked else None
+        if target is None or target.process.start_time != found.process[1] or not asked.may_be(target):
+            return None
+        return Asker(target.labels, target.uid)
 
-    def _holds(self, found: _Found, services: tuple[str, ...], connection: Connection) -> bool:
+    def _holds(self, found: _Found, asked: _Asked, connection: Connection) -> bool:
         age = self._now() - found.looked
         if age < _AGAIN_S:
             return True
         # Without its number, another connection may have come from the same port.
-        if not connection.serial or found.services != services:
+        if not connection.serial or found.asked != asked:
             return False
         if found.process is None:
             return age < _NOBODY_S
         target = self._targets.get(found.process[0])
         return target is not None and target.process.start_time == found.process[1]
 
-    def _looking(self, services: tuple[str, ...], connection: Connection) -> asyncio.Task[_Found]:
+    def _looking(self, asked: _Asked, connection: Connection) -> asyncio.Task[_Found]:
         look = self._looks.get(connection)
         if look is None:
-            look = self._looks[connection] = asyncio.ensure_future(self._look_at(services, connection))
+            look = self._looks[connection] = asyncio.ensure_future(self._look_at(asked, connection))
             look.add_done_callback(lambda _: self._looks.pop(connection))
         return look
 
-    async def _look_at(self, services: tuple[str, ...], connection: Connection) -> _Found:
-        pids = [pid for service in services for pid in self._targets.of_service(service)][:_PROCESSES]
-        started = {pid: target.process.start_time for pid in pids if (target := self._targets.get(pid)) is not None}
+    async def _look_at(self, asked: _Asked, connection: Connection) -> _Found:
+        started = {target.pid: target.process.start_time for target in self._candidates(asked)}
+        pids = list(started)
         loop = asyncio.get_running_loop()
         at = (connection.address, connection.port, connection.to_port, connection.to_address)
         pid = await loop.run_in_executor(self._thread, self._look, pids, *at)
-        found = _Found(None if pid is None else (pid, started.get(pid, 0)), services, self._now())
+        found = _Found(None if pid is None else (pid, started.get(pid, 0)), asked, self._now())
         self._found[connection] = found
         self._found.move_to_end(connection)
         if len(self._found) > _REMEMBERED:
             self._found.popitem(last=False)
         return found
+
+    def _candidates(self, asked: _Asked) -> Iterable[Target]:
+        """The processes to look at, of each user in turn: however many one has, the others' are among the first."""
+        by_user: dict[int, list[Target]] = {}
+        for pid in chain.from_iterable(self._targets.of_service(service, asked.uid) for service in asked.services):
+            if (target := self._targets.get(pid)) is not None:
+                by_user.setdefault(target.uid, []).append(target)
+        in_turn = chain.from_iterable(zip_longest(*by_user.values()))
+        return islice(filter(None, in_turn), _PROCESSES)

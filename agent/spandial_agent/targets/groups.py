@@ -88,10 +88,11 @@ class Groups:
             self._reword(group)
         return concerned
 
-    def labels(self, service: str | None = None) -> Iterator[Labels]:
-        """The labels of the groups of one service, or of all; of those without a row of their own nothing is known
-        here."""
-        return (group.labels for group in (self._by_key.values() if service is None else self.of_service(service)))
+    def labels(self, service: str | None = None) -> Iterator[tuple[int, Labels]]:
+        """Users and labels of the groups of one service, or of all; of those without a row of their own nothing is
+        known here."""
+        groups = self._by_key.values() if service is None else self.of_service(service)
+        return ((group.uid, group.labels) for group in groups)
 
     def of_service(self, service: str) -> Collection[Group]:
         """The groups of a service, other than that of those without a row of their own."""

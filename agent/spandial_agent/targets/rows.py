@@ -72,6 +72,12 @@ class TargetRows:
         self._free_before = table.free_rows
         self.write_default()
 
+    def replace_limits(self, limits: Mapping[int, Limit]) -> None:
+        before = self.limits
+        self.limits = {pid: limit for pid, limit in limits.items() if pid in self._by_pid}
+        changed = [pid for pid in {*before, *self.limits} if before.get(pid) != self.limits.get(pid)]
+        self.write_targets(self._by_pid[pid] for pid in changed)
+
     def house(self, group: Group, housed: dict[Hashable, OperationSet]) -> OperationSet | None:
         """Put the rates of a group's operations where its members find them. What they obeyed before: to be let go
         once no row names it.

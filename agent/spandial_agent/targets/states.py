@@ -52,16 +52,17 @@ def target_state(target: Target, words: Sequence[int], limit: Limit | None, tls:
     )
 
 
-def target_stats(target: Target, kernel: Counts | None) -> TargetStats:
+def target_stats(target: Target, kernel: Counts | None, *, comparable: bool = True) -> TargetStats:
     """What was counted of a target's entries.
 
     Args:
         kernel: the kernel's counts of its row; None where there are none.
+        comparable: both count now; else nothing is said of their difference.
     """
     hook = [sum(column) for column in zip(*(page.read() for page in target.pages))]
     kinds = {}
     for kind in EntryKind:
-        state = _kind_stats(kind, kernel, target.base, hook)
+        state = _kind_stats(kind, kernel, target.base, hook, comparable)
         if state.difference_kept is not None:
             state.in_flight_at_turns = target.in_flight[kind].at_most([page.traced(kind) for page in target.pages])
         if any([*(state.kernel or KernelCounts()).model_dump().values()]) or any(
@@ -97,7 +98,9 @@ def _operations(target: Target, limit: Limit | None) -> list[dict[str, Any]]:
     ]
 
 
-def _kind_stats(kind: EntryKind, kernel: Counts | None, base: Counts | None, hook: list[int]) -> KindStats:
+def _kind_stats(
+    kind: EntryKind, kernel: Counts | None, base: Counts | None, hook: list[int], comparable: bool
+) -> KindStats:
     """One kind's counts since the target was hooked, or since it became one."""
     seen_by_kernel = seen_by_hook = None
     if kernel is not None:
@@ -112,7 +115,7 @@ def _kind_stats(kind: EntryKind, kernel: Counts | None, base: Counts | None, hoo
         names = ("root_dropped", "root_kept", "remote_dropped", "remote_kept", "local_dropped", "local_kept")
         seen_by_hook = HookCounts.model_validate(dict(zip(names, hook[first:])))
     seen = kept = None
-    if kind != EntryKind.INTERNAL and seen_by_kernel is not None and seen_by_hook is not None:
+    if comparable and kind != EntryKind.INTERNAL and seen_by_kernel is not None and seen_by_hook is not None:
         if kind == EntryKind.DB:
             # Most have a local parent, of which the kernel knows nothing. A database in the process it never sees.
             if seen_by_kernel.seen:

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain
 
-import structlog
-
-from spandial.abi import DEFAULT_ROW
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
-from spandial_agent.capture.tally import by_kind
 from spandial_agent.processes.counter_page import CounterPage
 from spandial_agent.processes.proc import NAMED, Process
-from spandial_agent.processes.shares import Shares
 from spandial_agent.table.rates import RateTable
-from spandial_agent.targets.group import Group
 from spandial_agent.targets.groups import Groups
-from spandial_agent.targets.in_flight import InFlight
+from spandial_agent.targets.housing import Housing
 from spandial_agent.targets.limit import Limit
+from spandial_agent.targets.no_collection import no_collection
 from spandial_agent.targets.operation_sets import OperationSets
-from spandial_agent.targets.rows import TargetRows, Turned
-from spandial_agent.targets.target import COMPARED, REGISTERED, Target
+from spandial_agent.targets.rows import TargetRows
+from spandial_agent.targets.target import REGISTERED, Target
+from spandial_agent.targets.watching import Watching
 from spandial_api.rules import Rule, RuleBook
 from spandial_api.selectors import Selector
 
 __all__ = ["Targets"]
-
-_log = structlog.get_logger("spandial.targets")
-
-_SHARING = 4096  # processes that may share the node's default row
-_HOUSED_AT_ONCE = 128
 
 
 class Targets:
@@ -44,12 +33,10 @@ class Targets:
             not: only while somebody reads them. Call `rewrite` when it answers differently.
         rate_of: the percentage that a rule has for a user's processes with these labels. Call `refresh` when it answers
             differently for rules with a target; a rule with a rate of its own always has that.
-        answers: whether it shall emit the answers to those of processes without a hook, too.
         on_program: called with each target that comes, and when it runs another program.
         on_ended: called with each target that goes, as on_removed is: one for who watches processes, one for who reads
             their records.
         on_housed: called with each target that has had to share the node's default row, and has a row of its own now.
-        unwatched: targets for which the kernel side had no room.
         crowded: how often a process was made no target, since those of its user were more than his share.
         operations: the rules by operation that they obey.
 
@@ -70,20 +57,17 @@ class Targets:
     ) -> None:
         self._table = table
         self._default = default
-        self._capture = capture
+        self._watching = Watching(capture)
         self.on_added = on_added
         self.on_removed = on_removed
         self._by_pid: dict[int, Target] = {}
         self.emit: Callable[[Labels, bool], bool] = lambda labels, hooked: False
         self.rate_of: Callable[[Rule, Labels, int], float] = _fixed_rate
-        self.answers = False
         self.on_program: Callable[[Target], None] = lambda target: None
         self.on_ended: Callable[[Target], None] = lambda target: None
         self.on_housed: Callable[[Target], None] = lambda target: None
-        self.unwatched = 0
         self.crowded = 0
         self.operations = OperationSets(table, capture)
-        self._sharing = Shares(_SHARING // 8, _SHARING // 64)  # who has a place in the default row
         self._implausible = 0  # counts in pages that are closed
         # By name: both may be replaced at any time.
         self._groups = Groups(
@@ -98,13 +82,28 @@ class Targets:
             self._by_pid,
             lambda rule, labels, uid: self.rate_of(rule, labels, uid),
         )
-        self._rows.on_turned = self._on_turned
+        self._rows.on_turned = self._watching.turned
+        self._housing = Housing(table, self._groups, self._rows, self._by_pid)
 
     def __iter__(self) -> Iterator[Target]:
         return iter(list(self._by_pid.values()))  # whoever looks at them may remove them
 
     def __len__(self) -> int:
         return len(self._by_pid)
+
+    @property
+    def answers(self) -> bool:
+        """Whether the kernel shall emit the answers to the kept entries of processes without a hook, too."""
+        return self._watching.answers
+
+    @answers.setter
+    def answers(self, answers: bool) -> None:
+        self._watching.answers = answers
+
+    @property
+    def unwatched(self) -> int:
+        """Targets for which the kernel side had no room."""
+        return self._watching.unwatched
 
     @property
     def implausible(self) -> int:
@@ -152,7 +151,7 @@ class Targets:
             if known.why != REGISTERED:
                 known.why, known.by_rule = why, by_rule
             if labels != known.labels:
-                self._move(known, labels, known.default)
+                self._housing.move(known, labels, known.default)
         elif known.by_rule:
             self.remove(known.pid)
             return None
@@ -166,25 +165,20 @@ class Targets:
 
     def has_room_for(self, process: Process) -> bool:
         """Whether it is a target or may become one: there is a row for its user, or a place in the default row."""
-        if self._current(process) is not None or self._table.has_row_for(process.uid):
-            return True
-        return self._sharing.may_take(process.uid, _SHARING - len(self._groups.shared.members))
+        return self._current(process) is not None or self._housing.has_room_for(process.uid)
 
     @property
     def sharing(self) -> Mapping[int, int]:
         """How many processes of each user obey the node's default row, for want of one of their own."""
-        return Counter(self._by_pid[pid].process.uid for pid in self._groups.shared.members)
+        return self._housing.sharing
 
     def hook(self, process: Process, labels: Labels, default: int, page: CounterPage) -> Target:
         """A process registered: its labels and its own default hold from now on."""
         target = self._current(process) or self._add(process, labels, default, REGISTERED, by_rule=False)
-        if not target.hooked and self._capture is not None and target.watched:
-            target.base = self._capture.counts(target.row.number)
-            target.in_flight = {kind: InFlight() for kind in COMPARED}
-            self._capture.want_answers(target.pid, target.row, False)
+        self._watching.hook(target)
         target.pages.append(page)
         target.why, target.by_rule = REGISTERED, False
-        self._move(target, labels, default)
+        self._housing.move(target, labels, default)
         return target
 
     def unhook(self, target: Target, page: CounterPage) -> None:
@@ -200,74 +194,32 @@ class Targets:
             return
         self.on_removed(target)
         self.on_ended(target)
-        if self._capture is not None:
-            self._capture.remove_target(pid)  # the kernel first: it must not find the row of somebody new
+        self._watching.forget(pid)  # the kernel first: it must not find the row of somebody new
         for page in target.pages:
             self._close(page)
         target.pages.clear()
         self._rows.limits.pop(pid, None)
-        self._table.free(target.row)
-        if target.row.number == DEFAULT_ROW:
-            self._sharing.give_back(target.uid)
-        self._leave(pid, target.group)
-        self._rows.let_go([target.own])
+        self._housing.clear(target)
 
     def apply(self, book: RuleBook) -> None:
         """Make all targets obey this book. What it costs goes with what differs from the last one: only rows whose
         words have changed are written. Every reader has them when this returns."""
-        with _no_collection():
+        with no_collection():
             self._rows.write(self._groups.apply(book))
             self._rows.house_homeless()  # some may find the room now that others have left
             self._table.advance()
 
     def lease_ended(self) -> None:
-        """All obeyed their fallback words since the lease ended, each side from a moment of its own, and now obey
-        their rules again."""
-        self._on_turned(
-            [
-                Turned(target, {kind: [page.traced_before(kind) for page in target.pages] for kind in COMPARED}, False)
-                for target in self
-            ]
-        )
+        """All obeyed their fallback words since the lease ended, and now obey their rules again."""
+        self._watching.lease_ended([*self])
 
     def find_room(self) -> None:
         """Give rows of their own to those who share the node's default row, and have rules by operation obeyed for
         which there was no room, if some rows have become free since."""
-        housed = 0
-        for pid in sorted(self._groups.shared.members):
-            target = self._by_pid[pid]
-            if self._table.has_row_for(target.uid):
-                housed += self._house(target)
-            if housed >= _HOUSED_AT_ONCE:
-                break
+        for target in self._housing.rehouse():
+            self._watching.move(target)
+            self.on_housed(target)
         self._rows.find_room()
-
-    def _house(self, target: Target) -> bool:
-        """A row of its own for who shared the default row, if there still is one: its group's operations take rows."""
-        group = self._join(target.pid, target.labels, target.default, target.why == REGISTERED, target.uid)
-        row = self._table.allocate(target.pid, *group.words, uid=target.uid)
-        if row.number == DEFAULT_ROW:
-            self._leave(target.pid, group)
-            return False
-        self._groups.shared.members.discard(target.pid)
-        self._sharing.give_back(target.uid)
-        target.group, target.row, target.written = group, row, group.words
-        if self._capture is not None and target.watched:
-            self._capture.move_target(target.pid, target.row)
-        else:
-            self._watch(target)
-        self.on_housed(target)
-        return True
-
-    def _watch(self, target: Target) -> None:
-        if self._capture is None:
-            return
-        try:
-            self._capture.add_target(target.pid, target.row, self.answers and target.why != REGISTERED)
-            target.watched = True
-        except OSError as error:  # its map is full: the hooks of further processes obey all the same
-            self.unwatched += 1
-            _log.warning("the kernel does not watch a process", pid=target.pid, error=str(error))
 
     def rewrite(self) -> None:
         """Write what is to be emitted: `emit` answers differently."""
@@ -291,24 +243,28 @@ class Targets:
     def set_limits(self, limits: Mapping[int, Limit]) -> None:
         """Replace all limits. A target's ends with it; one without a row of its own has none. The fallback is not
         limited. Who is no target is passed over."""
-        before = self._rows.limits
-        self._rows.limits = {pid: limit for pid, limit in limits.items() if pid in self._by_pid}
-        changed = [pid for pid in {*before, *self._rows.limits} if before.get(pid) != self._rows.limits.get(pid)]
-        self._rows.write_targets(self._by_pid[pid] for pid in changed)
+        self._rows.replace_limits(limits)
 
-    def labels(self, service: str | None = None) -> set[Labels]:
-        """The labels of the targets, each once; of one service, or of all."""
-        shared = (self._by_pid[pid].labels for pid in self._groups.shared.members)
-        return {*self._groups.labels(service), *(each for each in shared if service in (None, each.service))}
+    def labels(self, service: str | None = None) -> Mapping[int, set[Labels]]:
+        """The labels of each user's targets, each once; of one service, or of all."""
+        shared = (self._by_pid[pid] for pid in self._groups.shared.members)
+        found: dict[int, set[Labels]] = {}
+        for uid, labels in chain(self._groups.labels(service), ((each.uid, each.labels) for each in shared)):
+            if service in (None, labels.service):
+                found.setdefault(uid, set()).add(labels)
+        return found
 
-    def of_service(self, service: str) -> list[int]:
-        """The pids of a service's targets that have rows of their own."""
-        return [pid for group in self._groups.of_service(service) for pid in sorted(group.members)]
+    def of_service(self, service: str, uid: int | None = None) -> list[int]:
+        """The pids of a service's targets that have rows of their own; of one user, or of all."""
+        groups = (group for group in self._groups.of_service(service) if uid in (None, group.uid))
+        return [pid for group in groups for pid in sorted(group.members)]
 
-    def alike(self, labels: Labels) -> Target | None:
-        """One of the targets with exactly these labels and a row of its own, of the user who has most."""
-        groups = sorted(self._groups.of(labels), key=lambda group: (-len(group.members), group.uid))
-        return next((self._by_pid[pid] for group in groups for pid in group.members), None)
+    def alike(self, labels: Labels, uid: int | None = None) -> Target | None:
+        """One of the targets of a user with exactly these labels and a row of its own. Without a user, one of the user
+        who has most."""
+        groups = (group for group in self._groups.of(labels) if uid in (None, group.uid))
+        found = sorted(groups, key=lambda group: (-len(group.members), group.uid))
+        return next((self._by_pid[pid] for group in found for pid in group.members), None)
 
     def reached(self) -> Mapping[Selector, int]:
         """For each rule's selector, how many targets have at least some entries under it."""
@@ -332,71 +288,17 @@ class Targets:
         return known
 
     def _add(self, process: Process, labels: Labels, default: int, why: str, by_rule: bool) -> Target:
-        group = self._join(process.pid, labels, default, why == REGISTERED, process.uid)
-        row = self._table.allocate(process.pid, *group.words, uid=process.uid)
-        if row.number == DEFAULT_ROW:  # not its own
-            self._leave(process.pid, group)
-            group = self._groups.shared
-            group.members.add(process.pid)
-            self._sharing.take(process.uid)
+        group, row = self._housing.house(process, labels, default, why)
         target = Target(process, labels, default, row, group, group.words, process.uid, why=why, by_rule=by_rule)
         self._by_pid[process.pid] = target
-        self._watch(target)
+        self._watching.watch(target)
         self.on_added(target)
         self.on_program(target)
         return target
 
-    def _on_turned(self, turned: Sequence[Turned]) -> None:
-        if self._capture is None:
-            return
-        counting = [one for one in turned if one.target.pages and one.target.counts_alone]
-        for (target, pages, certain), tally in zip(
-            counting, self._capture.tallies([one.target.row.number for one in counting])
-        ):
-            seen = by_kind(tally).seen_traced
-            base = target.base.seen_traced if target.base is not None else (0,) * len(seen)
-            for kind, reported in pages.items():
-                target.in_flight[kind].turn(seen[kind] - base[kind], reported, certain=certain)
-
     def _close(self, page: CounterPage) -> None:
         self._implausible += page.implausible
         page.close()
-
-    def _move(self, target: Target, labels: Labels, default: int) -> None:
-        """Other labels, another default, or a hook: another group."""
-        target.labels, target.default = labels, default
-        if target.row.number != DEFAULT_ROW:
-            left, hooked = target.group, target.why == REGISTERED
-            if (left.labels, left.default, left.hooked) == (labels, default, hooked):
-                return
-            target.group = self._join(target.pid, labels, default, hooked, target.uid)
-            self._rows.write_targets([target])
-            self._leave(target.pid, left)
-
-    def _join(self, pid: int, labels: Labels, default: int, hooked: bool, uid: int) -> Group:
-        group = self._groups.join(pid, labels, default, hooked, uid)
-        if len(group.members) == 1:
-            self._rows.let_go([self._rows.house(group, {})])
-        return group
-
-    def _leave(self, pid: int, group: Group) -> None:
-        """One member less, whose row says nothing of the group any more."""
-        self._groups.leave(pid, group)
-        if not group.members and group is not self._groups.shared:
-            self._rows.let_go([group.set])
-            group.set = None
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """On a full node a garbage collection takes as long as a change of all rates: it can wait until that is obeyed."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _fixed_rate(rule: Rule, _labels: Labels, _uid: int) -> float:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from spandial.labels import LABEL_MAX
 from spandial_api.jaeger import Strategy
-from spandial_api.parameters import connection_of, only
+from spandial_api.parameters import connection_of, only, uid_of
 from spandial_api.remote import RemoteSampling
 
 _EXAMPLES = {
@@ -90,7 +90,7 @@ async def get_strategy(
 ) -> Strategy:
     """What Jaeger's remote sampling says to a service: also at `/sampling?service=`."""
     remote: RemoteSampling = request.app.state.remote
-    return await remote.strategy(service, env, version, connection_of(request))
+    return await remote.strategy(service, env, version, connection_of(request), uid_of(request))
 
 
 router.include_router(_by_service)

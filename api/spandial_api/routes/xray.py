@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic.alias_generators import to_pascal
 
 from spandial_api.body_limit import BODY_MAX
-from spandial_api.parameters import connection_of
+from spandial_api.parameters import connection_of, uid_of
 from spandial_api.peers import peer_of
 from spandial_api.remote import RemoteSampling
 from spandial_api.slices import Slices
@@ -255,7 +255,7 @@ def _responses(example: object) -> dict[int | str, dict[str, object]]:
 async def get_sampling_rules(request: Request, _: Annotated[RulesRequest, Depends(_rules_request)]) -> Response:
     """The rules as AWS X-Ray has them. Nothing is changed, and no token is needed."""
     remote: RemoteSampling = request.app.state.remote
-    rules, _modified = await remote.xray(connection_of(request))
+    rules, _modified = await remote.xray(connection_of(request), uid_of(request))
     records = []
     async with remote.slices.turn(len(rules) > _FEW) as rest:
         for number, rule in enumerate(rules.values(), 1):
@@ -276,7 +276,7 @@ async def get_sampling_targets(
 ) -> Response:
     """What a client of AWS X-Ray is to do under each of its rules. No rule is changed, and no token is needed."""
     remote: RemoteSampling = request.app.state.remote
-    rules, modified = await remote.xray(connection_of(request))
+    rules, modified = await remote.xray(connection_of(request), uid_of(request))
     now = request.app.state.control.now()
     documents = asked.sampling_statistics_documents
     peer = peer_of(request.scope).name

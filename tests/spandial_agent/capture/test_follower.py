@@ -152,7 +152,7 @@ def test_while_it_pauses_nothing_is_attached_to(follower: TlsFollower, programs:
     follower.pause()
     [(_, events)] = programs.attached
     eventually(lambda: not os.path.exists(f"/proc/self/fd/{events[0]}"), "it is detached")
-    words(follower, process, "not looked at: the agent is switched off")
+    words(follower, process, "not looked at: capture is off")
     late = start(LOADED)
     follow(follower, late)
     follower.resume()

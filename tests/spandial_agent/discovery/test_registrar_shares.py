@@ -13,6 +13,7 @@ import pytest
 
 from spandial import abi
 from spandial.labels import Labels
+from spandial_agent.discovery import connection_room
 from spandial_agent.discovery import registrar as registrar_module
 from spandial_agent.processes import shares as shares_module
 from spandial_agent.processes.counter_page import CounterPage
@@ -109,21 +110,21 @@ def as_user(monkeypatch: pytest.MonkeyPatch, uid: Callable[[], int]) -> None:
     own = read_process(os.getpid())
     assert own is not None
 
-    class Connection(registrar_module._Connection):
+    class Connection(registrar_module.Connection):
         def __init__(self, peer: socket.socket) -> None:
             super().__init__(peer)
             self.uid = uid()
 
-    monkeypatch.setattr(registrar_module, "_Connection", Connection)
+    monkeypatch.setattr(registrar_module, "Connection", Connection)
     monkeypatch.setattr(registrar_module, "read_process", lambda pid: own._replace(uid=uid()))
-    monkeypatch.setattr(registrar_module, "_PER_PROCESS", 1000)
+    monkeypatch.setattr(connection_room, "_PER_PROCESS", 1000)
 
 
 def test_a_user_with_all_connections_is_refused_and_others_are_not(
     running: RunningRegistrar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    running.registrar._capacity = 8
-    running.registrar._shares = shares_module.Shares(4, 1)
+    running.registrar._room._capacity = 8
+    running.registrar._room._shares = shares_module.Shares(4, 1)
     who = [GREEDY]
     as_user(monkeypatch, lambda: who[0])
     peers = [running.peer() for _ in range(10)]
@@ -137,7 +138,7 @@ def test_a_user_with_all_connections_is_refused_and_others_are_not(
     for peer in peers:
         peer.close()
     eventually(lambda: not running.pages(), "all are gone")
-    assert running.registrar._shares.held(GREEDY) == 0
+    assert running.registrar._room._shares.held(GREEDY) == 0
 
 
 def test_of_those_who_wait_the_one_with_the_most_is_dropped(
@@ -180,7 +181,7 @@ def test_registrations_are_taken_from_one_user_after_the_other(
     listened_to: list[int] = []
     listen_to = running.registrar._listen_to
 
-    def listen(connection: registrar_module._Connection) -> None:
+    def listen(connection: registrar_module.Connection) -> None:
         listened_to.append(connection.uid)
         listen_to(connection)
 

@@ -180,3 +180,15 @@ async def test_nothing_is_told_once_entries_have_ended() -> None:
         pass
     await asyncio.sleep(0.2)
     assert told == [1]
+
+
+async def test_streams_that_are_given_up_end_at_once_and_what_waited_is_counted(watchers: Watchers) -> None:
+    async with watchers.watch("*", "*") as entries:
+        for number in range(3):
+            watchers.offer(event(number))
+        watchers.shed()
+        assert [entry async for entry in entries] == []
+        assert watchers.lost == 3
+    async with watchers.watch("*", "*") as entries:  # who asks again is told again
+        watchers.offer(event(7))
+        assert (await anext(entries)).path == "/7"

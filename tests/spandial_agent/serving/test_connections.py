@@ -19,9 +19,10 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from spandial_agent.serving.binding import bind_tcp
 from spandial_agent.serving.connections import BoundedProtocol, Connections
-from spandial_agent.serving.listeners import bind_tcp
-from spandial_api.peers import peer_of
+from spandial_agent.serving.peers import Peers
+from spandial_api.peers import Peer, peer_of
 from tests.agent_process import PATIENCE_S, eventually
 
 pytestmark = pytest.mark.anyio
@@ -176,7 +177,7 @@ async def test_a_peers_own_idle_connection_makes_room_for_its_next_one() -> None
 async def test_where_there_are_too_many_in_all_the_one_who_has_most_gives_way() -> None:
     connections = Connections(total=6, each=5)
     named = iter(["greedy"] * 5 + ["modest"] * 2 + ["new"])
-    connections.peer_at = lambda client, server: next(named)  # type: ignore[method-assign]
+    connections.peers.at = lambda client, server: Peer(next(named))  # type: ignore[method-assign]
     async with serving(connections) as port:
         greedy = [await opened(port, HALF_A_BODY) for _ in range(5)]
         await until(lambda: len(connections) == 5)
@@ -231,11 +232,13 @@ async def test_the_kernel_says_who_has_connected() -> None:
 async def test_where_the_kernel_does_not_know_it_is_the_address(
     client: tuple[str, int] | None, server: tuple[str, int | None], peer: str
 ) -> None:
-    assert Connections().peer_at(client, server) == peer
+    found = Peers().at(client, server)
+    assert (found.name, found.uid) == (peer, None)
 
 
 async def test_over_the_unix_socket_it_is_the_user(tmp_path: Path) -> None:
-    from spandial_agent.serving.listeners import bind_unix, serve
+    from spandial_agent.serving.binding import bind_unix
+    from spandial_agent.serving.listeners import serve
 
     stop = asyncio.Event()
     with bind_tcp("127.0.0.1", 0) as tcp, bind_unix(tmp_path / "api.sock", "no-group-of-this-name") as unix:

@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from spandial_agent.serving.binding import bind_tcp, bind_unix
 from spandial_agent.serving.certificate import ServerCertificate
 from spandial_agent.serving.handshakes import HANDSHAKE_S, Handshakes, TlsListener
-from spandial_agent.serving.listeners import bind_tcp, bind_unix, serve
+from spandial_agent.serving.listeners import serve
 from tests.agent_process import PATIENCE_S
 from tests.certificates import self_signed
 from tests.spandial_agent.serving.test_listeners import says_who_is_trusted

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from hpack import Encoder
 
-from spandial_agent.errors import SpandialError
-from spandial_agent.serving.jaeger_grpc import SERVICE, messages, serving, tls
+from spandial_agent.serving import jaeger_grpc
+from spandial_agent.serving.certificate import ServerCertificate
+from spandial_agent.serving.connections import Connections
+from spandial_agent.serving.jaeger_grpc import SERVICE, messages, serving
+from spandial_agent.serving.peers import Peers
+from spandial_agent.serving.request_heads import PREFACE
 from spandial_api.auth import Refusal
 from spandial_api.jaeger import Probabilistic, Strategy
 from spandial_api.node import Connection
-from tests.agent_process import PATIENCE_S
+from spandial_api.peers import Peer
+from tests.agent_process import PATIENCE_S, eventually
 from tests.certificates import Certificate, self_signed
+from tests.spandial_agent.serving.frames import frame
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs("openssl")]
 
 PARAMETERS, RESPONSE = messages()
 
 
-async def half(service: str, connection: Connection | None) -> Strategy:
+async def half(service: str, connection: Connection, uid: int | None) -> Strategy:
     return Strategy(strategy_type="PROBABILISTIC", probabilistic_sampling=Probabilistic(sampling_rate=0.5))
 
 
@@ -57,33 +71,34 @@ def trusting(made: Certificate, shown: Certificate | None = None) -> grpc.Channe
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-async def test_it_says_by_which_connection_it_is_asked(host: str) -> None:
-    seen: list[Connection | None] = []
+async def test_it_says_by_which_connection_it_is_asked_and_whose(host: str, tmp_path: Path) -> None:
+    seen: list[Connection] = []
 
-    async def strategy(service: str, connection: Connection | None) -> Strategy:
+    async def strategy(service: str, connection: Connection, uid: int | None) -> Strategy:
         seen.append(connection)
-        return await half(service, connection)
+        assert uid == os.geteuid()
+        return await half(service, connection, uid)
 
-    async with serving(host, 0, strategy) as port:
+    async with serving(host, 0, strategy, tmp_path) as port:
         async with grpc.aio.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
             await ask(channel)
         [connection] = seen
-        assert connection is not None
-        assert (connection.address, connection.to_port) == (host, port)
+        assert (connection.address, connection.to_port, connection.to_address) == (host, port, host)
         assert connection.port not in (0, port)
+        assert connection.serial
 
 
 @pytest.mark.parametrize(
     ("status", "code"), [(401, "UNAUTHENTICATED"), (403, "PERMISSION_DENIED"), (429, "RESOURCE_EXHAUSTED")]
 )
-async def test_who_may_not_read_is_refused_with_the_reason(status: int, code: str) -> None:
+async def test_who_may_not_read_is_refused_with_the_reason(status: int, code: str, tmp_path: Path) -> None:
     seen: list[tuple[str, str]] = []
 
     def check_reader(authorization: str, peer: str) -> None:
         seen.append((authorization, peer))
         raise Refusal(status, "a sentence", "a reason")
 
-    serves = serving("127.0.0.1", 0, half, check_reader)
+    serves = serving("127.0.0.1", 0, half, tmp_path, check_reader)
     async with serves as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask(channel, [("authorization", "Bearer abc")])
@@ -92,8 +107,13 @@ async def test_who_may_not_read_is_refused_with_the_reason(status: int, code: st
 
 
 @pytest.fixture
-async def port(made: Certificate) -> AsyncIterator[int]:
-    async with serving("127.0.0.1", 0, half, credentials=tls(made.certificate, made.key)) as bound:
+def certificate(made: Certificate) -> ServerCertificate:
+    return ServerCertificate(made.certificate, made.key)
+
+
+@pytest.fixture
+async def port(certificate: ServerCertificate, tmp_path: Path) -> AsyncIterator[int]:
+    async with serving("127.0.0.1", 0, half, tmp_path, tls=certificate.context_for("h2")) as bound:
         yield bound
 
 
@@ -101,32 +121,207 @@ async def test_it_answers_over_tls(port: int, made: Certificate) -> None:
     assert await share_at(port, trusting(made)) == 0.5
 
 
-async def test_a_renewed_certificate_is_used_for_new_connections(port: int, made: Certificate) -> None:
+async def test_a_renewed_certificate_is_used_for_new_connections(
+    port: int, made: Certificate, certificate: ServerCertificate
+) -> None:
     assert await share_at(port, trusting(made)) == 0.5
     old = trusting(made)
     self_signed(made.certificate.parent)
+    certificate.refresh()
     assert await share_at(port, trusting(made)) == 0.5
     with pytest.raises(grpc.aio.AioRpcError):
         await share_at(port, old)
 
 
-async def test_files_that_went_change_nothing(port: int, made: Certificate) -> None:
-    trusts = trusting(made)
-    made.key.unlink()
-    assert await share_at(port, trusts) == 0.5
-
-
 async def test_clients_can_be_made_to_show_theirs(made: Certificate, tmp_path: Path) -> None:
     (tmp_path / "client").mkdir()
     client = self_signed(tmp_path / "client")
-    credentials = tls(made.certificate, made.key, client.certificate)
-    async with serving("127.0.0.1", 0, half, credentials=credentials) as port:
+    tls = ServerCertificate(made.certificate, made.key, client.certificate).context_for("h2")
+    async with serving("127.0.0.1", 0, half, tmp_path, tls=tls) as port:
         assert await share_at(port, trusting(made, client)) == 0.5
         for shown in (None, made):
             with pytest.raises(grpc.aio.AioRpcError):
                 await share_at(port, trusting(made, shown))
 
 
-def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpandialError, match=r"cannot read .*nothing\.pem"):
-        tls(tmp_path / "nothing.pem")
+# What one peer can take.
+
+REQUEST = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", f"/{SERVICE}/GetSamplingStrategy"),
+    (":authority", "127.0.0.1"),
+    ("content-type", "application/grpc"),
+    ("te", "trailers"),
+]
+
+
+@pytest.fixture
+def refused() -> Counter[str]:
+    return Counter()
+
+
+@pytest.fixture
+async def plain(tmp_path: Path, refused: Counter[str]) -> AsyncIterator[int]:
+    async with serving("127.0.0.1", 0, half, tmp_path, host_names=["node.example"], refused=refused) as bound:
+        yield bound
+
+
+def head(stream: int, fields: Sequence[tuple[str, str]] = REQUEST) -> bytes:
+    """A request that has begun, and whose message does not come."""
+    return frame(1, 4, stream, Encoder().encode(fields))
+
+
+async def connected(port: int, *sent: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(PREFACE + frame(4, 0, 0) + b"".join(sent))
+    return reader, writer
+
+
+async def asked_by(port: int, peer: str, monkeypatch: pytest.MonkeyPatch) -> float:
+    """What an honest client of another peer is answered. It tries again, as gRPC's clients do."""
+    monkeypatch.setattr(Peers, "at", lambda self, client, server: Peer(peer, 1 << 40))
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
+        return await ask(channel)
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    await asyncio.to_thread(eventually, condition, what)
+
+
+async def test_half_requests_on_many_connections_keep_no_other_peer_out(
+    plain: int, refused: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_done = b"".join(head(stream) for stream in range(1, 200, 2))
+    flood = [await connected(plain, half_done) for _ in range(600)]
+    await until(lambda: refused["connections"] >= 600 - 32, "of one peer there are only so many connections")
+    for attempt in range(20):
+        assert await asked_by(plain, f"honest {attempt}", monkeypatch) == 0.5
+    for _, writer in flood:
+        writer.close()
+
+
+_PYTHON = os.path.realpath(sys.executable)  # others may not reach the virtual environment
+_FLOOD = """import socket, sys
+half_done, connections = bytes.fromhex(sys.argv[2]), []
+for _ in range(600):
+    connections.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    try:
+        connections[-1].sendall(half_done)
+    except OSError:
+        pass
+print("sent", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be anybody")
+async def test_another_users_flood_keeps_nobody_out(plain: int, refused: Counter[str]) -> None:
+    half_done = PREFACE + frame(4, 0, 0) + b"".join(head(stream) for stream in range(1, 200, 2))
+    flooding = await asyncio.create_subprocess_exec(
+        *(_PYTHON, "-I", "-c", _FLOOD, str(plain), half_done.hex()),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        user=64321,
+        cwd="/",
+        env={},
+    )
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    try:
+        assert flooding.stdout is not None
+        assert await asyncio.wait_for(flooding.stdout.readline(), PATIENCE_S) == b"sent\n"
+        for _ in range(20):
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as channel:
+                assert await ask(channel) == 0.5
+        await until(lambda: refused["connections"] >= 600 - 32, "of one user there are only so many connections")
+    finally:
+        flooding.kill()
+        await flooding.wait()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaeger_grpc, "Connections", functools.partial(Connections, patience_s=1.0))
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_message_that_does_not_come_is_waited_for_only_so_long(plain: int, refused: Counter[str]) -> None:
+    reader, writer = await connected(plain, head(1))
+    other, other_writer = await connected(plain, head(1)[:20])
+    silent, silent_writer = await asyncio.open_connection("127.0.0.1", plain)
+    await until(lambda: (refused["body"], refused["head"]) == (1, 2), "all three are ended")
+    for each in (reader, other, silent):
+        with contextlib.suppress(ConnectionError):
+            while await asyncio.wait_for(each.read(4096), PATIENCE_S):
+                pass
+    for each_writer in (writer, other_writer, silent_writer):
+        each_writer.close()
+
+
+async def test_who_begins_and_resets_without_an_end_makes_nobody_wait(
+    plain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = await connected(plain)
+    encoder, going_on = Encoder(), True
+
+    async def reset_rapidly() -> None:
+        with contextlib.suppress(ConnectionError):
+            for stream in range(1, 1 << 30, 2):
+                if not going_on:
+                    return
+                writer.write(frame(1, 5, stream, encoder.encode(REQUEST)) + frame(3, 0, stream, bytes(4)))
+                await writer.drain()
+                await asyncio.sleep(0)  # the agent is on this loop, too
+
+    resetting, reading = asyncio.create_task(reset_rapidly()), asyncio.create_task(reader.read(-1))
+    for attempt in range(20):
+        assert await asked_by(plain, f"honest {attempt}", monkeypatch) == 0.5
+    going_on = False
+    await resetting
+    reading.cancel()
+    writer.close()
+
+
+async def test_what_is_no_http2_is_not_passed_on(plain: int, refused: Counter[str]) -> None:
+    """A browser's page sends such things, whatever name it has for this host."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", plain)
+    writer.write(b"POST /jaeger.api_v2.SamplingManager/GetSamplingStrategy HTTP/1.1\r\nHost: evil.example\r\n\r\n")
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
+    writer.close()
+    await until(lambda: refused["protocol"] == 1, "it is counted")
+
+
+@pytest.mark.parametrize(("authority", "allowed"), [("evil.example", False), ("node.example:1", True)])
+async def test_it_is_asked_by_its_own_names_alone(
+    plain: int, refused: Counter[str], authority: str, allowed: bool
+) -> None:
+    options = [("grpc.default_authority", authority), ("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as channel:
+        if allowed:
+            assert await ask(channel) == 0.5
+            return
+        with pytest.raises(grpc.aio.AioRpcError) as answer:
+            await ask(channel)
+    assert answer.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    assert "SPANDIAL_HOST_NAMES" in str(answer.value.details())
+    assert refused["host"] == 1
+
+
+async def test_nobody_else_can_ask_the_server_behind_the_listener(plain: int, tmp_path: Path) -> None:
+    assert (tmp_path / "jaeger.sock").stat().st_mode & 0o077 == 0
+    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'jaeger.sock'}") as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as answer:
+            await ask(channel)
+    assert answer.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_socket_that_somebody_removed_is_made_anew(plain: int, tmp_path: Path) -> None:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as connected_before:
+        assert await ask(connected_before) == 0.5
+        (tmp_path / "jaeger.sock").unlink()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as channel:
+            assert await ask(channel) == 0.5
+        assert await ask(connected_before) == 0.5

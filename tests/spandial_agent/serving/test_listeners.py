@@ -19,8 +19,9 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from spandial_agent.errors import SpandialError
+from spandial_agent.serving.binding import bind_tcp, bind_unix, is_loopback
 from spandial_agent.serving.certificate import ServerCertificate
-from spandial_agent.serving.listeners import bind_tcp, bind_unix, is_loopback, serve
+from spandial_agent.serving.listeners import serve
 from tests.certificates import Certificate, self_signed
 
 NO_GROUP = "no-group-of-this-name"

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +18,16 @@ import pytest
 import structlog
 
 from spandial_agent.errors import SpandialError
-from spandial_agent.serving.relay import Lending, build_relay, run_relay
+from spandial_agent.serving import relay as relay_module
+from spandial_agent.serving.binding import bind_tcp
+from spandial_agent.serving.certificate import ServerCertificate
+from spandial_agent.serving.handshakes import TlsListener
+from spandial_agent.serving.relay import Lending, build_relay, run_relay, serve_relay
 from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.selectors import selector_text
 from spandial_api.store import Store
-from tests.agent_process import PATIENCE_S
+from tests.agent_process import PATIENCE_S, eventually
 from tests.certificates import self_signed
 from tests.live_app import free_port, served
 from tests.spandial_api.conftest import TOKEN, access_of
@@ -325,3 +335,58 @@ def test_without_tls_a_relay_serves_its_own_host_only() -> None:
 def test_certificates_can_be_shown_by_tls_alone(tmp_path: Path) -> None:
     with pytest.raises(SpandialError, match="--client-ca"):
         run_relay(build_relay("http://agents"), "127.0.0.1", 0, None, None, tmp_path / "ca.pem")
+
+
+@pytest.mark.anyio
+@pytest.mark.needs("openssl")
+async def test_half_done_handshakes_keep_no_other_address_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "_TELL_S", 0.1)
+    made, stop = self_signed(tmp_path), asyncio.Event()
+    certificate = ServerCertificate(made.certificate, made.key)
+    relay = build_relay("http://agents.example")
+    with structlog.testing.capture_logs() as told, bind_tcp("127.0.0.1", 0, tls=True) as listener:
+        assert isinstance(listener, TlsListener)
+        port = listener.getsockname()[1]
+        serving = asyncio.create_task(serve_relay(relay, listener, certificate, stop))
+        half_done = []
+        for _ in range(200):
+            half_done.append(await asyncio.open_connection("127.0.0.1", port))
+            half_done[-1][1].write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
+        await asyncio.to_thread(
+            eventually,
+            lambda: listener.handshakes.refused["handshakes"] >= 200 - 16,
+            "those that are too many are closed",
+        )
+        trusting = ssl.create_default_context(cafile=str(made.certificate))
+        elsewhere = httpx.AsyncHTTPTransport(verify=trusting, local_address="127.0.0.2")
+        async with httpx.AsyncClient(transport=elsewhere, timeout=PATIENCE_S) as honest:
+            answer = await honest.get(f"https://127.0.0.1:{port}/healthz")
+        assert answer.json() == {"status": "ok"}
+        ended = [asyncio.ensure_future(reader.read()) for reader, _ in half_done]
+        done, _ = await asyncio.wait(ended, timeout=PATIENCE_S)
+        assert len(done) == 200, "a handshake may take so long, and no longer"
+        for each in done:
+            each.exception()
+        for _, writer in half_done:
+            writer.close()
+        stop.set()
+        await asyncio.wait_for(serving, PATIENCE_S)
+    assert sum(line.get("handshakes", 0) for line in told) == listener.handshakes.refused["handshakes"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_when_told_to(number: signal.Signals) -> None:
+    port = str(free_port())
+    command = [sys.executable, "-m", "spandial_agent", "relay", "--to", "http://agents.example", "--port", port]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            eventually(lambda: httpx.get(f"http://127.0.0.1:{port}/healthz").is_success, "it serves")
+            process.send_signal(number)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SpandialError, match=r"for the relay .*--port"):
+        run_relay(build_relay("http://agents"), "127.0.0.1", taken.getsockname()[1], None, None)

@@ -26,6 +26,7 @@ class Node:
 
     Attributes:
         now: seconds.
+        among: the processes that the last look was taken at.
     """
 
     def __init__(self) -> None:
@@ -33,26 +34,31 @@ class Node:
         self.targets: dict[int, Any] = {}
         self.holders: dict[int, int] = {}  # pid by port
         self.looks: list[int] = []
+        self.among: list[int] = []
         self.go_on = threading.Event()
         self.go_on.set()
         self.askers = Askers(self, self.look, lambda: self.now)  # type: ignore[arg-type]
 
-    def add(self, pid: int, labels: Labels, start_time: int = 1) -> None:
-        self.targets[pid] = SimpleNamespace(labels=labels, process=SimpleNamespace(start_time=start_time))
+    def add(self, pid: int, labels: Labels, start_time: int = 1, uid: int = 1000) -> None:
+        process = SimpleNamespace(start_time=start_time)
+        self.targets[pid] = SimpleNamespace(pid=pid, labels=labels, process=process, uid=uid)
 
     def get(self, pid: int) -> Any:
         return self.targets.get(pid)
 
-    def of_service(self, service: str) -> list[int]:
-        return [pid for pid, target in self.targets.items() if target.labels.service == service]
+    def of_service(self, service: str, uid: int | None = None) -> list[int]:
+        of_user = {pid: target for pid, target in self.targets.items() if uid in (None, target.uid)}
+        return [pid for pid, target in of_user.items() if target.labels.service == service]
 
     def look(self, pids: list[int], _address: str, port: int, _to_port: int, _to_address: str) -> int | None:
         self.go_on.wait(30)
         self.looks.append(port)
+        self.among = pids
         return pid if (pid := self.holders.get(port)) in pids else None
 
-    async def asks(self, connection: Connection, service: str = "shop") -> Labels | None:
-        return await self.askers.find([service], connection)
+    async def asks(self, connection: Connection, service: str = "shop", uid: int | None = None) -> Labels | None:
+        asker = await self.askers.find([service], connection, uid)
+        return None if asker is None else asker.labels
 
 
 @pytest.fixture
@@ -139,3 +145,23 @@ async def test_only_so_many_are_remembered(node: Node, monkeypatch: pytest.Monke
     for port in range(10):
         await node.asks(Connection("127.0.0.1", port, 5778, "127.0.0.1", port))
     assert len(node.askers._found) == 3
+
+
+async def test_however_many_processes_one_user_has_those_of_others_are_looked_at(node: Node) -> None:
+    for pid in range(1000, 3000):
+        node.add(pid, GRAY, uid=64321)
+    node.add(9, GRAY, uid=1001)
+    node.holders[4002] = 9
+    asker = await node.askers.find(["shop"], OTHER)
+    assert asker is not None
+    assert asker.uid == 1001
+    assert len(node.among) == askers_module._PROCESSES
+
+
+async def test_where_the_user_is_known_only_his_processes_are_looked_at(node: Node) -> None:
+    node.add(8, GRAY, uid=64321)
+    assert await node.asks(ONE, uid=64321) is None
+    assert node.among == [8]
+    node.now += 1
+    assert await node.asks(ONE, uid=1000) == GRAY
+    assert node.among == [7]

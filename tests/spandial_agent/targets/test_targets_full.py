@@ -302,10 +302,13 @@ class Comings(RuleBasedStateMachine):
 
     @invariant()
     def it_is_known_which_labels_there_are(self) -> None:
-        known = {target.labels for target in self.targets}
-        assert self.targets.labels() == known
-        assert self.targets.labels("cart") == {labels for labels in known if labels.service == "cart"}
+        known = {(target.uid, target.labels) for target in self.targets}
+        carts = {(uid, labels) for uid, labels in known if labels.service == "cart"}
+        for service, expected in ((None, known), ("cart", carts)):
+            said = self.targets.labels(service)
+            assert {(uid, labels) for uid, of_user in said.items() for labels in of_user} == expected
         assert all(self.targets.alike(target.labels).labels == target.labels for target in self.targets)
+        assert all(self.targets.alike(target.labels, target.uid).uid == target.uid for target in self.targets)
 
     @invariant()
     def the_kernel_watches_the_targets(self) -> None:

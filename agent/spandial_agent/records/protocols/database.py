@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["NAMESPACE_MAX", "RAW_MAX", "TEXT_MAX", "Operation", "Outcome", "raw_text"]
+__all__ = ["NAMESPACE_MAX", "RAW_MAX", "TEXT_MAX", "Dialect", "Operation", "Outcome", "raw_text"]
+
+Dialect = Literal["postgres", "mysql"]
 
 TEXT_MAX = 512  # characters of a text
 NAMESPACE_MAX = 64  # characters of a database's name

@@ -8,19 +8,13 @@ what is left, where a misreading costs the name of a table at most.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
-from sqlglot import TokenType
-from sqlglot.dialects.mysql import MySQL
-from sqlglot.dialects.postgres import Postgres
-from sqlglot.errors import SqlglotError
-
-from spandial_agent.records.protocols.database import TEXT_MAX, Operation, raw_text
+from spandial_agent.records.protocols.database import TEXT_MAX, Dialect, Operation, raw_text
 
 __all__ = ["COMMANDS", "Dialect", "read_statement", "strip_literals"]
-
-Dialect = Literal["postgres", "mysql"]
 
 _READ_MAX = 2048  # bytes or characters of a statement that are looked at
 _REMEMBERED = 1024  # statements whose reading is remembered, with and without their data: programs repeat themselves
@@ -76,16 +70,6 @@ _LEXEMES = {
 _MASKS = {"literal": "?", "rest": "?", "space": " ", "comment": " "}
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _IDENTIFIER = re.compile(_WORD)
-
-
-# sqlglot takes what is behind some commands for a string, and `$1,$` for a dollar-quote. No strings are left to find.
-class _PostgresTokenizer(Postgres.Tokenizer):
-    COMMANDS: ClassVar[set[TokenType]] = set()
-    HEREDOC_STRINGS: ClassVar[list[str | tuple[str, str]]] = []
-
-
-class _MySQLTokenizer(MySQL.Tokenizer):
-    COMMANDS: ClassVar[set[TokenType]] = set()
 
 
 def _words(text: str) -> frozenset[str]:
@@ -151,9 +135,11 @@ def strip_literals(sql: str, dialect: Dialect, cut: bool) -> tuple[str, str, str
 
 @lru_cache(maxsize=_REMEMBERED)
 def _describe(masked: str, dialect: Dialect) -> tuple[str, str, str]:
+    from spandial_agent.records.protocols import sql_tokens  # sqlglot takes long to import
+
     try:
-        parts = _parts(masked, dialect)
-    except SqlglotError:
+        parts = _parts(masked, sql_tokens.tokenize(masked, dialect))
+    except sql_tokens.SqlglotError:
         first = _FIRST_WORD.findall(masked)[0].upper()
         return first if first in COMMANDS else "", "", " ".join(masked.split())[:TEXT_MAX].rstrip()
     return _command(parts), _collection(parts)[:_COLLECTION_MAX], _text(parts)[:TEXT_MAX].rstrip()
@@ -185,14 +171,17 @@ def _comment_end(sql: str, start: int) -> int:
     return len(sql)
 
 
-def _parts(masked: str, dialect: Dialect) -> list[_Part]:
-    tokenizer = _PostgresTokenizer(Postgres) if dialect == "postgres" else _MySQLTokenizer(MySQL)
+def _parts(masked: str, tokens: Iterable[tuple[int, int, str | None]]) -> list[_Part]:
+    """
+    Args:
+        tokens: as `sql_tokens.tokenize` returns them.
+    """
     parts: list[_Part] = []
-    for token in tokenizer.tokenize(masked):
-        source = masked[token.start : token.end + 1]
-        spaced = masked[max(token.start - 1, 0)].isspace()
-        if token.token_type is TokenType.IDENTIFIER:
-            parts.append(_Part(source, '"', token.text, spaced))
+    for start, end, quoted in tokens:
+        source = masked[start:end]
+        spaced = masked[max(start - 1, 0)].isspace()
+        if quoted is not None:
+            parts.append(_Part(source, '"', quoted, spaced))
             continue
         text = " ".join(source.split())
         if text.upper() in ("TRUE", "FALSE") and not (parts and parts[-1].word in ("IS", "NOT")):
