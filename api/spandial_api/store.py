@@ -291,6 +291,8 @@ def _refuse_newer(path: Path, database: sqlite3.Connection) -> None:
 
 def _own(path: Path) -> None:
     """Have the store's files be their owner's alone: who can read one can hold a lock on it. Raises OSError."""
+    if str(path) == ":memory:":  # SQLite's name for no file at all
+        return
     remove_readable(path.with_name(path.name + "-shm"))  # made anew of the others
     for suffix in ("", "-wal", "-shm", "-journal"):
         check_file(path.with_name(path.name + suffix))

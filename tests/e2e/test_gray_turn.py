@@ -109,11 +109,12 @@ def kept_within_bounds(counts: dict[str, int], requests: int, share: float) -> b
 
 
 def test_a_thousand_turns_leave_nothing_behind(agent: AgentProcess, tmp_path: Path) -> None:
-    with uvicorn(agent, tmp_path, env="gray") as server:
+    env = f"gray-{os.getpid()}"  # nobody else's on this host
+    with uvicorn(agent, tmp_path, env=env) as server:
 
         def turn(times: int) -> None:
             for n in range(times):
-                assert agent.set(n % 100, env="gray")["reached"] == 1
+                assert agent.set(n % 100, env=env)["reached"] == 1
 
         def state() -> tuple[int, int, int]:
             """Rows and descriptors beside those of other processes of this node: one each."""

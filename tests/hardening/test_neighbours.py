@@ -36,10 +36,12 @@ def test_counts_that_are_lies_move_the_rate_of_who_tells_them_and_nobody_elses()
         Application(node.agent.run_dir, DEFAULT="1", **named) as checkout,
     ):
         node.agent.http.put("/sampling", params={"target": "100000", "service": "checkout"}).raise_for_status()
-        checkout.obeys(100)
+        eventually(lambda: steered(node, checkout.pid), "the rate is steered")
+        checkout.report()  # what it did before
         words = str(_ROOT_DROPPED), str(_ROOT_DROPPED + 1)
         with hostile(CLAIMS, str(node.agent.run_dir / "app.sock"), json.dumps(hello), *words) as (liar, said):
             assert said == "registered"
+            checkout.obeys(100)
             before = len(checkout.reports())
             eventually(lambda: lies(liar) and is_held(node, liar.pid), "the liar's own rate falls")
             checkout.report()
@@ -52,6 +54,14 @@ def lies(liar: subprocess.Popen[str]) -> str:
     liar.stdin.write("\n")
     liar.stdin.flush()
     return liar.stdout.readline()
+
+
+def steered(node: Attacked, pid: int) -> bool:
+    """It begins low, and rises once it is known what is asked for."""
+    target = node.agent.target(pid)
+    return (
+        target is not None and target["rates"]["http"]["rule"] != "default" and target["rates"]["http"]["rate"] == 100
+    )
 
 
 def is_held(node: Attacked, pid: int) -> bool:
