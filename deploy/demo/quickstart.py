@@ -238,7 +238,8 @@ def perform(stage: Stage, seconds: float | None) -> int:
         view.refresh()
         kept.append(sum(kept_of(view.counts(services[1]))))
         answer = stage.put(**parameters)
-        said.plain = f"{text}, obeyed by {answer['reached']} target (revision {answer['revision']})"
+        targets = "1 target" if answer["reached"] == 1 else f"{answer['reached']} targets"
+        said.plain = f"{text}, obeyed by {targets} (revision {answer['revision']})"
 
     span = seconds / 3 if seconds else 10.0
     turns: Iterator[Callable[[], None]] = iter(

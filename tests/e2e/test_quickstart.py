@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_without_a_person_it_turns_the_dial_up_and_back_and_checks_itself() -> N
     command = [sys.executable, QUICKSTART, "--seconds", "9"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "gray turned up to 100 %, obeyed by 1 target" in done.stdout
+    assert re.search(r"gray turned up to 100 %, obeyed by \d+ targets? ", done.stdout)  # others may run gray ones here
     assert "gray turned back to 1 %" in done.stdout
     assert "/sampling?rate=100&env=gray" in done.stdout
     for check in ("shop 1: kernel and hook agree", "shop 2: kernel and hook agree", "front 1: the kernel saw all"):

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -54,13 +53,12 @@ def received(receiver: OtlpReceiver, count: int, service: str) -> list[ReceivedS
 
 
 @pytest.mark.needs("h2load")
-@pytest.mark.parametrize("start", [nginx, node])
-def test_every_kept_request_is_a_span(
-    agent: AgentProcess, receiver: OtlpReceiver, tmp_path: Path, start: Callable[[Path], Any]
-) -> None:
-    service = {nginx: "edge", node: "front"}[start]
+@pytest.mark.parametrize("name", ["nginx", "node"])
+def test_every_kept_request_is_a_span(agent: AgentProcess, receiver: OtlpReceiver, tmp_path: Path, name: str) -> None:
+    service = f"{name}-{os.getpid()}"  # nobody else's on this host
+    start = nginx([agent], tmp_path, service=service) if name == "nginx" else node(tmp_path, service=service)
     clock = KernelClock()
-    with start(tmp_path) as server:
+    with start as server:
         found(agent, service)
         begin_ns = clock.now_ns()
         h2load(server, 500, PARENT)
@@ -72,7 +70,7 @@ def test_every_kept_request_is_a_span(
     assert {(span.name, span.kind, span.parent_span_id) for span in traced} == {("GET", "server", 0xB7AD6B7169203331)}
     assert {span.attributes["http.response.status_code"] for span in traced} == {200}
     assert {span.attributes["http.request.method"] for span in spans} == {"GET"}
-    assert {span.resource["process.executable.name"] for span in spans} == {start.__name__}
+    assert {span.resource["process.executable.name"] for span in spans} == {name}
     first, last = clock.unix_ns(begin_ns, end_ns)
     slack = 50_000_000
     assert all(first - slack <= span.start_ns <= span.end_ns <= last + slack for span in spans)
