@@ -41,17 +41,23 @@ class Mounts:
 
     def __init__(self, process: HeldProcess) -> None:
         self._process = process
-        self._kinds: dict[int, str] | None = None
+        self._read: list[bytes] = []  # mountinfo of the agent, then of the process: most processes need the first alone
 
     def kind(self, mount: int) -> str | None:
-        """None for a mount that neither of them has, which may be anything."""
-        if self._kinds is None:
-            self._kinds = {}
-            # A process that has changed its root does not show the mount that this is in.
-            with HeldProcess(os.getpid()) as agent:
-                for process in (agent, self._process):
-                    self._kinds |= _kinds(process.read("mountinfo"))
-        return self._kinds.get(mount)
+        """None for a mount that neither of them has, which may be anything. Raises OSError."""
+        # A process that has changed its root does not show the mount that this is in.
+        for number in range(2):
+            if number == len(self._read):
+                self._read.append(self._read_next())
+            if kind := _kind(self._read[number], mount):
+                return kind
+        return None
+
+    def _read_next(self) -> bytes:
+        if self._read:
+            return self._process.read("mountinfo")
+        with HeldProcess(os.getpid()) as agent:
+            return agent.read("mountinfo")
 
 
 class MappedFile:
@@ -135,12 +141,10 @@ def _mount(descriptor: int) -> int:
     return -1
 
 
-def _kinds(mountinfo: bytes) -> dict[int, str]:
-    """By the number of the mount (proc(5)): number, parent, ..., a hyphen, type, ..."""
-    kinds = {}
-    for line in mountinfo.splitlines():
-        number, _, rest = line.partition(b" ")
-        kind = rest.partition(b" - ")[2].split(b" ", 1)[0]
-        if number.isdigit() and kind:
-            kinds[int(number)] = kind.decode(errors="replace")
-    return kinds
+def _kind(mountinfo: bytes, mount: int) -> str:
+    """By the number of the mount (proc(5)): number, parent, ..., a hyphen, type, ...; empty where it is not there."""
+    begin = (b"\n" + mountinfo).find(b"\n%d " % mount)
+    if begin < 0:
+        return ""
+    line = mountinfo[begin : mountinfo.find(b"\n", begin)]
+    return line.partition(b" - ")[2].split(b" ", 1)[0].decode(errors="replace")

@@ -174,3 +174,14 @@ def test_a_file_that_was_written_is_read_again(library: Path, tmp_path: Path) ->
         with look_at(held) as seen:
             assert not seen.libraries
     assert first.offsets
+
+
+def test_each_mount_of_this_process_has_its_kind() -> None:
+    lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    with HeldProcess(os.getpid()) as process:
+        mounts = Mounts(process)
+        assert {int(fields[0]): mounts.kind(int(fields[0])) for fields in lines} == {
+            int(fields[0]): fields[fields.index("-") + 1] for fields in lines
+        }
+        assert mounts.kind(1 << 30) is None
+        assert mounts.kind(-1) is None
