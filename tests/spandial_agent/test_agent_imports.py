@@ -12,7 +12,7 @@ from tests.agent_process import PATIENCE_S, AgentProcess
 INTERFACE = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 # What only some agents need, or only later: a statement is read, an exporter or a port for gRPC is set, a kubelet is
 # asked, a source is compiled.
-LATER = {"sqlglot", "httpx", "grpc", "google", "requests", "bcc"}
+LATER = {"sqlglot", "httpx", "grpc", "h2", "hyperframe", "google", "requests", "bcc"}
 # What the parts need that are made while the kernel verifies the programs.
 PARTS = {"sqlite3", "pyroute2", "spandial_api.control", "spandial_agent.node"}
 
