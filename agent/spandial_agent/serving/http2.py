@@ -16,7 +16,7 @@ from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.exceptions import ProtocolError
+from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes
 from hpack import NeverIndexedHeaderTuple
 
@@ -135,10 +135,6 @@ class _Http2(H2Connection):
     MAX_CLOSED_STREAMS = 256  # that are remembered
 
 
-class _TooMuch(Exception):
-    """A client sends more than anybody needs."""
-
-
 class _Client:
     """One connection.
 
@@ -200,16 +196,16 @@ class _Client:
         why = None
         try:
             await self._take_frames()
-        except _TooMuch:
+        except ProtocolError as error:
             self._server.connections.refused["protocol"] += 1
-            why = ErrorCodes.ENHANCE_YOUR_CALM
-        except ProtocolError:  # h2 says so itself
-            self._server.connections.refused["protocol"] += 1
+            if isinstance(error, DenialOfServiceError):  # of all else the client is told by h2
+                why = error.error_code
         except asyncio.TimeoutError:
             why = ErrorCodes.NO_ERROR
         except (OSError, EOFError):
             pass  # the client has gone
-        self.close(why)
+        finally:
+            self.close(why)
 
     async def _take_frames(self) -> None:
         """One in each round of the event loop, of each peer in turn."""
@@ -224,7 +220,7 @@ class _Client:
         while True:
             frame = await asyncio.wait_for(self._frame(), _IDLE_S)
             if self._server.frames.take(self.peer.name, self._now()):
-                raise _TooMuch
+                raise DenialOfServiceError
             await self._server.turns.take(self.peer.name)
             for event in self._http2.receive_data(frame):
                 if isinstance(event, events.ConnectionTerminated):
@@ -233,7 +229,7 @@ class _Client:
                     await self._server.begin(self.peer.name)
                 self._take(event)
             if len(self._http2.remote_settings) > _SETTINGS_MAX:
-                raise _TooMuch
+                raise DenialOfServiceError
             self._waits["drain"] = ("unread", self._now())
             await self._flush()
             del self._waits["drain"]
@@ -247,7 +243,7 @@ class _Client:
         of_head = kind in (_HEADERS, _CONTINUATION)
         self._head += length if of_head else 0
         if length > _FRAME_MAX or self._head > _HEAD_MAX:
-            raise _TooMuch
+            raise DenialOfServiceError
         payload = await self._reader.readexactly(length)
         if not of_head or flags & _END_HEADERS:
             self._head = 0

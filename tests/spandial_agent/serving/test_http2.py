@@ -115,7 +115,7 @@ async def send(port: int, *sent: bytes, end: bool = False) -> None:
             writer.write_eof()
         while await asyncio.wait_for(reader.read(4096), PATIENCE_S):
             pass
-    except ConnectionError:
+    except OSError:
         pass
     writer.close()
 
