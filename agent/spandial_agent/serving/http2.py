@@ -252,7 +252,7 @@ class _Client:
 
     def _take(self, event: events.Event) -> None:
         if isinstance(event, events.RequestReceived):
-            if self._server.ending or len(self._requests) + len(self.answers) >= _CALLS:
+            if self._server.ending or self._http2.open_inbound_streams > _CALLS:
                 self._http2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)  # it may be sent again
                 return
             fields = {str(name): str(value) for name, value in reversed(event.headers)}

@@ -311,7 +311,7 @@ async def test_who_begins_and_resets_without_an_end_makes_nobody_wait(
     writer.close()
 
 
-async def test_what_is_no_http2_is_not_passed_on(plain: int, refused: Counter[str]) -> None:
+async def test_to_what_is_no_http2_nothing_is_said(plain: int, refused: Counter[str]) -> None:
     """A browser's page sends such things, whatever name it has for this host."""
     reader, writer = await asyncio.open_connection("127.0.0.1", plain)
     writer.write(b"POST /jaeger.api_v2.SamplingManager/GetSamplingStrategy HTTP/1.1\r\nHost: evil.example\r\n\r\n")
