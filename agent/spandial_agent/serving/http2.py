@@ -1,4 +1,4 @@
-"""HTTP/2 on a listener, bounded by peer as HTTP/1.1 is: each request is answered when it is whole.
+"""HTTP/2 on a connection, bounded by peer as HTTP/1.1 is: each request is answered when it is whole.
 
 The protocol itself is the library h2's. Here is who may ask, how much and for how long.
 """
@@ -6,10 +6,7 @@ The protocol itself is the library h2's. Here is who may ask, how much and for h
 from __future__ import annotations
 
 import asyncio
-import socket
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 from h2 import events
@@ -21,24 +18,21 @@ from h2.settings import SettingCodes
 from hpack import NeverIndexedHeaderTuple
 
 from spandial_agent.serving.connections import Connections
-from spandial_agent.serving.listeners import accept, count_handshakes
 from spandial_api.node import Connection
 from spandial_api.peers import Peer, Turns
 from spandial_api.write_limit import RateLimit
 
-__all__ = ["PREFACE", "Answer", "Http2Server", "Request", "Response"]
+__all__ = ["FRAME_MAX", "PREFACE", "Answer", "Http2Connection", "Request", "Response", "Shares"]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 _REQUESTS_PER_SECOND = 100  # of a peer: more have to wait
 _FRAMES_PER_SECOND = 1_000  # of a peer: who sends more is sent away
 _CALLS = 8  # of a connection at a time
-_FRAME_MAX = _HEAD_MAX = 16 << 10  # bytes
+FRAME_MAX = _HEAD_MAX = 16 << 10  # bytes
 _BODY_MAX = 32 << 10  # bytes
 _SETTINGS_MAX = 64  # of a client: h2 keeps also those that it does not know
 _IDLE_S = 300.0  # clients ask every minute
-_GRACE_S = 1.0
-_RECEIVED_MAX = 16 << 10  # bytes of a connection that the kernel keeps; asyncio reads all of them at once
 
 _HEADERS, _CONTINUATION, _END_HEADERS = 1, 9, 4  # RFC 9113, section 6
 
@@ -63,41 +57,29 @@ class Response(NamedTuple):
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-class Http2Server:
-    """The connections of one listener.
+class Shares:
+    """What the connections of a listener share.
 
     Args:
         answer: to a request. It raises nothing.
         connections: bounds them.
+
+    Attributes:
+        ending: no request is answered any more.
     """
 
     def __init__(self, answer: Answer, connections: Connections) -> None:
         self.answer, self.connections = answer, connections
         self.ending = False
-        self.turns = Turns()
-        self.frames = RateLimit(_FRAMES_PER_SECOND, 2 * _FRAMES_PER_SECOND)
+        self._turns = Turns()
+        self._frames = RateLimit(_FRAMES_PER_SECOND, 2 * _FRAMES_PER_SECOND)
         self._requests = RateLimit(_REQUESTS_PER_SECOND, 2 * _REQUESTS_PER_SECOND)
-        self._clients: dict[asyncio.Task[None], _Client] = {}
 
-    @asynccontextmanager
-    async def running(self, listener: socket.socket, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-        """Accept until left; then end all connections, when what was asked is answered, or a second later."""
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVED_MAX)  # and of those that are accepted
-        count_handshakes(listener, self.connections)
-        server = await accept(self._protocol, listener, tls)
-        sweeping = asyncio.create_task(self.connections.run())
-        try:
-            yield
-        finally:
-            self.ending = True
-            sweeping.cancel()
-            server.close()
-            if answers := [answer for client in self._clients.values() for answer in client.answers.values()]:
-                await asyncio.wait(answers, timeout=_GRACE_S)
-            for client in self._clients.values():
-                client.close(ErrorCodes.NO_ERROR)
-            if self._clients:
-                await asyncio.wait(self._clients)
+    async def take_frame(self, peer: str) -> None:
+        """Wait until it is this peer's turn. Raises DenialOfServiceError for who sends too many."""
+        if self._frames.take(peer, self.connections.now()):
+            raise DenialOfServiceError
+        await self._turns.take(peer)
 
     async def begin(self, peer: str) -> None:
         """Wait until a request of this peer may begin."""
@@ -106,36 +88,13 @@ class Http2Server:
             await asyncio.sleep(wait)
             wait = self._requests.take(peer, self.connections.now())
 
-    def _protocol(self) -> asyncio.StreamReaderProtocol:
-        return asyncio.StreamReaderProtocol(asyncio.StreamReader(limit=_FRAME_MAX), self._made)
-
-    def _made(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client, server = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
-        if not client or not server:  # it has gone already
-            writer.transport.abort()
-            return
-        self.connections.on_made(client[0])
-        peer = self.connections.peers.at(client[:2], server[:2])
-        connection = Connection(client[0], client[1], server[1], server[0], peer.serial)
-        made = _Client(self, peer, connection, reader, writer)
-        if not self.connections.admit(made, peer.name):
-            writer.transport.abort()
-            return
-        made.task = asyncio.create_task(made.run())
-        self._clients[made.task] = made
-        made.task.add_done_callback(self._gone)
-
-    def _gone(self, task: asyncio.Task[None]) -> None:
-        client = self._clients.pop(task)
-        self.connections.leave(client, client.peer.name)
-
 
 class _Http2(H2Connection):
     DEFAULT_MAX_HEADER_LIST_SIZE = _HEAD_MAX
     MAX_CLOSED_STREAMS = 256  # that are remembered
 
 
-class _Client:
+class Http2Connection:
     """One connection.
 
     Attributes:
@@ -149,14 +108,14 @@ class _Client:
 
     def __init__(
         self,
-        server: Http2Server,
+        shares: Shares,
         peer: Peer,
         connection: Connection,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self.peer, self._connection = peer, connection
-        self._server, self._now = server, server.connections.now
+        self._shares, self._now = shares, shares.connections.now
         self.since = self._now()
         self.answers: dict[int, asyncio.Task[None]] = {}
         self._reader, self._writer = reader, writer
@@ -176,7 +135,7 @@ class _Client:
 
     def end(self, status: int, sentence: str) -> None:
         """HTTP/2 has no answer for a connection: gRPC's clients try again later by themselves."""
-        self._server.connections.leave(self, self.peer.name)
+        self._shares.connections.leave(self, self.peer.name)
         self.close(ErrorCodes.ENHANCE_YOUR_CALM if status == 408 else ErrorCodes.NO_ERROR)
 
     def close(self, why: ErrorCodes | None = None) -> None:
@@ -197,7 +156,7 @@ class _Client:
         try:
             await self._take_frames()
         except ProtocolError as error:
-            self._server.connections.refused["protocol"] += 1
+            self._shares.connections.refused["protocol"] += 1
             if isinstance(error, DenialOfServiceError):  # of all else the client is told by h2
                 why = error.error_code
         except asyncio.TimeoutError:
@@ -219,14 +178,12 @@ class _Client:
         await self._flush()
         while True:
             frame = await asyncio.wait_for(self._frame(), _IDLE_S)
-            if self._server.frames.take(self.peer.name, self._now()):
-                raise DenialOfServiceError
-            await self._server.turns.take(self.peer.name)
+            await self._shares.take_frame(self.peer.name)
             for event in self._http2.receive_data(frame):
                 if isinstance(event, events.ConnectionTerminated):
                     return
                 if isinstance(event, events.RequestReceived):
-                    await self._server.begin(self.peer.name)
+                    await self._shares.begin(self.peer.name)
                 self._take(event)
             if len(self._http2.remote_settings) > _SETTINGS_MAX:
                 raise DenialOfServiceError
@@ -242,7 +199,7 @@ class _Client:
         length, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
         of_head = kind in (_HEADERS, _CONTINUATION)
         self._head += length if of_head else 0
-        if length > _FRAME_MAX or self._head > _HEAD_MAX:
+        if length > FRAME_MAX or self._head > _HEAD_MAX:
             raise DenialOfServiceError
         payload = await self._reader.readexactly(length)
         if not of_head or flags & _END_HEADERS:
@@ -252,7 +209,7 @@ class _Client:
 
     def _take(self, event: events.Event) -> None:
         if isinstance(event, events.RequestReceived):
-            if self._server.ending or self._http2.open_inbound_streams > _CALLS:
+            if self._shares.ending or self._http2.open_inbound_streams > _CALLS:
                 self._http2.reset_stream(event.stream_id, ErrorCodes.REFUSED_STREAM)  # it may be sent again
                 return
             fields = {str(name): str(value) for name, value in reversed(event.headers)}
@@ -289,7 +246,7 @@ class _Client:
         self._waits.pop(stream, None)
 
     async def _answer(self, stream: int, request: Request) -> None:
-        response = await self._server.answer(request)
+        response = await self._shares.answer(request)
         self._waits[stream] = ("unread", self._now())
         try:
             self._http2.send_headers(stream, _fields(response.fields))
@@ -305,7 +262,7 @@ class _Client:
         """As the client opens its window."""
         rest = memoryview(body)
         while rest:
-            size = min(self._http2.local_flow_control_window(stream), _FRAME_MAX, len(rest))
+            size = min(self._http2.local_flow_control_window(stream), FRAME_MAX, len(rest))
             if size > 0:
                 self._http2.send_data(stream, bytes(rest[:size]))
                 rest = rest[size:]

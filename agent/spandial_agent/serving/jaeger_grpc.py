@@ -23,7 +23,8 @@ from spandial.labels import LABEL_MAX
 from spandial_agent.serving.binding import bind_tcp
 from spandial_agent.serving.connections import Connections
 from spandial_agent.serving.grpc_unary import Code, Status, UnaryCalls
-from spandial_agent.serving.http2 import Http2Server, Request
+from spandial_agent.serving.http2 import Request
+from spandial_agent.serving.http2_server import Http2Server
 from spandial_api.auth import Refusal
 from spandial_api.jaeger import Strategy
 from spandial_api.node import Connection

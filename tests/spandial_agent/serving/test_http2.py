@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from spandial_agent.serving import http2
 from spandial_agent.serving.connections import Connections
-from spandial_agent.serving.http2 import PREFACE, Http2Server, Request, Response
+from spandial_agent.serving.http2 import PREFACE, Request, Response
+from spandial_agent.serving.http2_server import Http2Server
 from tests.agent_process import PATIENCE_S
 from tests.spandial_agent.serving.frames import frame
 
