@@ -70,7 +70,7 @@ def _jaeger_grpc(
     """Jaeger's remote sampling over gRPC, where a port for it is set. Raises SpandialError."""
     if settings.jaeger_grpc_port is None:
         return contextlib.nullcontext()
-    from spandial_agent.serving import jaeger_grpc  # grpc takes memory
+    from spandial_agent.serving import jaeger_grpc  # what it imports takes memory
 
     async def strategy(service: str, connection: Connection, uid: int | None) -> Strategy:
         return await remote.strategy(service, connection=connection, uid=uid)
@@ -79,7 +79,6 @@ def _jaeger_grpc(
         address,
         settings.jaeger_grpc_port,
         strategy,
-        settings.run_dir,
         access.check_reader,
         certificate.context_for("h2") if certificate is not None else None,
         settings.own_names,

@@ -20,9 +20,9 @@ from hpack import Encoder
 from spandial_agent.serving import jaeger_grpc
 from spandial_agent.serving.certificate import ServerCertificate
 from spandial_agent.serving.connections import Connections
+from spandial_agent.serving.http2 import PREFACE
 from spandial_agent.serving.jaeger_grpc import SERVICE, messages, serving
 from spandial_agent.serving.peers import Peers
-from spandial_agent.serving.request_heads import PREFACE
 from spandial_api.auth import Refusal
 from spandial_api.jaeger import Probabilistic, Strategy
 from spandial_api.node import Connection
@@ -79,7 +79,7 @@ async def test_it_says_by_which_connection_it_is_asked_and_whose(host: str, tmp_
         assert uid == os.geteuid()
         return await half(service, connection, uid)
 
-    async with serving(host, 0, strategy, tmp_path) as port:
+    async with serving(host, 0, strategy) as port:
         async with grpc.aio.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
             await ask(channel)
         [connection] = seen
@@ -98,12 +98,39 @@ async def test_who_may_not_read_is_refused_with_the_reason(status: int, code: st
         seen.append((authorization, peer))
         raise Refusal(status, "a sentence", "a reason")
 
-    serves = serving("127.0.0.1", 0, half, tmp_path, check_reader)
+    serves = serving("127.0.0.1", 0, half, check_reader)
     async with serves as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await ask(channel, [("authorization", "Bearer abc")])
     assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode[code], "a sentence")
     assert seen == [("Bearer abc", "127.0.0.1")]
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_client_may_compress(compression: grpc.Compression) -> None:
+    seen: list[str] = []
+
+    async def strategy(service: str, connection: Connection, uid: int | None) -> Strategy:
+        seen.append(service)
+        return await half(service, connection, uid)
+
+    async with serving("127.0.0.1", 0, strategy) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(f"/{SERVICE}/GetSamplingStrategy", PARAMETERS.SerializeToString, RESPONSE.FromString)
+        await call(PARAMETERS(serviceName="x" * 200), timeout=PATIENCE_S, compression=compression)
+    assert seen == ["x" * 200]
+
+
+async def test_what_is_no_question_is_refused() -> None:
+    async with serving("127.0.0.1", 0, half) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        for path, asked, code in (
+            ("GetSamplingStrategy", b"\xff", grpc.StatusCode.INTERNAL),
+            ("SetSamplingStrategy", b"", grpc.StatusCode.UNIMPLEMENTED),
+            ("GetSamplingStrategy", bytes(17 << 10), grpc.StatusCode.RESOURCE_EXHAUSTED),
+            ("GetSamplingStrategy", bytes(1 << 20), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await channel.unary_unary(f"/{SERVICE}/{path}")(asked, timeout=PATIENCE_S)
+            assert refused.value.code() == code
 
 
 @pytest.fixture
@@ -113,7 +140,7 @@ def certificate(made: Certificate) -> ServerCertificate:
 
 @pytest.fixture
 async def port(certificate: ServerCertificate, tmp_path: Path) -> AsyncIterator[int]:
-    async with serving("127.0.0.1", 0, half, tmp_path, tls=certificate.context_for("h2")) as bound:
+    async with serving("127.0.0.1", 0, half, tls=certificate.context_for("h2")) as bound:
         yield bound
 
 
@@ -137,7 +164,7 @@ async def test_clients_can_be_made_to_show_theirs(made: Certificate, tmp_path: P
     (tmp_path / "client").mkdir()
     client = self_signed(tmp_path / "client")
     tls = ServerCertificate(made.certificate, made.key, client.certificate).context_for("h2")
-    async with serving("127.0.0.1", 0, half, tmp_path, tls=tls) as port:
+    async with serving("127.0.0.1", 0, half, tls=tls) as port:
         assert await share_at(port, trusting(made, client)) == 0.5
         for shown in (None, made):
             with pytest.raises(grpc.aio.AioRpcError):
@@ -163,7 +190,7 @@ def refused() -> Counter[str]:
 
 @pytest.fixture
 async def plain(tmp_path: Path, refused: Counter[str]) -> AsyncIterator[int]:
-    async with serving("127.0.0.1", 0, half, tmp_path, host_names=["node.example"], refused=refused) as bound:
+    async with serving("127.0.0.1", 0, half, host_names=["node.example"], refused=refused) as bound:
         yield bound
 
 
@@ -204,11 +231,11 @@ async def test_half_requests_on_many_connections_keep_no_other_peer_out(
 
 _PYTHON = os.path.realpath(sys.executable)  # others may not reach the virtual environment
 _FLOOD = """import socket, sys
-half_done, connections = bytes.fromhex(sys.argv[2]), []
+sent, connections = bytes.fromhex(sys.argv[2]) + bytes.fromhex(sys.argv[3]) * 4000, []
 for _ in range(600):
     connections.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
     try:
-        connections[-1].sendall(half_done)
+        connections[-1].sendall(sent)
     except OSError:
         pass
 print("sent", flush=True)
@@ -217,10 +244,11 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be anybody")
-async def test_another_users_flood_keeps_nobody_out(plain: int, refused: Counter[str]) -> None:
+@pytest.mark.parametrize("often", [b"", frame(6, 0, 0, bytes(8)), frame(4, 0, 0)], ids=["requests", "ping", "settings"])
+async def test_another_users_flood_keeps_nobody_out(plain: int, refused: Counter[str], often: bytes) -> None:
     half_done = PREFACE + frame(4, 0, 0) + b"".join(head(stream) for stream in range(1, 200, 2))
     flooding = await asyncio.create_subprocess_exec(
-        *(_PYTHON, "-I", "-c", _FLOOD, str(plain), half_done.hex()),
+        *(_PYTHON, "-I", "-c", _FLOOD, str(plain), half_done.hex(), often.hex()),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         user=64321,
@@ -234,7 +262,7 @@ async def test_another_users_flood_keeps_nobody_out(plain: int, refused: Counter
         for _ in range(20):
             async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as channel:
                 assert await ask(channel) == 0.5
-        await until(lambda: refused["connections"] >= 600 - 32, "of one user there are only so many connections")
+        await until(lambda: refused.total() >= 600 - 32, "of one user there are only so many connections")
     finally:
         flooding.kill()
         await flooding.wait()
@@ -283,7 +311,7 @@ async def test_who_begins_and_resets_without_an_end_makes_nobody_wait(
     writer.close()
 
 
-async def test_what_is_no_http2_is_not_passed_on(plain: int, refused: Counter[str]) -> None:
+async def test_to_what_is_no_http2_nothing_is_said(plain: int, refused: Counter[str]) -> None:
     """A browser's page sends such things, whatever name it has for this host."""
     reader, writer = await asyncio.open_connection("127.0.0.1", plain)
     writer.write(b"POST /jaeger.api_v2.SamplingManager/GetSamplingStrategy HTTP/1.1\r\nHost: evil.example\r\n\r\n")
@@ -307,21 +335,3 @@ async def test_it_is_asked_by_its_own_names_alone(
     assert answer.value.code() == grpc.StatusCode.PERMISSION_DENIED
     assert "SPANDIAL_HOST_NAMES" in str(answer.value.details())
     assert refused["host"] == 1
-
-
-async def test_nobody_else_can_ask_the_server_behind_the_listener(plain: int, tmp_path: Path) -> None:
-    assert (tmp_path / "jaeger.sock").stat().st_mode & 0o077 == 0
-    async with grpc.aio.insecure_channel(f"unix:{tmp_path / 'jaeger.sock'}") as channel:
-        with pytest.raises(grpc.aio.AioRpcError) as answer:
-            await ask(channel)
-    assert answer.value.code() == grpc.StatusCode.UNAVAILABLE
-
-
-async def test_a_socket_that_somebody_removed_is_made_anew(plain: int, tmp_path: Path) -> None:
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as connected_before:
-        assert await ask(connected_before) == 0.5
-        (tmp_path / "jaeger.sock").unlink()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{plain}", options) as channel:
-            assert await ask(channel) == 0.5
-        assert await ask(connected_before) == 0.5
