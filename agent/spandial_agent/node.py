@@ -128,6 +128,8 @@ class LocalNode:
 
     def switch(self, off: str) -> None:
         before, self._off = self._off, off
+        if off != before:
+            _log.warning("the agent is switched", to="off" if off else "on", reason=off)
         if off:
             if not before:
                 self._stop_capture()

@@ -34,7 +34,7 @@ from spandial_agent.spans.kubelet import Kubelet
 from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.pipeline import SpanPipeline
 from spandial_agent.spans.resource import Resources, node_name
-from spandial_agent.supervised import Supervised
+from spandial_agent.supervised import Supervised, Watched
 from spandial_agent.table.rates import RateTable
 from spandial_agent.targets.targets import Targets
 from spandial_api.budgets import Limits
@@ -100,7 +100,7 @@ async def run_parts(
     steering = Supervised("spandial-steering", "steering of rates")
     limiting = Supervised("spandial-cost", "limit of what capture costs")
     shedding = Supervised("spandial-memory", "limit of memory")
-    supervised = [telling, renewing, steering, limiting, shedding, *discovery.supervised]
+    supervised: list[Watched] = [telling, renewing, steering, limiting, shedding, *discovery.supervised]
     if capture is not None:
         supervised.append(capture.reader)
     if tls is not None:

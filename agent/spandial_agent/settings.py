@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     def _opens_above_what_closes(self) -> Settings:
         if self.breaker_under > self.breaker_over:
             raise ValueError(
-                f"SPANDIAL_BREAKER_UNDER ({self.breaker_under:g}) is not above SPANDIAL_BREAKER_OVER "
-                f"({self.breaker_over:g}): a circuit would close and open at the same demand"
+                f"SPANDIAL_BREAKER_UNDER ({self.breaker_under:g}) is above SPANDIAL_BREAKER_OVER "
+                f"({self.breaker_over:g}): it must not be, or a circuit would close and open at the same demand"
             )
         return self
 

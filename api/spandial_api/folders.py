@@ -165,7 +165,11 @@ def _open_folder(path: Path, mode: int | None) -> int:
                 raise
             os.close(folder)
             folder, way = entry, below
-        opened = os.open(f"/proc/self/fd/{folder}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            opened = os.open(f"/proc/self/fd/{folder}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            error.filename = str(path)
+            raise
     finally:
         os.close(folder)
     try:

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from spandial.abi import word_rate
 from spandial_api.audit import Action
 from spandial_api.clock import boot_s
 from spandial_api.control import Author, Control
@@ -39,7 +40,8 @@ class Off:
         end = "until somebody runs 'spandial on'"
         if self.until is not None:
             end = f"until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.until))}"
-        return f"switched off by {self.who}{why}, {end}: nothing is captured, and hooks use their fallback rates."
+        rest = "nothing is captured, and hooks obey no rule but the node's default"
+        return f"switched off by {self.who}{why}, {end}: {rest}."
 
 
 class Switch:
@@ -60,6 +62,12 @@ class Switch:
             self._load()
         except StoreError as error:
             control.damage.append(f"whether this node was switched off cannot be read, and it is on: {error}")
+
+    @property
+    def fallback_rate(self) -> float | None:
+        """The percentage that hooks use while it is off: the node's default; None where each uses its own."""
+        word = self._control.book.fallback
+        return None if word is None else round(word_rate(word) or 0.0, 10)
 
     async def turn_off(self, author: Author, ttl_s: float | None = None) -> Off:
         """At once, whatever the disk says. Raises StoreError where it is off, and a restart would switch it on."""

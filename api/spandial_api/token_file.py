@@ -90,7 +90,8 @@ class TokenFile:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError):
                 self._version = None
-            self._say(f"the tokens cannot be read ({error}): those from before still hold.")
+            held = "those from before still hold" if self.tokens else "no token lets anybody in over TCP until they can"
+            self._say(f"the tokens cannot be read ({error}): {held}.")
         return self.tokens
 
     def change(self, change: Callable[[Tokens], Tokens]) -> None:

@@ -235,9 +235,13 @@ class Link:
         if expired and not self._lapsed:
             fallback = table.row[abi.WORD_FALLBACK]
             self._decider.obey([fallback] * abi.ROW_WORDS)
-            _log(logging.WARNING, "the agent's lease ran out; the fallback rate holds until it returns")
+            _log(
+                logging.WARNING,
+                "the agent's lease ran out; the fallback rate holds until it returns",
+            )
         elif self._lapsed and not expired:
             self._decider.obey(table.row, table.operations)
+            _log(logging.WARNING, "the agent's lease is renewed; its rates hold again")
         self._lapsed = expired
 
     def _wait(self) -> None:

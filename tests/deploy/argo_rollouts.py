@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.agent_process import PATIENCE_S
+
 __all__ = ["ArgoRollouts"]
 
 _ARGUMENT = re.compile(r"\{\{\s*args\.([\w-]+)\s*\}\}")
@@ -81,7 +83,7 @@ class ArgoRollouts:
                 filled(web["url"]).replace(*self._urls),
                 headers={header["key"]: filled(header["value"]) for header in web.get("headers", [])},
                 content=filled(web.get("body", "")),
-                timeout=web.get("timeoutSeconds", 10),
+                timeout=max(web.get("timeoutSeconds", 10), PATIENCE_S),  # this host may be a busy one
             )
         except httpx.TransportError:
             return "Error"

@@ -16,6 +16,7 @@ from spandial_api.app import build_app
 from spandial_api.control import Control
 from spandial_api.store import Store
 from spandial_api.token_file import TokenFile
+from tests.agent_process import PATIENCE_S
 from tests.certificates import Certificate
 from tests.live_app import free_port, served
 from tests.spandial_api.conftest import TOKEN, access_of
@@ -104,6 +105,7 @@ class Cluster:
         relay = build_relay(
             f"https://localhost:{port}",
             lending=Lending(self.token_file, folder / "relay-secret"),
+            timeout_s=PATIENCE_S,
             ca=tls.certificate,
             resolve=resolve,
         )

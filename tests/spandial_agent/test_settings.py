@@ -124,7 +124,7 @@ def test_a_rule_of_discovery_that_is_none_is_refused_with_what_is_allowed(monkey
 
 def test_a_circuit_opens_above_what_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPANDIAL_BREAKER_UNDER", "130")
-    with pytest.raises(ValidationError, match="is not above SPANDIAL_BREAKER_OVER"):
+    with pytest.raises(ValidationError, match="is above SPANDIAL_BREAKER_OVER"):
         Settings()
     monkeypatch.setenv("SPANDIAL_BREAKER_OVER", "150")
     monkeypatch.setenv("SPANDIAL_BREAKER_RATE", "0.1%")

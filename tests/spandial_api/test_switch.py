@@ -21,7 +21,7 @@ from tests.spandial_api.fake_node import FakeNode
 pytestmark = pytest.mark.anyio
 
 ME = Author("me", "latency")
-ON = {"state": "on", "who": "", "why": "", "time": None, "until": None}
+ON = {"state": "on", "who": "", "why": "", "time": None, "until": None, "fallback_rate": None}
 
 
 async def test_it_is_on_until_somebody_switches_it_off_and_on_again(local: httpx.AsyncClient, node: FakeNode) -> None:
@@ -44,6 +44,13 @@ async def test_rules_that_change_meanwhile_hold_when_it_is_on_again(local: httpx
     assert (await local.put("/sampling", params={"rate": "30"})).status_code == 200
     assert [rule.rate for rule in node.applied[-1]] == [30]
     assert node.off
+
+
+async def test_it_says_what_hooks_keep_meanwhile(local: httpx.AsyncClient) -> None:
+    await local.put("/sampling", params={"rate": "30", "env": "gray", "mode": "boost"})
+    assert (await local.put("/switch", params={"state": "off"})).json()["fallback_rate"] is None
+    await local.put("/sampling", params={"rate": "1"})
+    assert (await local.get("/switch")).json()["fallback_rate"] == 1
 
 
 async def test_only_an_admin_may(remote: httpx.AsyncClient, node: FakeNode) -> None:

@@ -73,7 +73,7 @@ async def keep_within(
             continue
         why = (
             f"capture took {cost:.2g} processors, more than SPANDIAL_CAPTURE_CPU_LIMIT ({limit.processors:g}): it is "
-            f"off, and tried again after {pause:g} s."
+            f"off, and tried again after {pause:g} s, or when somebody runs 'spandial on'."
         )
         _log.error("capture is off", reason=why)
         stop(why)

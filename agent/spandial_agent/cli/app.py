@@ -16,7 +16,7 @@ from spandial_agent.cli.budgets import budgets
 from spandial_agent.cli.console import AsJson, client, err, out, print_json, read_settings, reported
 from spandial_agent.cli.rules import rules
 from spandial_agent.cli.switch import switch
-from spandial_agent.cli.tables import explanation_table, lost_context, stats_table, targets_table
+from spandial_agent.cli.tables import explanation_table, lost_context, off_line, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
 from spandial_agent.errors import AgentUnreachable, SpandialError
 from spandial_agent.text import printable
@@ -103,8 +103,14 @@ def targets(
             answer = client().request("GET", "/targets/explain", pid=str(explain))
             print_json(answer) if as_json else out.print(explanation_table(answer))
             return
-        answer = client().request("GET", "/targets")
-        print_json(answer) if as_json else out.print(targets_table(answer))
+        agent_client = client()
+        answer = agent_client.request("GET", "/targets")
+        if as_json:
+            print_json(answer)
+            return
+        out.print(targets_table(answer))
+        if off := off_line(agent_client.request("GET", "/switch")):
+            err.print(off)
 
 
 @app.command(epilog="Example: spandial watch --env gray")
@@ -128,6 +134,7 @@ def watch(
                 f"{entry['protocol']} {asked} {entry['trace_id'] or '-'} by {entry['kept_by']}"
             )
             out.print(printable(line))
+        err.print("the agent has ended the stream: it stops, or gives up memory ('spandial doctor' says which)")
 
 
 @app.command(epilog="Example: spandial stats --watch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,12 @@ class Client:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: httpx.TransportError) -> AgentUnreachable:
+    def _unreachable(self, error: httpx.TransportError) -> SpandialError:
+        if "[Errno 13]" in str(error):
+            return SpandialError(
+                f"user {os.geteuid()} may not use {self._path}: run this as root (sudo), or as a member of the group "
+                "that SPANDIAL_GROUP names"
+            )
         if isinstance(error, httpx.TimeoutException):
             return AgentUnreachable(
                 f"the agent on {self._path} has not answered within {_PATIENCE_S:g} s: see its log, and whether the "

@@ -16,6 +16,8 @@ from spandial_agent.settings import Settings
 from spandial_agent.text import printable
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from spandial_agent.cli.client import Client
 
 __all__ = ["AsJson", "client", "err", "out", "print_json", "read_settings", "reported"]
@@ -33,10 +35,13 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [
-            f"SPANDIAL_{str(e['loc'][0]).upper()}={printable(str(e['input']))}: {e['msg']}" for e in error.errors()
-        ]
-        raise SpandialError("; ".join(problems)) from error
+        raise SpandialError("; ".join(map(_problem, error.errors()))) from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    if not error["loc"]:  # of several settings together, which it names
+        return error["msg"].removeprefix("Value error, ")
+    return f"SPANDIAL_{str(error['loc'][0]).upper()}={printable(str(error['input']))}: {error['msg']}"
 
 
 def client() -> Client:

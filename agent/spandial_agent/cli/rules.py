@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spandial_agent.cli.console import AsJson, client, out, print_json, reported
-from spandial_agent.cli.tables import audit_table, rule_line, rules_table, verdicts_table
+from spandial_agent.cli.console import AsJson, client, err, out, print_json, reported
+from spandial_agent.cli.tables import audit_table, off_line, rule_line, rules_table, verdicts_table
 from spandial_agent.errors import SpandialError
 from spandial_agent.text import printable
+
+if TYPE_CHECKING:
+    from spandial_agent.cli.client import Client
 
 __all__ = ["rules"]
 
@@ -62,8 +65,9 @@ def set_rate(
     rates = {"rate": rate, "target": target, "floor": floor, "mode": mode, "ttl": ttl}
     with reported():
         selector = {**named, "operation": operation, **_labels(label)}
-        answer = client().request("PUT", "/sampling", **rates, why=why, **selector)
-        print_json(answer) if as_json else out.print(rule_line(answer))
+        agent = client()
+        answer = agent.request("PUT", "/sampling", **rates, why=why, **selector)
+        print_json(answer) if as_json else _print_rules(agent, [answer])
 
 
 @rules.command(epilog="Example: spandial renew 10m --env gray")
@@ -83,8 +87,9 @@ def renew(
     named = {"service": service, "env": env, "version": version, "tenant": tenant, "protocol": protocol}
     with reported():
         selector = {**named, "operation": operation, **_labels(label)}
-        answer = client().request("PUT", "/sampling/renew", ttl=ttl, why=why, **selector)
-        print_json(answer) if as_json else out.print(rule_line(answer))
+        agent = client()
+        answer = agent.request("PUT", "/sampling/renew", ttl=ttl, why=why, **selector)
+        print_json(answer) if as_json else _print_rules(agent, [answer])
 
 
 @rules.command(epilog="Example: spandial get --json")
@@ -122,21 +127,30 @@ def apply(
 ) -> None:
     """Put and remove rules together, under one revision: all of them, or none."""
     with reported():
-        answer = client().request("POST", "/sampling/batch", body=_read(file))
+        agent = client()
+        answer = agent.request("POST", "/sampling/batch", body=_read(file))
         if as_json:
             print_json(answer)
             return
-        for rule in answer["rules"]:
-            out.print(rule_line(rule))
+        _print_rules(agent, answer["rules"])
         for selector in answer["removed"]:
             out.print(f"removed {printable(selector)} (revision {answer['revision']})")
+
+
+def _print_rules(agent: Client, put: list[dict[str, Any]]) -> None:
+    for rule in put:
+        out.print(rule_line(rule))
+    if off := off_line(agent.request("GET", "/switch")):
+        err.print(off)
 
 
 def _read(file: str) -> Any:
     try:
         return json.loads(sys.stdin.read() if file == "-" else Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise SpandialError(f"{file} cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise SpandialError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SpandialError(f"{file} is no JSON: {error}") from error
 
 
 @rules.command(epilog="Example: spandial explain --service checkout --env gray")

@@ -24,13 +24,20 @@ def off(
 ) -> None:
     """Take all programs and probes out of the kernel at once, and leave the hooks at their fallback rates."""
     with reported():
-        answer = client().request("PUT", "/switch", state="off", ttl=ttl, why=why)
-        print_json(answer) if as_json else out.print(switch_line(answer))
+        _turn(as_json, state="off", ttl=ttl, why=why)
 
 
 @switch.command(epilog="Example: spandial on")
 def on(why: Why = None, as_json: AsJson = False) -> None:
     """Capture again, and have the hooks obey the rules again."""
     with reported():
-        answer = client().request("PUT", "/switch", state="on", why=why)
-        print_json(answer) if as_json else out.print(switch_line(answer))
+        _turn(as_json, state="on", why=why)
+
+
+def _turn(as_json: bool, **how: str | None) -> None:
+    agent = client()
+    answer = agent.request("PUT", "/switch", **how)
+    if as_json:
+        print_json(answer)
+    else:
+        out.print(switch_line(answer, agent.request("GET", "/healthz")))

@@ -121,14 +121,27 @@ def budget_line(answer: dict[str, Any]) -> str:
     return f"budget {answer['entries']:g} kept entries/s{asked}; {limited}"
 
 
-def switch_line(answer: dict[str, Any]) -> str:
-    """PUT /switch."""
+def switch_line(answer: dict[str, Any], health: dict[str, Any]) -> str:
+    """PUT /switch, and what /healthz says then."""
     if answer["state"] == "on":
+        if health["capture"] == "off":
+            return printable(f"on: hooks obey the rules; capture is off: {' '.join(health['missing'])}")
         return "on: the kernel captures, and hooks obey the rules"
     until = "until 'spandial on'"
     if answer["until"] is not None:
         until = f"until {datetime.fromtimestamp(answer['until']).strftime('%Y-%m-%d %H:%M:%S')}"
-    return f"off, {until}: no program or probe is in the kernel, and hooks use their fallback rates"
+    rate = answer["fallback_rate"]
+    hooks = "hooks keep what OTEL_TRACES_SAMPLER_ARG says, 100 % where it is not set ('spandial set 1' would say less)"
+    if rate is not None:
+        hooks = f"hooks keep {rate:g} %, the node's default"
+    return f"off, {until}: no program or probe is in the kernel, and {hooks}"
+
+
+def off_line(answer: dict[str, Any]) -> str:
+    """GET /switch, beside rates that are not obeyed; empty while it is on."""
+    if answer["state"] == "on":
+        return ""
+    return "the agent is switched off: no rule but the node's default is obeyed until 'spandial on'"
 
 
 def quotas_table(answer: dict[str, Any]) -> RenderableType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import ipaddress
 import os
@@ -43,10 +44,10 @@ def bind_tcp(
         listener.listen(128)
     except OSError as error:
         listener.close()
-        raise SpandialError(
-            f"cannot listen on {host}:{port}{purpose} ({error.strerror}): is another agent running? "
-            f"{setting} sets another port"
-        ) from error
+        help = f"is SPANDIAL_HOST={host} an address of this host?"
+        if error.errno == errno.EADDRINUSE:
+            help = f"is another agent running? {setting} sets another port"
+        raise SpandialError(f"cannot listen on {host}:{port}{purpose} ({error.strerror}): {help}") from error
     except BaseException:
         listener.close()
         raise

@@ -41,6 +41,7 @@ _PAUSE_MAX_S = 10.0
 _HALVINGS = 20  # of batches that are refused, until something is taken again: two spans are found in 512 by 18
 _FLUSH_S = 0.5  # at the end
 _SHUTDOWN_S = 0.2
+_TOLD_EVERY_S = 60.0  # while no spans are exported, in the log
 
 _SCOPE = InstrumentationScope("spandial", version("spandial"), SCHEMA_URL)
 _UNSET = Status(StatusCode.UNSET)
@@ -131,6 +132,8 @@ class Exporter:
         self._closing = self._closed = False
         self._exported = self._dropped = self._failed = self._rejected = self._unsent = 0
         self._works = True
+        self._reason = ""
+        self._failing_since = self._told_at = 0.0  # Unix time
         self._said = _Said()
         _SDK.addHandler(self._said)
         _SDK.propagate = False
@@ -276,16 +279,30 @@ class Exporter:
             return result
         return Outcome("taken" if result is SpanExportResult.SUCCESS else "refused")
 
+    @property
+    def trouble(self) -> str:
+        """Why no spans are exported, in one sentence; empty where they are."""
+        if self._works:
+            return ""
+        counts = self.counts()
+        lost = counts.dropped_queue_full + counts.export_failed + counts.rejected
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self._failing_since))
+        return f"no spans are exported since {since} ({self._reason}): {counts.queued} wait, and {lost} are lost."
+
     def _tell(self, outcome: Outcome, sent: int) -> None:
         said = outcome.said or " ".join(self._said.lines)
         self._said.lines.clear()
         if outcome.rejected:
             _log.warning("the collector rejected spans", rejected=outcome.rejected, of=sent, said=said)
         works = outcome.result == "taken"
-        if works != self._works:
-            counts = self.counts()._asdict()
-            if works:
-                _log.info("spans are exported again", **counts)
-            else:
+        counts, now = self.counts()._asdict(), time.time()
+        if works and not self._works:
+            _log.info("spans are exported again", **counts)
+        elif not works:
+            if self._works:
+                self._failing_since = now
+            self._reason = text_of(said, 200)
+            if self._works or not 0 <= now - self._told_at < _TOLD_EVERY_S:
+                self._told_at = now
                 _log.warning("spans cannot be exported", reason=said, **counts)
         self._works = works

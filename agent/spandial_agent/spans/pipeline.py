@@ -19,7 +19,7 @@ from spandial_agent.spans.export import Exporter
 from spandial_agent.spans.ledger import Ledger
 from spandial_agent.spans.record import Exchange
 from spandial_agent.spans.resource import Resources
-from spandial_agent.supervised import Supervised
+from spandial_agent.supervised import Supervised, Watched
 from spandial_api.node_states import SpanStats
 
 __all__ = ["SpanPipeline"]
@@ -84,7 +84,7 @@ class SpanPipeline:
         self._begun = self._not_made = 0
         self._stop = threading.Event()
         self._thread = Supervised("spandial-spans", "pairing of requests and answers", self._run, still_s=_STILL_S)
-        self.supervised = [self._thread, exporter.thread]
+        self.supervised: list[Watched] = [self._thread, exporter.thread, exporter]
         self._thread.start()
         if ledger is not None:
             self.supervised.append(ledger.thread)

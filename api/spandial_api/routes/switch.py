@@ -38,6 +38,10 @@ class SwitchState(BaseModel):
     why: str
     time: float | None = Field(description="when, in Unix time in seconds")
     until: float | None = Field(description="when it is on again, in Unix time in seconds; null: nobody knows")
+    fallback_rate: float | None = Field(
+        description="percentage that hooks use while it is off: that of the rule for everything; null: there is none, "
+        "and each uses its own (OTEL_TRACES_SAMPLER_ARG, 100 where that is not set)"
+    )
 
 
 def _switch(request: Request) -> Switch:
@@ -47,8 +51,8 @@ def _switch(request: Request) -> Switch:
 
 def _state(switch: Switch) -> SwitchState:
     if switch.off is None:
-        return SwitchState(state="on", who="", why="", time=None, until=None)
-    return SwitchState(state="off", **vars(switch.off))
+        return SwitchState(state="on", who="", why="", time=None, until=None, fallback_rate=switch.fallback_rate)
+    return SwitchState(state="off", **vars(switch.off), fallback_rate=switch.fallback_rate)
 
 
 _WRITES = [Depends(may_admin), Depends(only(*SwitchQuery.model_fields))]

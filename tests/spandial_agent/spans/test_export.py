@@ -40,6 +40,8 @@ def test_nothing_grows_where_nobody_listens(make_exporter: Callable[..., Exporte
         assert exporter.counts() == counts
         assert sum(counts) == 5000
     assert [line["event"] for line in logs] == ["spans cannot be exported"]
+    assert exporter.trouble.startswith("no spans are exported since ")
+    assert f"{counts.queued} wait, and {counts.dropped_queue_full} are lost" in exporter.trouble
 
 
 @pytest.fixture
