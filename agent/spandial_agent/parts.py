@@ -68,7 +68,9 @@ async def run_parts(
         renew_lock: as `lock.only_agent` yields it.
         kernel_made: as `kernel_side.making` yields it.
     """
-    backend, capture, missing = kernel_made()
+    backend, capture, missing = await asyncio.to_thread(kernel_made)  # signals are taken meanwhile
+    if stop.is_set():
+        return
     for sentence in missing:
         _log.warning("the kernel side is incomplete", missing=sentence)
 
@@ -144,6 +146,9 @@ async def run_parts(
     except (StoreError, OSError) as error:
         raise SpandialError(f"{error}: is {settings.state_dir} writable?") from error
 
+    await asyncio.sleep(0)  # a signal that came
+    if stop.is_set():
+        return
     discovery.start()
     stack.callback(discovery.close)
     unix_path = settings.run_dir / "api.sock"
@@ -167,6 +172,8 @@ async def run_parts(
     if certificate is not None:
         stack.callback(asyncio.create_task(renewing.run_task(certificate.run)).cancel)
     serve_interface = await asyncio.to_thread(_import_interface)  # processes register meanwhile
+    if stop.is_set():
+        return
     gc.freeze()  # what is there by now stays: no collection need look at it
     gc.enable()
     _log.info(

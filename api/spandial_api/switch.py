@@ -92,7 +92,7 @@ class Switch:
             await asyncio.sleep(_LOOK_S)
             async with self._lock:
                 if self._ends_at is not None and boot_s() >= self._ends_at:
-                    with suppress(StoreError):  # it is tried again
+                    with suppress(StoreError, OSError):  # it is tried again
                         await self._turn_on(Author("spandial", "its time had come"))
 
     async def _turn_on(self, author: Author) -> None:

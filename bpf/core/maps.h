@@ -6,7 +6,7 @@
 #include "core/state.h"
 
 BPF_TABLE("extern", u32, struct spandial_row, rates, SPANDIAL_ROWS);
-BPF_HASH(targets, u32, struct spandial_target, SPANDIAL_ROWS);
+BPF_HASH(targets, u32, struct spandial_target, 2 * SPANDIAL_ROWS); /* some share the default row */
 BPF_PERCPU_ARRAY(counts, struct spandial_counts, SPANDIAL_ROWS);
 BPF_PERCPU_ARRAY(losses, u64, SPANDIAL_LOSS_KINDS);
 BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);

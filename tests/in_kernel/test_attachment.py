@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from spandial import abi
 from spandial.abi import EntryKind, Event, RecordFlag
 from tests.agent_process import eventually
 from tests.in_kernel.conftest import Watched
@@ -93,3 +94,22 @@ def test_a_thread_serves_no_request_from_before(watched: Watched) -> None:
     eventually(lambda: len(watched.emitted()) >= 2, "the statement is handed over")
     assert [entry.serving for entry in watched.emitted()] == [0, 0]
     assert watched.counts().seen[EntryKind.DB] == 1
+
+
+def test_a_process_for_which_there_is_no_room_keeps_nobody_from_being_attached_again(watched: Watched) -> None:
+    held = range(1 << 22, (1 << 22) + 3 * abi.ROWS)  # no process has such a number
+
+    def fill() -> None:
+        for number in held:
+            watched.capture.add_target(number, watched.row)
+
+    with pytest.raises(OSError, match="Argument list too long"):
+        fill()
+    watched.capture.detach()
+    watched.capture.attach()
+    pair = Pair()
+    pair.send(REQUEST)
+    pair.close()
+    assert watched.seen() == 1
+    for number in held:
+        watched.capture.remove_target(number)

@@ -32,6 +32,7 @@ class FakeCapture:
         hand_over: hands records to the agent, once it has started to read them.
         attached: the programs run.
         lacking: why they cannot be attached.
+        refuses: the kernel takes none of what is to be written before.
     """
 
     path = "socket"
@@ -47,11 +48,14 @@ class FakeCapture:
         self.hand_over: Callable[[list[bytes]], None] = lambda records: None
         self.attached = True
         self.lacking: list[str] = []
+        self.refuses = False
 
     def attach(self) -> None:
         self.attached = True
         if self.lacking:
             raise KernelUnavailable(self.lacking)
+        if self.refuses:
+            raise OSError(7, "update of the key: Argument list too long")
 
     def detach(self) -> None:
         self.attached = False

@@ -187,7 +187,8 @@ async def test_programs_that_cannot_be_attached_again_are_said_and_tried_again(
     for _ in range(2):
         node.switch("")
         assert not capture.attached  # nor a half of it
-        assert (node.health().capture, node.health().missing) == ("off", ["the kernel does not take it."])
+        said = "capture is off, and 'spandial on' tries again: the kernel does not take it."
+        assert (node.health().capture, node.health().missing) == ("off", [said])
     node.switch("somebody says so again")
     assert node.health().missing == ["somebody says so again"]
     capture.lacking = []
@@ -196,6 +197,36 @@ async def test_programs_that_cannot_be_attached_again_are_said_and_tried_again(
     away = registrar.sent_away
     node.switch("")  # on already: nobody is disturbed
     assert registrar.sent_away == away
+
+
+async def test_what_the_kernel_refuses_leaves_capture_off_said_and_tried_again(
+    node: LocalNode, capture: FakeCapture, registrar: Registrar
+) -> None:
+    node.switch("off")
+    capture.refuses = True
+    node.switch("")
+    assert (capture.attached, node.health().capture) == (False, "off")
+    assert "Argument list too long" in node.health().missing[0]
+    assert node.health().status == "degraded"
+    capture.refuses = False
+    node.switch("")
+    assert (capture.attached, node.health().capture, node.health().missing) == (True, "socket", [])
+
+
+async def test_who_came_while_the_kernel_had_no_room_is_watched_when_there_is_some(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    capture.room = 1
+    first, second = discovered(targets), discovered(targets, 4712)
+    assert (first.watched, second.watched) == (True, False)
+    targets.find_room()
+    assert (second.watched, targets.unwatched) == (False, 1)
+    third = discovered(targets, 4713)
+    targets.remove(third.pid)
+    targets.remove(first.pid)
+    targets.find_room()
+    assert second.watched
+    assert set(capture.watched) == {second.pid}
 
 
 async def test_the_lease_is_renewed_again_and_again(node: LocalNode, table: RateTable) -> None:

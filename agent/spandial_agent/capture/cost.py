@@ -77,10 +77,11 @@ async def keep_within(
         )
         _log.error("capture is off", reason=why)
         stop(why)
-        try:
-            await asyncio.wait_for(capture.started.wait(), pause)
-        except TimeoutError:
-            start()
+        while not capture.running:
+            try:
+                await asyncio.wait_for(capture.started.wait(), pause)
+            except TimeoutError:
+                start()
 
 
 async def _sample(programs: Callable[[], Sequence[ProgramInfo]]) -> float:

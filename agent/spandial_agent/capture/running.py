@@ -51,9 +51,10 @@ class RunningCapture:
         if self._capture is not None:
             try:
                 self._capture.attach()
-            except KernelUnavailable as error:
+            except (KernelUnavailable, OSError) as error:
                 self._capture.detach()  # half of it would count half
-                self.missing = error.missing
+                lacks = error.missing if isinstance(error, KernelUnavailable) else [str(error)]
+                self.missing = [f"capture is off, and 'spandial on' tries again: {lack}" for lack in lacks]
                 return
         self.started.set()
         if self._tls is not None:

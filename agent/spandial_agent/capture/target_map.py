@@ -26,16 +26,19 @@ class TargetMap:
 
         Args:
             answers: hand over the answers to its kept entries, too.
+
+        Raises OSError where there is no room.
         """
+        self._write(tgid, row, answers)
         self._known[tgid] = row, answers
-        self._write(tgid)
 
     def change(self, tgid: int, row: Row, answers: bool | None = None) -> None:
         """A watched process has another row, or another wish for answers (None: the same). Raises KeyError."""
         _, before = self._known[tgid]
         _row, _epoch, _answers, follows, _attachment = abi.TARGET.unpack(self._map[tgid][0])
-        self._known[tgid] = row, before if answers is None else answers
-        self._write(tgid, follows=bool(follows))
+        answers = before if answers is None else answers
+        self._write(tgid, row, answers, follows=bool(follows))
+        self._known[tgid] = row, answers
 
     def pop(self, tgid: int) -> None:
         self._known.pop(tgid, None)
@@ -44,9 +47,8 @@ class TargetMap:
     def begin_attachment(self) -> None:
         """What the programs know of connections is out of date: bytes passed unseen. The programs are detached."""
         self._attachment += 1
-        for tgid in self._known:
-            self._write(tgid)
+        for tgid, (row, answers) in self._known.items():
+            self._write(tgid, row, answers)
 
-    def _write(self, tgid: int, *, follows: bool = False) -> None:
-        row, answers = self._known[tgid]
+    def _write(self, tgid: int, row: Row, answers: bool, *, follows: bool = False) -> None:
         self._map[tgid] = abi.TARGET.pack(row.number, row.epoch, answers, follows, self._attachment)

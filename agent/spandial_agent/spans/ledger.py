@@ -18,6 +18,7 @@ _log = structlog.get_logger("spandial.ledger")
 
 _FORMAT = "%020d %020d %020d %020d\n"  # lost by all agents before, held by this one, agents killed, whether it runs
 _SIZE = 84
+_MOST = 10**18  # so that sums have 20 digits
 _EVERY_S = 0.05
 _STILL_S = 30.0
 _END_S = 0.2
@@ -56,6 +57,7 @@ class Ledger:
             if runs:
                 _log.warning("the agent before was killed", spans_held=held, since="it last wrote it down")
             self.note(0)
+            os.ftruncate(self._descriptor, _SIZE)  # of what was longer
         except OSError as error:
             self._give_up(error)
         if self.before:
@@ -112,7 +114,7 @@ class Ledger:
 def _numbers(text: bytes, path: Path) -> list[int]:
     fields = text.split()
     if len(text) == _SIZE and len(fields) == 4 and all(field.isdigit() for field in fields):
-        return [int(field) for field in fields]
+        return [min(int(field), _MOST) for field in fields]
     if text:
         _log.warning("what spans were lost at an agent's end cannot be read", file=str(path), received=text)
     return [0, 0, 0, 0]

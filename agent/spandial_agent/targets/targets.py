@@ -219,6 +219,8 @@ class Targets:
         for target in self._housing.rehouse():
             self._watching.move(target)
             self.on_housed(target)
+        for target in self._watching.find_room(self._by_pid):
+            self.on_housed(target)  # its hooks count from zero, as the kernel does
         self._rows.find_room()
 
     def rewrite(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
 
@@ -29,16 +29,35 @@ class Watching:
         self.answers = False
         self.unwatched = 0
         self._capture = capture
+        self._waiting: set[int] = set()  # pids of those for whom there was no room
 
     def watch(self, target: Target) -> None:
         if self._capture is None:
             return
         try:
-            self._capture.add_target(target.pid, target.row, self.answers and target.why != REGISTERED)
-            target.watched = True
+            self._watch(target)
         except OSError as error:  # its map is full: the hooks of further processes obey all the same
             self.unwatched += 1
+            self._waiting.add(target.pid)
             _log.warning("the kernel does not watch a process", pid=target.pid, error=str(error))
+
+    def find_room(self, targets: Mapping[int, Target]) -> Iterator[Target]:
+        """Watch those for whom there was no room, if there is some now: each of them, as soon as it is watched."""
+        for pid in sorted(self._waiting):
+            target = targets.get(pid)
+            try:
+                if target is not None and not target.watched:
+                    self._watch(target)
+                    yield target
+            except OSError:
+                break
+            self._waiting.discard(pid)
+
+    def _watch(self, target: Target) -> None:
+        """Raises OSError where there is no room."""
+        if self._capture is not None:
+            self._capture.add_target(target.pid, target.row, self.answers and target.why != REGISTERED)
+            target.watched = True
 
     def move(self, target: Target) -> None:
         """It has another row."""
@@ -55,6 +74,7 @@ class Watching:
             self._capture.want_answers(target.pid, target.row, False)
 
     def forget(self, pid: int) -> None:
+        self._waiting.discard(pid)
         if self._capture is not None:
             self._capture.remove_target(pid)
 

@@ -53,7 +53,7 @@ class Capture:
         self.started = asyncio.Event()
         self.started.set()
         self.reasons: list[str] = []
-        self.starts = 0
+        self.starts = self.refusals = 0
         self.spent_ns = 0
         self.begun = time.monotonic_ns()
         self.processors = 0.0
@@ -74,7 +74,8 @@ class Capture:
 
     def start(self) -> None:
         self.starts += 1
-        self.started.set()
+        if self.starts > self.refusals:
+            self.started.set()
 
 
 @pytest.fixture
@@ -114,4 +115,14 @@ async def test_somebody_who_wants_it_on_has_it_on(quick: None, monkeypatch: pyte
     await until(lambda: not capture.running)
     capture.start()
     await until(lambda: len(capture.reasons) == 2)  # and it is looked at again
+    task.cancel()
+
+
+@pytest.mark.kernel
+@pytest.mark.anyio
+async def test_what_cannot_be_attached_is_tried_again(quick: None) -> None:
+    capture = Capture()
+    capture.processors, capture.refusals = 3.0, 3
+    task = asyncio.create_task(keep_within(CostLimit(0.5), capture, capture.stop, capture.start))  # type: ignore[arg-type]
+    await until(lambda: capture.starts > 3)
     task.cancel()

@@ -94,3 +94,13 @@ def test_where_nothing_can_be_written_nothing_is_raised(tmp_path: Path, kind: st
     ledger.note(5)
     ledger.close(3)
     assert ledger.before == 0
+
+
+def test_a_longer_file_is_cut_and_believed_from_then_on(tmp_path: Path) -> None:
+    path = tmp_path / "spans"
+    path.write_text("9" * 200)
+    Ledger(path).close(7)
+    assert Ledger(path).before == 7
+    path.write_text(" ".join(["9" * 20, "9" * 20, "0" * 20, "1".zfill(20)]) + "\n")
+    Ledger(path).close(3)
+    assert Ledger(path).before > 0
