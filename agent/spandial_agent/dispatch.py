@@ -276,4 +276,4 @@ def _peer(target: Target) -> Peer | None:
     """The process whose spans the agent makes; None for one with a hook, which makes its own."""
     if target.why == REGISTERED:
         return None
-    return Peer(target.pid, target.process.start_time, target.labels)
+    return Peer(target.pid, target.process.start_time, target.labels, target.uid)

@@ -85,6 +85,7 @@ class SpanPipeline:
         self._stop = threading.Event()
         self._thread = Supervised("spandial-spans", "pairing of requests and answers", self._run, still_s=_STILL_S)
         self.supervised: list[Watched] = [self._thread, exporter.thread, exporter]
+        self.supervised += [self._exchanges.crowded, exporter.crowded]
         self._thread.start()
         if ledger is not None:
             self.supervised.append(ledger.thread)
@@ -224,7 +225,7 @@ class SpanPipeline:
         try:
             start, end = self._clock.unix_ns(exchange.start_ns, exchange.end_ns)
             resource = self._resources.of(process.pid, process.start_time, process.labels)
-            self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource)
+            self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource, process.uid)
         except Exception as error:  # what one process is called ends nobody's spans
             self._not_made += 1
             _log.warning("an exchange made no span", exc_info=error)
