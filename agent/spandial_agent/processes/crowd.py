@@ -89,6 +89,10 @@ class SharedMap(Generic[_Key, _Value]):
         uid = self._owners.get(key)
         return None if uid is None else self._things[uid][key]
 
+    def owner(self, key: _Key) -> int | None:
+        """The user whose it is. May be asked in any thread."""
+        return self._owners.get(key)
+
     def held(self, uid: int) -> int:
         return len(self._things.get(uid, ()))
 
@@ -133,11 +137,13 @@ class Crowded:
     """Remembers what was lost for want of room, and whose it was.
 
     Args:
-        what: there is only so much room for: "open exchanges (20,000 at most)".
+        what: there is only so much room for: "open exchanges".
+        most: so much.
     """
 
-    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
+        self._most = most
         self._clock = clock
         self._lost = 0  # since it was told last
         self._at: float | None = None
@@ -160,6 +166,6 @@ class Crowded:
             return ""
         whose = f"user {self._uid}" if self._uid >= 0 else "a user who is not known"
         return (
-            f"there was no room for {self._lost:,} of {self._what} in the last minutes: {whose} had {self._held:,} of "
-            "them. Look at what his processes do, or lower their rate."
+            f"{self._lost:,} {self._what} were lost for want of room in the last minutes: {whose} had "
+            f"{self._held:,} of {self._most:,}. Look at what his processes do, or lower their rate."
         )

@@ -50,12 +50,13 @@ class Exchanges:
 
     Attributes:
         lost: exchanges for which there was no room.
-        crowded: says whose they were.
+        crowded, unanswered: say whose they were.
     """
 
     def __init__(self, finish: Callable[[Exchange, Peer], None], bits: random.Random | None = None) -> None:
         self.lost = 0
-        self.crowded = Crowded(f"the open exchanges ({_OPEN_MAX:,} at most, {_UNANSWERED_MAX} of a connection)")
+        self.crowded = Crowded("open exchanges", _OPEN_MAX)
+        self.unanswered = Crowded("requests that their connection had not answered", _UNANSWERED_MAX)
         self._finish_with = finish
         self._bits = bits or random.Random(os.urandom(32))  # the system's own takes microseconds for each
         self._connections: dict[int, list[OpenExchange]] = {}
@@ -134,13 +135,17 @@ class Exchanges:
         waiting.append(exchange)
         if len(waiting) > _UNANSWERED_MAX:
             oldest = waiting[0]
-            self._give_up(oldest, None, oldest.process.uid, self._open.held(oldest.process.uid))
+            self.unanswered.lose(oldest.process.uid, _UNANSWERED_MAX)
             self._open.pop(oldest)
+            self._forget(oldest)
 
     def _give_up(self, exchange: OpenExchange, _value: None, uid: int, held: int) -> None:
-        """Forget one that is open: no span will be made of it."""
-        self.lost += 1
         self.crowded.lose(uid, held)
+        self._forget(exchange)
+
+    def _forget(self, exchange: OpenExchange) -> None:
+        """No span will be made of one that is open."""
+        self.lost += 1
         connection = exchange.entry.connection
         if exchange.entry.protocol == Protocol.HTTP2:
             self._forget_stream(connection, exchange.entry.stream)

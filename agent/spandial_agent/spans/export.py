@@ -130,7 +130,7 @@ class Exporter:
         self._delay_s = delay_s
         self._pause_s = pause_s
         self._queue: SharedQueue[tuple[Exchange, Resource]] = SharedQueue(queue_size)
-        self.crowded = Crowded(f"the spans that wait for the collector ({queue_size:,} at most)")
+        self.crowded = Crowded("spans that waited for the collector", queue_size)
         self._batch: list[tuple[Exchange, Resource]] = []  # on its way
         self._parts: list[list[tuple[Exchange, Resource]]] = []  # of batches that were halved; the last one is next
         self._halvings = _HALVINGS  # that are left

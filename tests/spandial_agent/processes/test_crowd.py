@@ -100,13 +100,13 @@ def test_a_queue_whose_room_is_all_on_its_way_has_none_for_anybody() -> None:
 
 def test_a_loss_is_told_for_some_minutes_with_the_user_who_had_most() -> None:
     now = 5.0
-    crowded = Crowded("the seats (6 at most)", clock=lambda: now)
+    crowded = Crowded("seats", 6, clock=lambda: now)
     assert crowded.trouble == ""
     crowded.lose(64321, 5)
     crowded.lose(1000, 2)
-    assert "no room for 2 of the seats (6 at most) in the last minutes: user 64321 had 5 of them" in crowded.trouble
+    assert "2 seats were lost for want of room in the last minutes: user 64321 had 5 of 6." in crowded.trouble
     now += 301
     assert crowded.trouble == ""
     crowded.lose(-1, 1)
-    assert "no room for 1 of the seats" in crowded.trouble
-    assert "a user who is not known had 1" in crowded.trouble
+    assert "1 seats were lost" in crowded.trouble
+    assert "a user who is not known had 1 of 6." in crowded.trouble

@@ -146,7 +146,7 @@ def test_who_fills_the_queue_takes_no_place_from_others_and_is_named(
     offered(exporter, 30, 100, uid=1000)
     offered(exporter, 500, 2000, uid=64321)
     assert exporter.counts() == ExportCounts(queued=100, exported=0, dropped_queue_full=934, export_failed=0)
-    assert "user 64321 had 66 of them" in exporter.crowded.trouble
+    assert "user 64321 had 66 of 100." in exporter.crowded.trouble
     collector.go_on.set()
     settled(exporter)
     ids = [span.context.span_id for batch in collector.batches for span in batch if span.context]
