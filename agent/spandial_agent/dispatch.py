@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import structlog
 
@@ -16,9 +15,12 @@ from spandial.abi import EntryKind, Event, Protocol
 from spandial.labels import Labels
 from spandial_agent.capture.capture import Capture
 from spandial_agent.clock import KernelClock
+from spandial_agent.processes.backlog import Backlog
+from spandial_agent.processes.crowd import Crowded, SharedMap
 from spandial_agent.propagation.watch import PropagationWatch
 from spandial_agent.records.conversations import Call, Conversations
-from spandial_agent.records.record import Entry, decode_entry, is_entry
+from spandial_agent.records.piece import Passed, Piece
+from spandial_agent.records.record import Entry, connection_of, decode_entry, is_entry, tgid_of
 from spandial_agent.records.redaction import PathRedaction, redact_path
 from spandial_agent.records.watchers import Watchers
 from spandial_agent.spans.exchanges import Peer
@@ -40,6 +42,7 @@ _PROTOCOL_NAMES: dict[Protocol, ProtocolName] = {
     Protocol.MYSQL: "mysql",
     Protocol.REDIS: "redis",
 }
+_TORN = 16_384  # connections of which records are missing; of more, nothing is known of any
 _ENDED = 1024  # processes
 _BACKLOG = 65_536  # records that the event loop may be behind
 _END_S = 0.3  # for what came last
@@ -47,21 +50,12 @@ _PIECE = 16  # records that are taken before the time is looked at: one may take
 _SLICE_S = 0.002  # of taking records in one turn of the event loop; afterwards it has as long for everything else
 
 
-class _Passed(NamedTuple):
-    """How much went by."""
-
-    records: int
-    entries: int  # of them: kept entries and calls
-
-    def plus(self, other: _Passed) -> _Passed:
-        return _Passed(self.records + other.records, self.entries + other.entries)
-
-
 class RecordDispatch:
     """All methods but `hand_over` run on the event loop's thread.
 
     Attributes:
         watchers: who watches kept entries.
+        crowded: says whose records found no room.
 
     Args:
         spans: what makes spans of the entries of processes without a hook, if they are exported.
@@ -89,23 +83,25 @@ class RecordDispatch:
         self._redact_paths = redact_paths
         self._clock = clock or KernelClock()
         # Processes whose last records may still come; None for those with a hook.
-        self._ended: dict[int, Peer | None] = {}
+        self._ended: SharedMap[int, Peer | None] = SharedMap(_ENDED)
         self._nobodys = 0  # entries and calls of processes that ended longer ago
         targets.emit = self._wants_entries
         targets.answers = spans is not None
         if spans is not None:
             spans.coming = lambda: self._handed_over.entries - self._taken.entries
             spans.lost_coming = self._lost_before_spans
-        self._batches: deque[tuple[list[bytes], _Passed]] = deque()
+        self.crowded = Crowded("records that the agent had not come to", _BACKLOG)
+        self._backlog: Backlog[bytes, Piece] = Backlog(_BACKLOG, self._uid_of, self.crowded)
         self._working = False  # the event loop will look at the batches
         # Each is written by one thread only: by the ring buffer's, by the loop's.
-        self._handed_over = _Passed(0, 0)
-        self._taken = _Passed(0, 0)
+        self._handed_over = Passed(0, 0)
+        self._taken = Passed(0, 0)
         self._lost_records = self._lost_entries = 0
-        self._shed = _Passed(0, 0)
+        self._shed = Passed(0, 0)
         self._bad_records = 0
         self._conversations = Conversations(self._operation_word)
-        self._forgotten = 0  # records whose loss the conversations have taken into account
+        # Connections of which records were lost since the last piece, of the ring buffer's thread; None: too many.
+        self._torn: set[int] | None = set()
 
     def forget(self) -> None:
         """The kernel's programs did not run for a while: what connections said meanwhile is not known."""
@@ -113,15 +109,16 @@ class RecordDispatch:
 
     def hand_over(self, loop: asyncio.AbstractEventLoop, records: list[bytes]) -> None:
         """From the ring buffer's thread to the event loop."""
-        if self._handed_over.records - self._taken.records >= _BACKLOG:
-            self._lost_records += len(records)
-            self._lost_entries += sum(map(is_entry, records))
-            return
         for begin in range(0, len(records), _PIECE):
-            piece = records[begin : begin + _PIECE]
-            passed = _Passed(len(piece), sum(map(is_entry, piece)))
-            self._handed_over = self._handed_over.plus(passed)
-            self._batches.append((piece, passed))
+            records_of_piece = records[begin : begin + _PIECE]
+            admitted = self._backlog.admit(records_of_piece)
+            if len(admitted) != len(records_of_piece):
+                self._lose(records_of_piece, admitted)
+            if admitted:
+                passed = Passed(len(admitted), sum(map(is_entry, admitted)))
+                self._handed_over = self._handed_over.plus(passed)
+                self._backlog.append(Piece(admitted, passed, self._torn))
+                self._torn = set()
         if self._spans is not None:
             self._spans.come()
         if not self._working:
@@ -131,10 +128,10 @@ class RecordDispatch:
 
     def shed(self) -> None:
         """Lose what was handed over and not taken yet: for the memory."""
-        while self._batches:
-            _, passed = self._batches.popleft()
-            self._taken = self._taken.plus(passed)
-            self._shed = self._shed.plus(passed)
+        while piece := self._backlog.take():
+            self._taken = self._taken.plus(piece.passed)
+            self._shed = self._shed.plus(piece.passed)
+        self._conversations.forget()
 
     def ending(self) -> None:
         """Nobody can ask any more what was lost."""
@@ -147,10 +144,12 @@ class RecordDispatch:
         if self._spans is None:
             return
         until = time.monotonic() + _END_S
-        while self._batches and time.monotonic() < until:
-            self._take_next()
-        self._spans.give_up(sum(passed.entries for _, passed in self._batches))
-        self._batches.clear()
+        while time.monotonic() < until and self._take_next():
+            pass
+        left = 0
+        while piece := self._backlog.take():
+            left += piece.passed.entries
+        self._spans.give_up(left)
 
     def ended(self, target: Target) -> None:
         """A target's process ended; its last records may still come."""
@@ -159,9 +158,7 @@ class RecordDispatch:
         process = _peer(target)
         if process is not None:
             self._spans.exited(target.pid)
-        self._ended[target.pid] = process
-        if len(self._ended) > _ENDED:
-            del self._ended[next(iter(self._ended))]
+        self._ended.put(target.uid, target.pid, process)
 
     def losses(self) -> dict[str, int]:
         """What was lost on the way, by reason."""
@@ -188,8 +185,8 @@ class RecordDispatch:
             lost["ring_full"] = self._capture.losses()["ring_full"]
         return lost
 
-    def _lost(self) -> _Passed:
-        return self._shed.plus(_Passed(self._lost_records, self._lost_entries))
+    def _lost(self) -> Passed:
+        return self._shed.plus(Passed(self._lost_records, self._lost_entries))
 
     def _wants_entries(self, labels: Labels, hooked: bool) -> bool:
         return self.watchers.wants(labels) or (self._spans is not None and not hooked)
@@ -205,27 +202,50 @@ class RecordDispatch:
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take what was handed over, in slices: whoever makes many records, or long ones, holds up no change."""
         began = time.monotonic()
-        while self._batches:
-            self._take_next()
+        while self._take_next():
             worked = time.monotonic() - began
             if worked > _SLICE_S:
                 loop.call_later(worked, self._work, loop)
                 return
         self._working = False
-        if self._batches:  # handed over before that was seen
+        if len(self._backlog):  # handed over before that was seen
             self._working = True
             loop.call_soon(self._work, loop)
 
-    def _take_next(self) -> None:
-        if self._batches:
-            records, passed = self._batches.popleft()
-            self._take(records)
-            self._taken = self._taken.plus(passed)
+    def _take_next(self) -> bool:
+        """Whether there was anything."""
+        piece = self._backlog.take()
+        if piece is None:
+            return False
+        if piece.torn is None or piece.torn:
+            self._conversations.forget(piece.torn)
+        self._take(piece)
+        self._taken = self._taken.plus(piece.passed)
+        return True
 
-    def _take(self, records: list[bytes]) -> None:
-        if (lost := self._lost().records) != self._forgotten:
-            self._forgotten = lost
-            self._conversations.forget()
+    def _lose(self, records: Sequence[bytes], admitted: Sequence[bytes]) -> None:
+        """There is no room for the others, which are of users who have very many."""
+        kept = set(map(id, admitted))
+        for record in records:
+            if id(record) in kept:
+                continue
+            self._lost_records += 1
+            self._lost_entries += is_entry(record)
+            if self._torn is not None:
+                self._torn.add(connection_of(record))
+                if len(self._torn) > _TORN:
+                    self._torn = None
+
+    def _uid_of(self, record: bytes) -> int:
+        """The user whose process a record is of; -1 where that is not known."""
+        tgid = tgid_of(record)
+        target = self._targets.get(tgid)
+        if target is not None:
+            return target.uid
+        uid = self._ended.owner(tgid)
+        return -1 if uid is None else uid
+
+    def _take(self, records: Sequence[bytes]) -> None:
         for record in records:
             try:
                 entry = decode_entry(record)
@@ -276,4 +296,4 @@ def _peer(target: Target) -> Peer | None:
     """The process whose spans the agent makes; None for one with a hook, which makes its own."""
     if target.why == REGISTERED:
         return None
-    return Peer(target.pid, target.process.start_time, target.labels)
+    return Peer(target.pid, target.process.start_time, target.labels, target.uid)

@@ -108,7 +108,7 @@ async def run_parts(
     if tls is not None:
         supervised.append(tls.thread)
     if spans is not None:
-        supervised += spans.supervised
+        supervised += [*spans.supervised, dispatch.crowded]
     lease_s = settings.lease_seconds
     node = LocalNode(
         table,

@@ -198,18 +198,54 @@ async def test_however_many_records_there_are_others_have_their_turns(
     assert turns >= 10
 
 
-async def test_what_the_event_loop_is_too_slow_for_is_counted(
-    node: LocalNode, capture: FakeCapture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dispatch_module, "_BACKLOG", 2)
+def narrow(node: LocalNode) -> None:
+    node._dispatch._backlog._at_most = 16
+
+
+async def test_what_the_event_loop_is_too_slow_for_is_counted(node: LocalNode, capture: FakeCapture) -> None:
+    narrow(node)
     async with running(node):
-        for _ in range(5):
+        for _ in range(10):
             capture.hand_over([record(), record()])
         stats: NodeStats = await node.stats()
         assert stats.losses["agent_slow"] == 8
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         capture.hand_over([record()])
         assert (await node.stats()).losses["agent_slow"] == 8
+
+
+async def test_who_makes_very_many_records_takes_no_place_from_others(
+    node: LocalNode, targets: Targets, capture: FakeCapture
+) -> None:
+    narrow(node)
+    for pid, uid in ((1, 64321), (2, 1000)):
+        discovered(targets, pid)
+        target = targets.get(pid)
+        assert target is not None
+        target.uid = uid
+    async with running(node), node.watch("*", "*") as entries:
+        for _ in range(100):
+            capture.hand_over([record(tgid=1)])
+        capture.hand_over([record(b"GET /2 HTTP/1.1", tgid=2)])
+        capture.hand_over([record(tgid=1)])
+        assert "user 64321 had 12 of" in node._dispatch.crowded.trouble
+        assert [(await anext(entries)).pid for _ in range(13)] == [1] * 12 + [2]
+        assert (await node.stats()).losses["agent_slow"] == 89
+
+
+async def test_what_others_lose_leaves_what_is_known_of_a_connection(node: LocalNode, capture: FakeCapture) -> None:
+    """Of a connection that lost none, and of one that did."""
+    narrow(node)
+    forgotten: list[object] = []
+    node._dispatch._conversations.forget = forgotten.append  # type: ignore[method-assign, assignment]
+    async with running(node):
+        for connection in range(1, 21):
+            capture.hand_over([record(connection=connection)])
+        await asyncio.sleep(0.01)
+        assert forgotten == []
+        capture.hand_over([record()])
+        await asyncio.sleep(0.01)
+    assert forgotten == [set(range(13, 21))]
 
 
 async def test_paths_are_redacted_before_anybody_sees_them(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from opentelemetry.context import Context
@@ -76,6 +76,10 @@ class _Memories(Generic[_Memory]):
             self._known.popitem(last=False)
         return memory
 
+    def drop(self, connections: Iterable[int]) -> None:
+        for connection in connections:
+            self._known.pop(connection, None)
+
     def clear(self) -> None:
         self._known.clear()
 
@@ -106,10 +110,13 @@ class Conversations:
         self._mysql = _Memories[_MySQL](_DATABASE_CONNECTIONS)
         self._http2 = _Memories[_HTTP2](_HTTP2_CONNECTIONS)
 
-    def forget(self) -> None:
-        """Records were lost: what they would have changed is not known."""
+    def forget(self, connections: Collection[int] | None = None) -> None:
+        """Records were lost, of these connections or of any: what they would have changed is not known."""
         for memories in (self._postgres, self._mysql, self._http2):
-            memories.clear()
+            if connections is None:
+                memories.clear()
+            else:
+                memories.drop(connections)
 
     def read(self, entry: Entry) -> Call | Response | None:
         """What a kept entry asked for, or what a header block of an answer says; None for a record of something else,

@@ -8,10 +8,12 @@ from typing import NamedTuple
 from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol, RecordFlag
 
-__all__ = ["Entry", "decode_entry", "is_entry"]
+__all__ = ["Entry", "connection_of", "decode_entry", "is_entry", "tgid_of"]
 
 # A member's value is its index.
 _EVENT_AT = struct.calcsize("=8QIIBBB")  # in abi.ENTRY
+_TGID = struct.Struct("=64xI")
+_CONNECTION = struct.Struct("=48xQ")
 _KINDS, _PARENTS, _PROTOCOLS, _EVENTS = tuple(EntryKind), tuple(Parent), tuple(Protocol), tuple(Event)
 
 
@@ -46,6 +48,16 @@ class Entry(NamedTuple):
 def is_entry(record: bytes) -> bool:
     """Whether an undecoded record is a kept entry or call, and not part of an answer or what else is handed over."""
     return len(record) >= abi.ENTRY.size and record[_EVENT_AT] == Event.ENTRY
+
+
+def tgid_of(record: bytes) -> int:
+    """The process that an undecoded record is of; 0 for one that is too short."""
+    return int(_TGID.unpack_from(record)[0]) if len(record) >= abi.ENTRY.size else 0
+
+
+def connection_of(record: bytes) -> int:
+    """The connection that an undecoded record is of; 0: none."""
+    return int(_CONNECTION.unpack_from(record)[0]) if len(record) >= abi.ENTRY.size else 0
 
 
 def decode_entry(record: bytes) -> Entry:

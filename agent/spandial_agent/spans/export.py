@@ -19,6 +19,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, TraceState
 
+from spandial_agent.processes.crowd import Crowded
+from spandial_agent.processes.shared_queue import SharedQueue
 from spandial_agent.spans.conventions import SCHEMA_URL, describe
 from spandial_agent.spans.otlp import Outcome, exporter_from_environ
 from spandial_agent.spans.record import Exchange
@@ -107,7 +109,11 @@ class Exporter:
         exporter: the SDK's, or whatever else takes spans; it may block, fail or raise. Where it returns an `Outcome`, a
             batch that may be taken later is tried again, for as long as it takes: new spans find no room then. One that
             is refused for what is in it is halved, and the halves are tried, so that a span costs only itself.
-        queue_size: the most spans that are kept, those on their way included.
+        queue_size: the most spans that are kept, those on their way included. Users share it: where there is no room
+            for one more, the user with most spans loses his newest.
+
+    Attributes:
+        crowded: says whose spans found no room.
     """
 
     def __init__(
@@ -123,7 +129,8 @@ class Exporter:
         self._batch_size = min(batch_size, queue_size)
         self._delay_s = delay_s
         self._pause_s = pause_s
-        self._queue: deque[tuple[Exchange, Resource]] = deque()
+        self._queue: SharedQueue[tuple[Exchange, Resource]] = SharedQueue(queue_size)
+        self.crowded = Crowded("spans that waited for the collector", queue_size)
         self._batch: list[tuple[Exchange, Resource]] = []  # on its way
         self._parts: list[list[tuple[Exchange, Resource]]] = []  # of batches that were halved; the last one is next
         self._halvings = _HALVINGS  # that are left
@@ -150,16 +157,20 @@ class Exporter:
         exporter = exporter_from_environ(os.environ, enabled)
         return cls(exporter, queue_size) if exporter is not None else None
 
-    def offer(self, exchange: Exchange, resource: Resource) -> bool:
-        """Whether the span will be tried. Never waits: a lock is held for as long as a batch takes to be taken out."""
+    def offer(self, exchange: Exchange, resource: Resource, uid: int = -1) -> bool:
+        """Whether a user's span is queued now. Never waits: a lock is held for as long as a batch takes to be taken
+        out."""
         with self._changed:
             if self._closing:
                 self._unsent += 1
                 return False
             if self._queued() >= self._queue_size:
                 self._dropped += 1
-                return False
-            self._queue.append((exchange, resource))
+                loser, held = self._queue.make_room(uid)
+                self.crowded.lose(loser, held)
+                if loser == uid:
+                    return False
+            self._queue.put(uid, (exchange, resource))
             if len(self._queue) == self._batch_size:
                 self._changed.notify()
             return True
@@ -219,7 +230,7 @@ class Exporter:
                     return self._batch
                 self._changed.wait_for(lambda: len(self._queue) >= self._batch_size or self._closing, self._delay_s)
                 if self._queue or self._closing:
-                    self._batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_size))]
+                    self._batch = self._queue.take(self._batch_size)
                     self._attempts = 0
                     return self._batch
 

@@ -11,6 +11,8 @@ import structlog
 
 from spandial.abi import Event
 from spandial_agent.clock import KernelClock
+from spandial_agent.processes.backlog import Backlog
+from spandial_agent.processes.crowd import Crowded
 from spandial_agent.records.conversations import Call
 from spandial_agent.records.protocols.http2 import Response
 from spandial_agent.records.record import Entry
@@ -34,6 +36,8 @@ _SPANS_LOST = (
     "spans_export_failed",
     "spans_rejected",
 )
+
+_Record = tuple[Entry, Call | Response | None, Peer]
 
 _QUEUE = 65_536  # records
 _LOOK_S = 0.05
@@ -73,7 +77,8 @@ class SpanPipeline:
         self._raw_statements = raw_statements
         self._clock = clock or KernelClock()
         self._exchanges = Exchanges(self._export)
-        self._queue: deque[tuple[Entry, Call | Response | None, Peer]] = deque()
+        crowded = Crowded("records that waited to be paired", _QUEUE)
+        self._queue: Backlog[_Record, tuple[_Record]] = Backlog(_QUEUE, lambda record: record[2].uid, crowded)
         self._exits: deque[tuple[int, int]] = deque()
         self._ledger = ledger
         self._kept = 0  # entries and calls that were handed over
@@ -85,6 +90,7 @@ class SpanPipeline:
         self._stop = threading.Event()
         self._thread = Supervised("spandial-spans", "pairing of requests and answers", self._run, still_s=_STILL_S)
         self.supervised: list[Watched] = [self._thread, exporter.thread, exporter]
+        self.supervised += [crowded, self._exchanges.crowded, self._exchanges.unanswered, exporter.crowded]
         self._thread.start()
         if ledger is not None:
             self.supervised.append(ledger.thread)
@@ -93,10 +99,11 @@ class SpanPipeline:
     def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
         is_call = entry.event == Event.ENTRY and isinstance(said, Call)
         self._kept += is_call
-        if len(self._queue) >= _QUEUE:
+        record = ((entry, said, process),)
+        if self._queue.admit(record):
+            self._queue.append(record)
+        else:
             self._drop(is_call)
-            return
-        self._queue.append((entry, said, process))
 
     def exited(self, pid: int) -> None:
         """A process has ended. Records of what it did before may still come."""
@@ -194,8 +201,8 @@ class SpanPipeline:
         self._exchanges.finish_all(self._clock.now_ns())
 
     def _drain(self, until: float | None = None) -> None:
-        while self._queue:
-            entry, said, process = self._queue.popleft()
+        while record := self._queue.take():
+            ((entry, said, process),) = record
             is_call = entry.event == Event.ENTRY and isinstance(said, Call)
             if until is not None and time.monotonic() > until:
                 self._drop(is_call)
@@ -224,7 +231,7 @@ class SpanPipeline:
         try:
             start, end = self._clock.unix_ns(exchange.start_ns, exchange.end_ns)
             resource = self._resources.of(process.pid, process.start_time, process.labels)
-            self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource)
+            self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource, process.uid)
         except Exception as error:  # what one process is called ends nobody's spans
             self._not_made += 1
             _log.warning("an exchange made no span", exc_info=error)

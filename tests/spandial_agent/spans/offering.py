@@ -14,9 +14,9 @@ CHECKOUT = Resource({"service.name": "checkout", "process.pid": 7, "host.name": 
 PAYMENT = Resource({"service.name": "payment", "process.pid": 8})
 
 
-def offered(exporter: Exporter, count: int, start: int = 1) -> None:
+def offered(exporter: Exporter, count: int, start: int = 1, uid: int = -1) -> None:
     for number in range(start, start + count):
-        exporter.offer(exchange(number=number, method="GET", path="/"), CHECKOUT)
+        exporter.offer(exchange(number=number, method="GET", path="/"), CHECKOUT, uid)
 
 
 def settled(exporter: Exporter) -> ExportCounts:

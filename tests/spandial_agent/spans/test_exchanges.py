@@ -180,13 +180,87 @@ def test_an_entry_without_trace_context_gets_an_id_that_decides_alike(watched: W
     assert exchange.parent_span_id == 0
 
 
-def test_there_is_an_end_to_what_is_kept(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges_module, "_OPEN_MAX", 3)
-    for connection in range(5):
-        watched.request(1, connection=connection + 1)
-    assert (len(watched.exchanges), watched.exchanges.lost) == (3, 2)
-    watched.exchanges.finish_all(2)
-    assert len(watched.finished) == 3
+def of(uid: int) -> Peer:
+    return Peer(uid, 1, Labels("shop"), uid)
+
+
+def connections(watched: Watched) -> list[int]:
+    """Those of the exchanges that are made of what is open now. The time says which it is."""
+    del watched.finished[:]
+    watched.exchanges.finish_all(1 << 40)
+    return [exchange.start_ns for exchange in watched.finished]
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """With room for six exchanges, three of a connection."""
+    monkeypatch.setattr(exchanges_module, "_OPEN_MAX", 6)
+    monkeypatch.setattr(exchanges_module, "_UNANSWERED_MAX", 3)
+    monkeypatch.setattr(exchanges_module, "_ADDRESSES_MAX", 6)
+    return Watched()
+
+
+def test_there_is_an_end_to_what_is_kept_and_the_oldest_goes(narrow: Watched) -> None:
+    for number in range(1, 9):
+        narrow.request(number, connection=number)
+    assert (len(narrow.exchanges), narrow.exchanges.lost) == (6, 2)
+    assert connections(narrow) == [3, 4, 5, 6, 7, 8]
+
+
+def test_who_has_most_open_exchanges_loses_the_oldest_of_his_and_no_newcomer_does(narrow: Watched) -> None:
+    for number in range(1, 101):
+        narrow.take(record(time_ns=number, connection=number), of(64321))
+    for number in (101, 102):
+        narrow.take(record(time_ns=number, connection=number), of(1000))
+    narrow.take(record(time_ns=103, connection=103), of(1001))
+    for number in range(104, 201):
+        narrow.take(record(time_ns=number, connection=number), of(64321))
+    assert connections(narrow) == [101, 102, 103, 198, 199, 200]
+    assert narrow.exchanges.lost == 194
+    assert "194 open exchanges were lost for want of room" in narrow.exchanges.crowded.trouble
+    assert "user 64321 had 3 of 6." in narrow.exchanges.crowded.trouble
+
+
+def test_a_connection_has_so_many_unanswered_requests_and_the_oldest_goes(narrow: Watched) -> None:
+    for number in range(1, 6):
+        narrow.request(number)
+    narrow.request(6, connection=8)
+    assert connections(narrow) == [3, 4, 5, 6]
+    assert narrow.exchanges.lost == 2
+    assert narrow.exchanges.crowded.trouble == ""
+    assert narrow.exchanges.unanswered.trouble.startswith("2 requests that their connection had not answered were lost")
+
+
+def test_streams_are_shared_as_other_exchanges_are(narrow: Watched) -> None:
+    block = Encoder().encode([(":method", "GET"), (":path", "/")])
+    for stream in range(1, 31, 2):
+        what = {"protocol": Protocol.HTTP2, "connection": 7, "stream": stream, "flags": RecordFlag.FRESH}
+        narrow.take(record(block, time_ns=stream, **what), of(64321))
+    narrow.take(record(time_ns=100, connection=8), of(1000))
+    assert sorted(connections(narrow)) == [21, 23, 25, 27, 29, 100]
+    assert len(narrow.exchanges) == 0
+
+
+def test_no_size_is_said_of_what_was_pipelined_with_one_that_was_given_up(narrow: Watched) -> None:
+    narrow.request(1, size=10)
+    narrow.request(2, size=10)
+    narrow.take(record(OK, time_ns=3, connection=7, event=Event.ANSWER, size=40))
+    for number in range(10, 15):
+        narrow.request(number, connection=number)
+    narrow.exchanges.finish_all(20)
+    [exchange] = [exchange for exchange in narrow.finished if exchange.start_ns < 10]
+    assert (exchange.start_ns, exchange.status, exchange.request_bytes, exchange.response_bytes) == (2, 200, None, None)
+
+
+def test_who_has_most_connections_loses_what_is_known_of_the_oldest(narrow: Watched) -> None:
+    ends = ADDRESSES.pack(AF_INET, 80, 5000, 0, bytes(16), bytes(16))
+    narrow.take(record(ends, connection=1, event=Event.CONNECTION), of(1000))
+    for number in range(2, 40):
+        narrow.take(record(ends, connection=number, event=Event.CONNECTION), of(64321))
+    for number in (1, 2, 39):
+        narrow.request(number, connection=number)
+    narrow.exchanges.finish_all(50)
+    assert [exchange.local_port for exchange in narrow.finished] == [80, 0, 80]
 
 
 class _Calls:

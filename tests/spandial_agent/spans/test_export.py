@@ -135,6 +135,25 @@ def test_what_is_on_its_way_takes_room_in_the_queue(collector: Collector, make: 
     assert settled(exporter) == ExportCounts(queued=0, exported=6, dropped_queue_full=8, export_failed=0)
 
 
+def test_who_fills_the_queue_takes_no_place_from_others_and_is_named(
+    collector: Collector, make: Callable[..., Exporter]
+) -> None:
+    collector.go_on.clear()
+    exporter = make(batch_size=4, queue_size=100)
+    offered(exporter, 4)
+    eventually(lambda: len(exporter._batch) == 4, "a batch is on its way")
+    offered(exporter, 500, 1000, uid=64321)
+    offered(exporter, 30, 100, uid=1000)
+    offered(exporter, 500, 2000, uid=64321)
+    assert exporter.counts() == ExportCounts(queued=100, exported=0, dropped_queue_full=934, export_failed=0)
+    assert "user 64321 had 66 of 100." in exporter.crowded.trouble
+    collector.go_on.set()
+    settled(exporter)
+    ids = [span.context.span_id for batch in collector.batches for span in batch if span.context]
+    assert [number for number in ids if 100 <= number < 1000] == list(range(100, 130))
+    assert len(ids) == 100
+
+
 def test_failures_are_counted_and_said_once_per_change(collector: Collector, make: Callable[..., Exporter]) -> None:
     failure, success = SpanExportResult.FAILURE, SpanExportResult.SUCCESS
     collector.answers = [success, failure, OSError("no route"), failure, success, success, failure]

@@ -40,10 +40,17 @@ class Feed:
         self.pipeline = SpanPipeline(self.exporter, Resources(), **options)
         self._conversations = Conversations()
 
-    def take(self, request: bytes, protocol: Protocol = Protocol.HTTP1, connection: int = 7, **more: int) -> None:
+    def take(
+        self,
+        request: bytes,
+        protocol: Protocol = Protocol.HTTP1,
+        connection: int = 7,
+        process: Peer = SHOP,
+        **more: int,
+    ) -> None:
         kind = EntryKind.HTTP if protocol == Protocol.HTTP1 else EntryKind.DB
         entry = decode_entry(record(request, protocol=protocol, kind=kind, connection=connection, **more))
-        self.pipeline.take(entry, self._conversations.read(entry), SHOP)
+        self.pipeline.take(entry, self._conversations.read(entry), process)
 
     def wait(self, count: int, first: int = 1) -> None:
         """So many requests that are not answered yet."""
@@ -193,11 +200,36 @@ def test_exchanges_for_which_there_is_no_room_are_counted(
 def test_records_that_come_faster_than_they_are_paired_are_counted(
     make_feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline_module, "_QUEUE", 4)
+    monkeypatch.setattr(pipeline_module, "_QUEUE", 8)
     monkeypatch.setattr(pipeline_module, "_LOOK_S", 60.0)
     feed = make_feed(InMemorySpanExporter())
-    feed.requests(5)
+    feed.requests(6)
     assert feed.losses() == {"span_records_dropped": 3, "span_answers_dropped": 3}
+    feed.take(b"GET / HTTP/1.1", process=Peer(1 << 30, 2, Labels("other"), 1000))
+    assert feed.losses() == {"span_records_dropped": 3, "span_answers_dropped": 3}
+    [trouble] = [part.trouble for part in feed.pipeline.supervised if part.trouble]
+    assert trouble.startswith("6 records that waited to be paired were lost for want of room in the last minutes: ")
+
+
+def test_one_users_requests_without_answers_end_nobody_elses_spans(
+    make_feed: Callable[..., Feed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchanges_module, "_OPEN_MAX", 20)
+    exporter = InMemorySpanExporter()
+    feed = make_feed(exporter)
+    evil, honest = (Peer(1 << 30, number, Labels("shop"), number) for number in (64321, 1000))
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    for connection in range(1, 100):
+        feed.take(b"GET /evil HTTP/1.1", connection=connection, process=evil, time_ns=now)
+    for connection in range(101, 111):
+        feed.take(b"GET /honest HTTP/1.1", connection=connection, process=honest, time_ns=now)
+        feed.take(b"HTTP/1.1 200 OK\r\n", connection=connection, event=Event.ANSWER, process=honest, time_ns=now)
+        feed.take(b"", connection=connection, event=Event.CLOSED, process=honest, time_ns=now)
+    eventually(lambda: len(exporter.get_finished_spans()) == 10, "all spans of the honest are exported")
+    assert {(span.attributes or {})["url.path"] for span in exporter.get_finished_spans()} == {"/honest"}
+    troubles = [part.trouble for part in feed.pipeline.supervised if part.trouble]
+    assert len(troubles) == 1
+    assert "open exchanges were lost for want of room in the last minutes: user 64321 had 20 of 20." in troubles[0]
 
 
 def test_an_answer_ends_a_span_while_others_wait(make_feed: Callable[..., Feed]) -> None:
