@@ -24,6 +24,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from spandial_agent.processes.holder import holder
 from spandial_agent.processes.proc import socket_inodes
 
 __all__ = [
@@ -111,7 +112,7 @@ def whose_connection(pids: Iterable[int], local: Endpoint, to_port: int) -> int 
     for found in neighbours.values():
         ends = (each.inode for each in _open_around(found[0]) if (each.local, each.remote.port) == (local, to_port))
         inode = next(ends, 0)
-        if inode and (owner := next((pid for pid in found if inode in socket_inodes(pid)), None)) is not None:
+        if inode and (owner := holder(found, inode)) is not None:
             return owner
     return None
 
