@@ -11,8 +11,8 @@ _ROOT = 0
 
 
 class TimeShares:
-    """Processor time of a thread, by user, or by address where the user is not known: so much at once, and a part of
-    all that passes. Root has no limit.
+    """A thread's time, by user, or by address where the user is not known: so much at once, and a part of all that
+    passes. Root has no limit.
 
     Args:
         at_once_s: seconds that a user has who used none for a while.

@@ -19,7 +19,7 @@ def asker(
     may not be seen. An address is the process's own: behind a translation of addresses nobody is found.
 
     Reads sockets, of all that there are where the kernel does not know the connection: called from a thread without an
-    event loop.
+    event loop. Raises TimeoutError where they have so much open that it takes too long.
 
     Args:
         here: the kernel has known the connection: where it does no more, it has been closed, and nothing is read.

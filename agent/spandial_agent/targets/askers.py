@@ -58,11 +58,10 @@ class Askers:
     Args:
         look: `asker` of processes/asker.py.
         now: seconds of a monotonic clock.
-        used: seconds that the calling thread has worked.
 
     Attributes:
-        skipped: connections that were not looked at: too many of their peers' were waiting, or their share of time was
-            used up.
+        skipped: connections that were not looked at, or not to the end: too many of their peers' were waiting, their
+            share of time was used up, or a look took too long.
     """
 
     def __init__(
@@ -70,13 +69,11 @@ class Askers:
         targets: Targets,
         look: Callable[..., int | None] = asker,
         now: Callable[[], float] = time.monotonic,
-        used: Callable[[], float] = time.thread_time,
     ) -> None:
         self.skipped = 0
         self._targets = targets
         self._look = look
         self._now = now
-        self._used = used
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="asker")
         self._turns = TurnLock()
         self._times = TimeShares(_AT_ONCE_S, _PART, now)
@@ -152,18 +149,22 @@ class Askers:
                 return None
             started = {target.pid: target.process.start_time for target in self._candidates(asked)}
             loop = asyncio.get_running_loop()
-            pid, used_s = await loop.run_in_executor(self._thread, self._timed, list(started), connection, asked)
-            self._times.used(user, used_s)
+            began = self._now()
+            try:
+                pid = await loop.run_in_executor(self._thread, self._pid, list(started), connection, asked)
+            except TimeoutError:
+                self.skipped += 1
+                return None
+            finally:
+                self._times.used(user, self._now() - began)
         found = _Found(None if pid is None else (pid, started.get(pid, 0)), asked, self._now())
         self._remember(found, connection, peer)
         return found
 
-    def _timed(self, pids: list[int], connection: Connection, asked: _Asked) -> tuple[int | None, float]:
-        began = self._used()
+    def _pid(self, pids: list[int], connection: Connection, asked: _Asked) -> int | None:
         at = (connection.address, connection.port, connection.to_port, connection.to_address)
         # The kernel has told the user of a connection of its own alone.
-        pid = self._look(pids, *at, here=asked.uid is not None)
-        return pid, self._used() - began
+        return self._look(pids, *at, here=asked.uid is not None)
 
     def _remember(self, found: _Found, connection: Connection, peer: str) -> None:
         self._found[connection] = found

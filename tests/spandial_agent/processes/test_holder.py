@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from spandial_agent.processes import holder as holder_module
-from spandial_agent.processes.holder import holder
+from spandial_agent.processes.holder import Portions, holder
 from spandial_agent.processes.proc import descriptors
 
 # Opens many descriptors, then a socket; says its inode.
@@ -93,3 +93,11 @@ def test_of_all_so_many_are_read_and_each_user_has_his_share(monkeypatch: pytest
     assert holder([*range(100, 200), 9], 7) == 9
     assert read == {100: 100, 101: 100, 102: 50, 9: 51}
     assert holder(range(100, 200), 7) is None
+
+
+def test_what_takes_too_long_is_not_read_to_the_end() -> None:
+    clock = count(100.0, holder_module._LOOK_S / 10)
+    portions = Portions([1, 2], 1000, 500, lambda: next(clock))
+    assert len(list(portions.of(1, range(6)))) == 6
+    with pytest.raises(TimeoutError, match="takes too long"):
+        list(portions.of(2, range(500)))

@@ -36,10 +36,10 @@ class Node:
         self.holders: dict[int, int] = {}  # pid by port
         self.looks: list[int] = []
         self.among: list[int] = []
-        self.look_s = self.used = 0.0
+        self.look_s = 0.0
         self.go_on = threading.Event()
         self.go_on.set()
-        self.askers = Askers(self, self.look, lambda: self.now, lambda: self.used)  # type: ignore[arg-type]
+        self.askers = Askers(self, self.look, lambda: self.now)  # type: ignore[arg-type]
 
     def add(self, pid: int, labels: Labels, start_time: int = 1, uid: int = 1000) -> None:
         process = SimpleNamespace(start_time=start_time)
@@ -58,7 +58,7 @@ class Node:
         self.go_on.wait(30)
         self.looks.append(port)
         self.among = pids
-        self.used += self.look_s
+        self.now += self.look_s
         return pid if (pid := self.holders.get(port)) in pids else None
 
     async def asks(self, connection: Connection, service: str = "shop", uid: int | None = None) -> Labels | None:
@@ -176,6 +176,20 @@ async def test_looks_that_wait_while_the_time_is_used_up_are_skipped(node: Node)
     await asyncio.gather(*asking)
     assert node.looks == [4001]
     assert node.askers.skipped == 9
+
+
+async def test_a_look_that_takes_too_long_is_one_that_was_skipped(node: Node) -> None:
+    def too_long(*_: object, **__: object) -> None:
+        node.looks.append(0)
+        node.now += 0.5
+        raise TimeoutError
+
+    assert await node.asks(connection_of(1000, 4001), "shop", 1000) == GRAY
+    node.askers._look = too_long
+    for port in range(1, 100):
+        assert await node.asks(connection_of(1000, port), "shop", 1000) == GRAY, "as he was told before"
+    assert node.askers.skipped == 99
+    assert len(node.looks) < 10, "it counts in his share of the time"
 
 
 async def test_who_is_skipped_is_told_what_he_was_told_before(node: Node) -> None:
