@@ -23,6 +23,7 @@ class Connection(NamedTuple):
     Attributes:
         to_address: empty where it is not known.
         serial: its number, which no other has had; 0 where it is not known.
+        peer: who has made it, by the name that shares go by; empty where it is not known.
     """
 
     address: str
@@ -30,6 +31,7 @@ class Connection(NamedTuple):
     to_port: int
     to_address: str = ""
     serial: int = 0
+    peer: str = ""
 
 
 class Asker(NamedTuple):

@@ -47,7 +47,8 @@ def connection_of(request: Request) -> Connection | None:
     client, server = request.client, request.scope.get("server")
     if client is None or not client.port or server is None or server[1] is None:
         return None
-    return Connection(client.host, client.port, server[1], server[0], peer_of(request.scope).serial)
+    peer = peer_of(request.scope)
+    return Connection(client.host, client.port, server[1], server[0], peer.serial, peer.name)
 
 
 def uid_of(request: Request) -> int | None:

@@ -13,7 +13,8 @@ from spandial.labels import Labels
 from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
 from spandial_api.known import agreed, agreed_by_service, answers_to, reduced, selected_by
-from spandial_api.node import Connection, Node
+from spandial_api.node import Asker, Connection, Node
+from spandial_api.peers import TurnLock
 from spandial_api.reservoirs import Reservoirs
 from spandial_api.rules import RuleBook
 from spandial_api.slices import Slices
@@ -38,18 +39,19 @@ class _Known(NamedTuple):
     """What some processes agree on, by service, and the services whose processes differ."""
 
     labels: dict[str, Labels]
-    differing: list[str]
+    differing: tuple[str, ...]
 
 
 class _Made(NamedTuple):
-    """An answer, and what it was made of."""
+    """An answer, what it was made of, and who has asked for it last."""
 
     book: RuleBook
     known: dict[str, Labels]
     answer: XRayRules
+    peer: str
 
 
-_NOTHING = _Known({}, [])
+_NOTHING = _Known({}, ())
 
 
 class RemoteSampling:
@@ -74,7 +76,7 @@ class RemoteSampling:
         self._control = control
         self._node = node
         self._default_rate = default_rate
-        self._lock = asyncio.Lock()
+        self._making = TurnLock()
         self._looked = -math.inf
         self._named: tuple[RuleBook, frozenset[str]] | None = None
         self._labels: Mapping[int, set[Labels]] = {}
@@ -127,43 +129,74 @@ class RemoteSampling:
             connection, uid: as of `strategy`.
         """
         self.answers["xray"] += 1
-        async with self._lock:
-            book, now = self._control.book, self._control.now()
-            if not self._looked <= now < self._looked + _LABELS_S:
-                self._labels, self._looked = self._node.labels(), now
-                self._reduced_for = None
-            names = self._names()
-            if self._reduced_for != names:
-                by_user = {user: {reduced(each, names) for each in labels} for user, labels in self._labels.items()}
-                self._known_of = {user: _known(labels) for user, labels in by_user.items()}
-                self._known, self._reduced_for = _known(set().union(*by_user.values())), names
-            known = {**self._known.labels, **await self._of_asker(names, connection, uid)}
-            key = frozenset(known.items() - self._known.labels.items())
-            made = self._made.pop(key, None)
-            if made is None or made.book is not book or made.known != known:
-                # Thousands of rules and services take a while.
-                made_rules = await asyncio.to_thread(xray_rules, book, known, self._default_rate)
-                rules = {rule.name: rule for rule in made_rules}
-                since = now if made is None or rules != made.answer.rules else made.answer.modified
-                made = _Made(book, known, XRayRules(rules, since))
-                self.reservoirs.tidy(now)
-            self._made[key] = made
-            if len(self._made) > _MADE:
-                del self._made[next(iter(self._made))]
-            return made.answer
+        # First, as it may take a while: nobody else is to wait for it.
+        asker = await self._asker(connection, uid)
+        peer = _peer(connection, uid)
+        made = self._remembered(asker, uid, peer)
+        if made is None:
+            # Thousands of rules and services take a while, too: one at a time, the peers in turn.
+            async with self._making.turn(peer):
+                made = self._remembered(asker, uid, peer) or await self._make(asker, uid, peer)
+        return made.answer
 
-    async def _of_asker(
-        self, names: frozenset[str], connection: Connection | None, uid: int | None
-    ) -> dict[str, Labels]:
-        """What is known of the services of the asker's user, or of the asker itself."""
-        own = None if uid is None else self._known_of.get(uid)
-        differing = (own or self._known).differing
-        found = own.labels if own is not None else {}
-        if connection is not None and differing:
-            asker = await self._node.asker(differing, connection, uid if own is not None else None)
-            if asker is not None:
-                found = {**found, asker.labels.service: reduced(asker.labels, names)}
-        return found
+    async def _asker(self, connection: Connection | None, uid: int | None) -> Asker | None:
+        """Who asks, where the processes of the asker's user differ."""
+        self._look_around()
+        known = self._known if uid is None else self._known_of.get(uid, _NOTHING)
+        if connection is None or not known.differing:
+            return None
+        return await self._node.asker(known.differing, connection, uid)
+
+    def _look_around(self) -> None:
+        """Who is there, once a second, and what they agree on."""
+        now, names = self._control.now(), self._names()
+        if not self._looked <= now < self._looked + _LABELS_S:
+            self._labels, self._looked = self._node.labels(), now
+            self._reduced_for = None
+        if self._reduced_for != names:
+            by_user = {user: {reduced(each, names) for each in labels} for user, labels in self._labels.items()}
+            self._known_of = {user: _known(labels) for user, labels in by_user.items()}
+            self._known, self._reduced_for = _known(set().union(*by_user.values())), names
+
+    def _known_to(self, asker: Asker | None, uid: int | None) -> dict[str, Labels]:
+        """What all agree on, and instead what the asker's user's processes agree on, or the asker itself says."""
+        self._look_around()
+        own = self._known_of.get(uid, _NOTHING).labels if uid is not None else {}
+        itself = {} if asker is None else {asker.labels.service: reduced(asker.labels, self._names())}
+        return {**self._known.labels, **own, **itself}
+
+    def _key(self, known: dict[str, Labels]) -> frozenset[tuple[str, Labels]]:
+        return frozenset(known.items() - self._known.labels.items())
+
+    def _remembered(self, asker: Asker | None, uid: int | None, peer: str) -> _Made | None:
+        """The answer, if it has been made already and of what is so now."""
+        known = self._known_to(asker, uid)
+        key = self._key(known)
+        made = self._made.get(key)
+        if made is None or made.book is not self._control.book or made.known != known:
+            return None
+        self._keep(key, made._replace(peer=peer))
+        return made
+
+    async def _make(self, asker: Asker | None, uid: int | None, peer: str) -> _Made:
+        known, book, now = self._known_to(asker, uid), self._control.book, self._control.now()
+        key = self._key(known)
+        made_rules = await asyncio.to_thread(xray_rules, book, known, self._default_rate)
+        rules = {rule.name: rule for rule in made_rules}
+        before = self._made.get(key)
+        since = now if before is None or rules != before.answer.rules else before.answer.modified
+        made = _Made(book, known, XRayRules(rules, since), peer)
+        self._keep(key, made)
+        self.reservoirs.tidy(now)
+        return made
+
+    def _keep(self, key: frozenset[tuple[str, Labels]], made: _Made) -> None:
+        """Remember an answer, and not too many: of the peer who has most, the one that was asked for first goes."""
+        self._made.pop(key, None)
+        self._made[key] = made
+        if len(self._made) > _MADE:
+            most, _ = Counter(each.peer for each in self._made.values()).most_common(1)[0]
+            del self._made[next(key for key, each in self._made.items() if each.peer == most)]
 
     def _strategy(self, labels: Labels, uid: int | None) -> Strategy:
         """Made anew where the rules or the rates are others."""
@@ -193,7 +226,14 @@ class RemoteSampling:
         return self._named[1]
 
 
+def _peer(connection: Connection | None, uid: int | None) -> str:
+    """For whom shares are counted."""
+    if connection is not None:
+        return connection.peer or connection.address
+    return "somewhere" if uid is None else f"uid {uid}"
+
+
 def _known(labels: set[Labels]) -> _Known:
     counts = Counter(each.service for each in labels)
     agreed_on = agreed_by_service(labels)
-    return _Known(agreed_on, [service for service in agreed_on if counts[service] > 1])
+    return _Known(agreed_on, tuple(service for service in agreed_on if counts[service] > 1))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from spandial_api.peers import PEER, Peer, Shares, Turns, peer_of
+from spandial_api.peers import PEER, Peer, Shares, TurnLock, Turns, peer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +47,40 @@ async def test_who_goes_away_before_his_turn_takes_none() -> None:
     waiting[1].cancel()
     await asyncio.wait_for(waiting[2], 10)
     await asyncio.wait_for(turns.take("a"), 10)
+
+
+async def test_who_waits_for_a_lock_waits_for_one_turn_of_each_other_peer_at_most() -> None:
+    lock, had = TurnLock(), []
+
+    async def work(peer: str) -> None:
+        async with lock.turn(peer):
+            had.append(peer)
+            await asyncio.sleep(0)
+            assert had[-1] == peer, "nobody else has it meanwhile"
+
+    await asyncio.gather(*(work("greedy") for _ in range(100)), work("modest"))
+    assert had[:3] == ["greedy", "greedy", "modest"]
+    assert len(had) == 101
+
+
+async def test_a_lock_is_free_again_whatever_becomes_of_who_has_it_or_waits_for_it() -> None:
+    lock, had = TurnLock(), []
+
+    async def work(number: int) -> None:
+        async with lock.turn("a"):
+            had.append(number)
+            raise ValueError
+
+    async with lock.turn("a"):
+        working = [asyncio.create_task(work(number)) for number in range(4)]
+        await asyncio.sleep(0)
+        working[0].cancel()  # while it waits
+        await asyncio.sleep(0)
+    working[1].cancel()  # once it is its turn
+    await asyncio.gather(*working, return_exceptions=True)
+    assert had == [2, 3]
+    async with asyncio.timeout(10), lock.turn("b"):
+        pass
 
 
 async def test_each_has_a_share_and_all_together_a_bound() -> None:

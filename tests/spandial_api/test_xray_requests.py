@@ -14,10 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spandial.labels import Labels
+from spandial_api import remote as remote_module
+from spandial_api import xray
 from spandial_api.app import build_app
 from spandial_api.auth import Access
 from spandial_api.control import Control
-from spandial_api.node import Connection
+from spandial_api.node import Asker, Connection
+from spandial_api.remote import RemoteSampling
+from spandial_api.rules import RuleBook
 from spandial_api.store import Store
 from spandial_api.token_file import TokenFile
 from tests.spandial_api.conftest import client_of
@@ -130,6 +134,80 @@ async def test_where_processes_differ_the_connection_tells_which_one_asks(
             found.append([(rule["ServiceName"], rule["FixedRate"]) for rule in rules.values()])
     default = ("*", 0.01)
     assert found == [[("shop", 1.0), default], [("shop", 1.0), default], [default], [default]]
+
+
+OWN, OTHER, NOBODY = 1000, 64321, 4321  # FakeNode's processes, others', and who has none
+
+
+async def rates_of(remote: RemoteSampling, uid: int, port: int = 1) -> list[float]:
+    connection = Connection("127.0.0.1", port, 5778, "127.0.0.1", port, f"uid {uid}")
+    return [rule.rate for rule in (await remote.xray(connection, uid)).rules.values()]
+
+
+@pytest.fixture
+async def gray(local: httpx.AsyncClient, node: FakeNode) -> FakeNode:
+    """Each user has processes of one service that differ, and a rule tells them apart."""
+    await local.put("/sampling", params={"rate": "1"})
+    await local.put("/sampling", params={"rate": "100", "env": "gray"})
+    node.processes = [Labels("shop", env="gray"), Labels("shop", env="stable")]
+    node.of_others = {OTHER: [Labels("evil", env=env) for env in ("gray", "blue")]}
+    return node
+
+
+async def test_nobody_waits_for_a_look_at_another_ones_processes(
+    app: FastAPI, gray: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(services: tuple[str, ...], connection: Connection, uid: int | None = None) -> Asker | None:
+        assert uid is not None
+        if uid == OTHER:
+            looked.set()
+            await go_on.wait()
+        return Asker(Labels(services[0], env="gray"), uid)
+
+    monkeypatch.setattr(gray, "asker", slow)
+    remote: RemoteSampling = app.state.remote
+    flood = [asyncio.create_task(rates_of(remote, OTHER, port)) for port in range(60)]
+    await asyncio.wait_for(looked.wait(), 30)
+    assert await asyncio.wait_for(rates_of(remote, OWN), 30) == [1.0, 0.01]
+    go_on.set()
+    assert await asyncio.gather(*flood) == [[1.0, 0.01]] * 60
+
+
+async def test_of_a_user_without_processes_nobodys_are_looked_at(
+    app: FastAPI, gray: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gray, "asker", None)
+    assert await rates_of(app.state.remote, NOBODY) == [0.01]
+
+
+async def test_answers_are_made_for_each_peer_in_turn_and_one_peers_push_out_its_own(
+    app: FastAPI, gray: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def counted(book: RuleBook, known: dict[str, Labels], default: float) -> list[xray.XRayRule]:
+        made.append("shop" if "shop" in known and known["shop"].env else known["evil"].version)
+        return xray.xray_rules(book, known, default)
+
+    async def asker(services: tuple[str, ...], connection: Connection, uid: int | None = None) -> Asker | None:
+        assert uid is not None
+        version = f"v{connection.port}" if uid == OTHER else ""
+        return Asker(Labels(services[0], version, "gray"), uid)
+
+    monkeypatch.setattr(remote_module, "xray_rules", counted)
+    monkeypatch.setattr(remote_module, "selected_by", lambda rules: frozenset({"env", "version"}))
+    monkeypatch.setattr(gray, "asker", asker)
+    remote: RemoteSampling = app.state.remote
+    flood = [asyncio.create_task(rates_of(remote, OTHER, port)) for port in range(1, 101)]
+    await asyncio.sleep(0)
+    assert await rates_of(remote, OWN) == [1.0, 0.01]
+    assert "shop" in made[:3], "after the one at hand, and one more"
+    await asyncio.gather(*flood)
+    assert len(made) == 101
+    await rates_of(remote, OWN)
+    assert made.count("shop") == 1, "it is remembered, however many others were made"
 
 
 async def test_a_throughput_is_shared(local: httpx.AsyncClient, remote: httpx.AsyncClient) -> None:

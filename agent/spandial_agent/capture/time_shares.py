@@ -1,4 +1,4 @@
-"""The time of the thread that looks at processes, shared by their users."""
+"""The time of a thread that looks at processes, shared by those for whom it looks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _ROOT = 0
 
 
 class TimeShares:
-    """Processor time of the calling thread, by user: so much at once, and a part of all that passes. Root has no limit.
+    """A thread's time, by user, or by address where the user is not known: so much at once, and a part of all that
+    passes. Root has no limit.
 
     Args:
         at_once_s: seconds that a user has who used none for a while.
@@ -21,19 +22,19 @@ class TimeShares:
 
     def __init__(self, at_once_s: float, part: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._at_once_s, self._part, self._clock = at_once_s, part, clock
-        self._debts: dict[int, tuple[float, float]] = {}  # seconds used and not yet made good, and when that was
+        self._debts: dict[int | str, tuple[float, float]] = {}  # seconds used and not yet made good, and when that was
 
-    def used(self, user: int, seconds: float) -> None:
+    def used(self, user: int | str, seconds: float) -> None:
         debt = self._debt(user) + seconds
         if user != _ROOT:
             self._debts[user] = debt, self._clock()
         for other in [other for other in self._debts if not self._debt(other)]:
             del self._debts[other]
 
-    def wait_s(self, user: int) -> float:
+    def wait_s(self, user: int | str) -> float:
         """How long until this user has time again; zero if he has."""
         return max(0.0, (self._debt(user) - self._at_once_s) / self._part)
 
-    def _debt(self, user: int) -> float:
+    def _debt(self, user: int | str) -> float:
         debt, when = self._debts.get(user, (0.0, 0.0))
         return max(0.0, debt - (self._clock() - when) * self._part)

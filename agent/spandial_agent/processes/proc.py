@@ -23,6 +23,7 @@ __all__ = [
     "Traits",
     "all_pids",
     "ancestors",
+    "descriptors",
     "read_process",
     "read_traits",
     "same_process",
@@ -181,20 +182,22 @@ def _traits(folder: int, wanted: Collection[str], names: Collection[str] | None)
 
 def socket_inodes(pid: int) -> set[int]:
     """The inodes of all sockets that a process has open; none where it may not be seen. Never raises."""
-    inodes: set[int] = set()
-    folder = f"{_PROC}/{pid}/fd"
+    return {inode for inode in descriptors(pid) if inode}
+
+
+def descriptors(pid: int) -> Iterator[int]:
+    """Of each descriptor that a process has open, the inode of its socket, or 0 where it is none; nothing where it may
+    not be seen. They are read one by one: a process has as many as it likes. Never raises."""
     try:
-        descriptors = os.listdir(folder)
+        with os.scandir(f"{_PROC}/{pid}/fd") as entries:
+            for entry in entries:
+                try:
+                    link = os.readlink(entry.path)
+                except OSError:  # closed meanwhile
+                    link = ""
+                yield int(link[8:-1]) if link.startswith("socket:[") else 0
     except OSError:
-        return inodes
-    for descriptor in descriptors:
-        try:
-            link = os.readlink(f"{folder}/{descriptor}")
-        except OSError:  # closed meanwhile
-            continue
-        if link.startswith("socket:["):
-            inodes.add(int(link[8:-1]))
-    return inodes
+        return
 
 
 def thread_group(pid: int) -> int | None:

@@ -24,6 +24,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from spandial_agent.processes.holder import Portions, holder
 from spandial_agent.processes.proc import socket_inodes
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 _PROC = Path("/proc")
+_OF_ALL, _OF_A_NAMESPACE = 65536, 16384  # sockets that are read to find whose one is
 
 # include/net/tcp_states.h
 _ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _CLOSE_WAIT, _LISTEN = 1, 4, 5, 8, 10
@@ -101,17 +103,20 @@ def open_connections(pid: int) -> list[TcpSocket]:
 
 def whose_connection(pids: Iterable[int], local: Endpoint, to_port: int) -> int | None:
     """The one of these processes that has a connection open from its own `local` to a port; None if it is none of them,
-    or if it may not be seen."""
+    or if it may not be seen. Of namespaces with many sockets not all are read.
+    Raises TimeoutError."""
     neighbours: dict[int, list[int]] = {}
     for pid in pids:
         namespace = _namespace(pid)
         # A loopback address is another one in every namespace.
         if namespace is not None and (not ip_address(local.address).is_loopback or namespace == _namespace("self")):
             neighbours.setdefault(namespace, []).append(pid)
+    portions = Portions((found[0] for found in neighbours.values()), _OF_ALL, _OF_A_NAMESPACE)
     for found in neighbours.values():
-        ends = (each.inode for each in _open_around(found[0]) if (each.local, each.remote.port) == (local, to_port))
-        inode = next(ends, 0)
-        if inode and (owner := next((pid for pid in found if inode in socket_inodes(pid)), None)) is not None:
+        around = portions.of(found[0], _sockets_around(found[0]))
+        ends = (each for each in around if (each.local, each.remote.port) == (local, to_port) and each.state in _OPEN)
+        inode = next((each.inode for each in ends), 0)
+        if inode and (owner := holder(found, inode)) is not None:
             return owner
     return None
 
@@ -219,8 +224,12 @@ def _listeners(pids: Iterable[int]) -> list[TcpSocket]:
 
 def _open_around(pid: int) -> Iterator[TcpSocket]:
     """The open connections in a process's namespace."""
-    sockets: Iterable[TcpSocket] = (_in_own_namespace(pid) and _diagnosed(_OPEN)) or _shown(pid)
-    return (found for found in sockets if found.state in _OPEN)
+    return (found for found in _sockets_around(pid) if found.state in _OPEN)
+
+
+def _sockets_around(pid: int) -> Iterable[TcpSocket]:
+    """The sockets in a process's namespace, those that are open among them."""
+    return (_in_own_namespace(pid) and _diagnosed(_OPEN)) or _shown(pid)
 
 
 def _shown(pid: int, *names: Literal["tcp", "tcp6"]) -> Iterator[TcpSocket]:

@@ -64,7 +64,7 @@ class Http2Server:
             return
         self._connections.on_made(client[0])
         peer = self._connections.peers.at(client[:2], server[:2])
-        connection = Connection(client[0], client[1], server[1], server[0], peer.serial)
+        connection = Connection(client[0], client[1], server[1], server[0], peer.serial, peer.name)
         made = Http2Connection(self._shares, peer, connection, reader, writer)
         if not self._connections.admit(made, peer.name):
             writer.transport.abort()

@@ -55,6 +55,19 @@ def test_a_connection_that_the_kernel_knows_is_found_without_a_list_of_all(
         assert asker([os.getpid(), client.pid], address, from_port, port, at) == client.pid
 
 
+def test_of_a_connection_that_has_been_closed_nothing_is_read(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asker_module, "whose_connection", None)
+    monkeypatch.setattr(asker_module, "holder", None)
+    at, port = listener.getsockname()[:2]
+    with socket.create_connection((at, port)) as client:
+        from_port = client.getsockname()[1]
+        accepted, (address, *_) = listener.accept()
+    with accepted:
+        assert asker([os.getpid()], address, from_port, port, at, here=True) is None
+
+
 def test_of_a_listener_for_both_families_it_is_the_address_that_counts() -> None:
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         port = server.getsockname()[1]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,7 @@ from spandial_agent.processes.sockets import (
     listening_ports,
     open_connections,
     parse_proc_net_tcp,
+    whose_connection,
 )
 from tests.agent_process import eventually
 
@@ -174,7 +178,7 @@ def test_a_forked_child_listens_where_its_parent_does(way: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         child = os.fork()
         if not child:
-            os.read(0, 1)
+            signal.pause()
             os._exit(0)
         try:
             assert listener.getsockname()[1] in listening_ports(child)
@@ -278,6 +282,25 @@ def test_a_host_without_ipv6_has_ports_all_the_same(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(listening_module, "_PROC", tmp_path)
         monkeypatch.setattr(listening_module, "_namespace", lambda pid: 2 if pid == "self" else 1)
         assert listening_ports(child.pid) == {port}
+
+
+def test_of_a_namespace_with_many_sockets_so_many_are_read_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    local, port, read = Endpoint("10.0.0.1", 4711), 5778, Counter[int]()
+    own = os.getpid()
+
+    def around(pid: int) -> Iterator[TcpSocket]:
+        for number in itertools.count():
+            read[pid] += 1
+            yield TcpSocket(ESTABLISHED, local, Endpoint("10.0.0.2", port if (pid, number) == (own, 9) else 1), 7)
+
+    monkeypatch.setattr(listening_module, "_OF_ALL", 500)
+    monkeypatch.setattr(listening_module, "_OF_A_NAMESPACE", 100)
+    monkeypatch.setattr(listening_module, "_namespace", lambda pid: pid)
+    monkeypatch.setattr(listening_module, "_sockets_around", around)
+    monkeypatch.setattr(listening_module, "holder", lambda pids, inode: pids[0])
+    nobodys = [(1 << 30) + number for number in range(10)]  # a user's who is none here
+    assert whose_connection([*nobodys, own], local, port) == own
+    assert read == {nobodys[0]: 100, nobodys[1]: 100, nobodys[2]: 50, own: 10}
 
 
 @pytest.mark.kernel
