@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal, NamedTuple
 
 from opentelemetry.context import Context
@@ -87,10 +87,13 @@ class Conversations:
         """How many connections were forgotten because there were too many."""
         return sum(memories.forgotten for memories in (self._postgres, self._mysql, self._http2))
 
-    def forget(self) -> None:
-        """Records were lost: what they would have changed is not known."""
+    def forget(self, connections: Collection[int] | None = None) -> None:
+        """Records were lost, of these connections or of any: what they would have changed is not known."""
         for memories in (self._postgres, self._mysql, self._http2):
-            memories.clear()
+            if connections is None:
+                memories.clear()
+            else:
+                memories.drop(connections)
 
     def read(self, entry: Entry, uid: int = NOBODY) -> Call | Response | None:
         """What a kept entry asked for, or what a header block of an answer says; None for a record of something else,

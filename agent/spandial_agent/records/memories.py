@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 __all__ = ["Memories"]
@@ -56,6 +57,13 @@ class Memories(Generic[_Memory]):
             self._forget_one()
         return memory
 
+    def drop(self, connections: Iterable[int]) -> None:
+        """Forget those of these connections of which something is remembered."""
+        for connection in connections:
+            known = self._known.get(connection)
+            if known is not None:
+                self._remove(connection, known.owner)
+
     def clear(self) -> None:
         for each in (self._known, self._of, self._by_count):
             each.clear()
@@ -63,13 +71,15 @@ class Memories(Generic[_Memory]):
 
     def _forget_one(self) -> None:
         owner = next(iter(self._by_count[self._highest]))
+        self._remove(next(iter(self._of[owner])), owner)
+        self.forgotten += 1
+
+    def _remove(self, connection: int, owner: int) -> None:
         connections = self._of[owner]
-        connection, _ = connections.popitem(last=False)
-        del self._known[connection]
+        del connections[connection], self._known[connection]
         if not connections:
             del self._of[owner]
         self._recount(owner, len(connections) + 1, len(connections))
-        self.forgotten += 1
 
     def _recount(self, owner: int, before: int, now: int) -> None:
         """A user has one more, or one less."""

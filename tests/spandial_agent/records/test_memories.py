@@ -65,6 +65,10 @@ def test_always_the_user_with_most_loses_what_he_used_least(
         if clear and connection == 20:
             memories.clear()
             known.clear()
+        if clear and connection == 30:
+            gone = [*known][::2]
+            memories.drop([*gone, 1000])
+            known = {each: owner for each, owner in known.items() if each not in gone}
         for used in bits.sample(sorted(known), len(known) // 2):
             assert memories.get(used) == used
             known[used] = known.pop(used)
