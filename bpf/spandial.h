@@ -96,7 +96,7 @@ enum spandial_loss {
 	SPANDIAL_LOSS_STALE_ROW = 2,	    /* the target's row belongs to somebody else */
 	SPANDIAL_LOSS_DESYNC = 3,	    /* a connection's messages could not be followed any further */
 	SPANDIAL_LOSS_NO_MEMORY = 4,	    /* no room for what is known of one more connection */
-	SPANDIAL_LOSS_UNDECIDED = 5,	    /* a trace context that the kernel could not read: not counted as kept */
+	SPANDIAL_LOSS_UNDECIDED = 5,	    /* a trace context or an operation that the kernel could not read */
 	SPANDIAL_LOSS_RING_FULL_OTHERS = 6, /* another record found none: part of an answer, a connection */
 	SPANDIAL_LOSS_KINDS = 7,
 };

@@ -18,7 +18,7 @@ from spandial_agent.clock import KernelClock
 from spandial_agent.processes.backlog import Backlog
 from spandial_agent.processes.crowd import Crowded, SharedMap
 from spandial_agent.propagation.watch import PropagationWatch
-from spandial_agent.records.conversations import Call, Conversations
+from spandial_agent.records.conversations import NOBODY, Call, Conversations
 from spandial_agent.records.piece import Passed, Piece
 from spandial_agent.records.record import Entry, connection_of, decode_entry, is_entry, tgid_of
 from spandial_agent.records.redaction import PathRedaction, redact_path
@@ -168,6 +168,7 @@ class RecordDispatch:
             "agent_slow": lost.entries,
             "agent_slow_others": lost.records - lost.entries,
             "bad_record": self._bad_records,
+            "connections_forgotten": self._conversations.forgotten,
         }
         if self._spans is not None:
             found |= {"span_process_unknown": self._nobodys, **self._spans.losses()}
@@ -260,7 +261,7 @@ class RecordDispatch:
 
     def _pass_on(self, entry: Entry) -> None:
         target = self._targets.get(entry.tgid)
-        said = self._conversations.read(entry)
+        said = self._conversations.read(entry, NOBODY if target is None else target.uid)
         if self._redact_paths != "off" and isinstance(said, Call) and not said.service:
             said = said._replace(path=redact_path(said.path, self._redact_paths))
         if self._spans is not None:

@@ -13,12 +13,18 @@ BPF_RINGBUF_OUTPUT(entries, SPANDIAL_RING_PAGES);
 BPF_F_TABLE("lpm_trie", struct operation_key, u32, operations, SPANDIAL_OPERATION_KEYS, BPF_F_NO_PREALLOC); /* rows */
 
 /* Methods and paths in the dynamic tables of connections (HTTP/2) whose words say that rules by operation may be about
- * them. */
+ * them. Of a full map the kernel takes what was not used for longest, whoever's it is: so each user has a map of his
+ * own. */
 struct table_field {
 	u64 connection;
 	u64 entry;
 };
-BPF_TABLE("lru_hash", struct table_field, struct operation, fields, SPANDIAL_FIELDS);
+BPF_TABLE("lru_hash", struct table_field, struct operation, one_of_fields, SPANDIAL_FIELDS);
+BPF_ARRAY_OF_MAPS(fields, "one_of_fields", SPANDIAL_FIELD_SHARES);
+
+/* Which of them a user has: by his uid. By OWNER | number, whose it is; by TAKEN, how many are somebody's. */
+enum { OWNER = 1, TAKEN = 2 };
+BPF_HASH(field_shares, u64, u32, 2 * SPANDIAL_FIELD_SHARES);
 
 #ifdef SPANDIAL_TLS
 BPF_TASK_STORAGE(threads, struct thread);
@@ -101,19 +107,45 @@ static __always_inline struct connection *make_connection(connection_key key)
 #endif
 }
 
+/* The number of the current user's map. Whoever comes when all but the last are somebody's shares that one. */
+static __always_inline u32 field_share(void)
+{
+	u64 user = (u32)bpf_get_current_uid_gid(), owner, taken_key = (u64)TAKEN << 32;
+	u32 *known = field_shares.lookup(&user), *taken, share, next, uid = user;
+
+	if (known)
+		return *known;
+	taken = field_shares.lookup(&taken_key);
+	share = taken ? *taken : 0;
+	if (share >= SPANDIAL_FIELD_SHARES - 1)
+		return SPANDIAL_FIELD_SHARES - 1;
+	owner = (u64)OWNER << 32 | share;
+	if (field_shares.insert(&owner, &uid)) /* somebody else's, since just now */
+		return SPANDIAL_FIELD_SHARES - 1;
+	next = share + 1;
+	field_shares.update(&taken_key, &next);
+	field_shares.update(&user, &share);
+	return share;
+}
+
 /* What an entry of the dynamic table is: a method, if there is one in kind_method, or else a path. */
 static __always_inline const struct operation *known_field(const struct walk *walk, u32 entry)
 {
 	struct table_field name = {.connection = walk->record.connection, .entry = entry};
+	u32 share = walk->block.share;
+	void *field_map = fields.lookup(&share);
 
-	return fields.lookup(&name);
+	return field_map ? bpf_map_lookup_elem(field_map, &name) : 0;
 }
 
 static __always_inline void remember_field(const struct walk *walk, u32 entry, struct operation *field)
 {
 	struct table_field name = {.connection = walk->record.connection, .entry = entry};
+	u32 share = walk->block.share;
+	void *field_map = fields.lookup(&share);
 
-	fields.update(&name, field);
+	if (field_map)
+		bpf_map_update_elem(field_map, &name, field, BPF_ANY);
 }
 
 #endif

@@ -146,6 +146,8 @@ struct block {
 	__u32 cut;
 	__u32 undecided;
 	/* The operation, where rules may be about it: http2_operation.h. */
+	__u32 share;	    /* of the map of fields: its user's */
+	__u32 unknown;	    /* the operation, and nobody in user space decides: the word for all others is obeyed */
 	__u64 method;	    /* its bytes; 0: not known */
 	__u32 insertions;   /* into the dynamic table: before this block, then before the current field */
 	__u32 method_entry; /* of the dynamic table: what a literal became; 0: none */

@@ -51,7 +51,7 @@ static __always_inline void on_block(struct walk *walk)
 	block->traceparent = block->tracestate = 0;
 	block->tracestate_length = 0;
 	block->traceparent_huffman = block->tracestate_huffman = block->traceparent_inserted = 0;
-	block->context_known = block->changed = block->indexed = block->cut = block->undecided = 0;
+	block->context_known = block->changed = block->indexed = block->cut = block->undecided = block->unknown = 0;
 	block->grpc = GRPC_UNKNOWN;
 	block->insertions = walk->at.insertions;
 	bpf_loop(FIELDS_MAX / FIELDS_BURST, CALLBACK(SCAN_FIELDS), 0, 0);

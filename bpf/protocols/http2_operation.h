@@ -133,6 +133,7 @@ static __always_inline int lay_out_block_operation(struct walk *walk, struct ope
 	const struct operation *known;
 
 	REMEMBER(block->at, 0);
+	block->share = field_share();
 	block->method = 0;
 	block->method_entry = block->path = block->path_static = block->path_entry = block->path_huffman = 0;
 	bpf_loop(OPERATION_FIELDS, CALLBACK(SCAN_OPERATION), 0, 0);

@@ -7,6 +7,17 @@
 #include "protocols/http2_answers.h"
 #include "protocols/http2_operation.h"
 
+/* The operation cannot be known here: user space decides, or where nobody asked it to, the word for all others. */
+static __always_inline void leave_operation(struct walk *walk)
+{
+	if (emitting(walk)) {
+		walk->block.undecided = 1;
+		return;
+	}
+	walk->word &= ~(u64)SPANDIAL_OPERATIONS;
+	walk->block.unknown = 1;
+}
+
 /* Count and decide the request whose header block is captured, unless it is the trailer of an earlier one. */
 static __always_inline void decide_block(struct walk *walk)
 {
@@ -41,7 +52,8 @@ static __always_inline void decide_block(struct walk *walk)
 			block->undecided = 1;
 		if (walk->word & SPANDIAL_OPERATIONS && (walk->entries || walk->answers)) {
 			bpf_loop(1, CALLBACK(OBEY_OPERATION), 0, 0);
-			block->undecided |= !!(walk->word & SPANDIAL_OPERATIONS);
+			if (walk->word & SPANDIAL_OPERATIONS)
+				leave_operation(walk);
 		}
 		if (!block->undecided)
 			kept =
@@ -82,7 +94,7 @@ static __always_inline void decide_block(struct walk *walk)
 	} else {
 		if (block->changed || block->cut)
 			walk->at.gap = 1;
-		if (walk->entries && request && block->undecided)
+		if (walk->entries && request && (block->undecided || block->unknown))
 			count_loss(SPANDIAL_LOSS_UNDECIDED);
 	}
 	walk->at.fresh = 0;

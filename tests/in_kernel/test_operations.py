@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import platform
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ from tests.in_kernel.test_http2 import END_HEADERS, END_STREAM, HEADERS, PREFACE
 pytestmark = pytest.mark.kernel
 
 SET = 0xABCDEF01
+SYS_SETRESUID = {"x86_64": 117, "aarch64": 147}[platform.machine()]  # of one thread; libc's function is for all of them
 BOTH = (EntryKind.HTTP, EntryKind.GRPC)
 
 
@@ -394,6 +397,72 @@ def test_what_nobody_watches_is_counted_as_undecided(watched: Watched, rules: Ru
     counts = watched.counts()
     assert (counts.seen[EntryKind.GRPC], counts.kept[EntryKind.GRPC]) == (4, 1)
     assert watched.capture.losses()["undecided"] == before + 3
+
+
+def test_what_nobody_knows_obeys_the_word_for_all_other_operations(watched: Watched, rules: Rules) -> None:
+    """Where nobody in user space decides: it is counted, and not dropped."""
+    watched.set(abi.encode_word(0))
+    client, pair = Client(), Pair()
+    before = watched.capture.losses()["undecided"]
+    pair.send(PREFACE, client.request(path="/shop.Carts/Add"))
+    rules.set({"/shop.Orders/*": 0}, base=100)
+    pair.send(*(client.request(path="/shop.Carts/Add") for _ in range(20)))
+    pair.send(client.request(path="/shop.Orders/Get"))
+    rules.set({"/shop.Orders/*": 100}, base=0)
+    pair.send(*(client.request(path="/shop.Carts/Add") for _ in range(20)))
+    pair.close()
+    assert watched.counts().kept[EntryKind.GRPC] == 20
+    assert watched.capture.losses()["undecided"] == before + 40
+
+
+def as_user(uid: int, work: Callable[[], None]) -> None:
+    """In a thread of its own, which is another user's; root's rights it keeps, and its process stays the target."""
+
+    def run() -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.syscall(SYS_SETRESUID, uid, -1, -1) == 0, os.strerror(ctypes.get_errno())
+        work()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result()
+
+
+def test_one_users_header_tables_take_nobody_elses_paths(watched: Watched, rules: Rules) -> None:
+    """However many paths he has, each used again, an honest connection's are known, also his who comes afterwards."""
+    rules.set({"/shop.Orders/*": 100, "/hostile/*": 0, "PUT /shop.Carts/*": 100})
+    honest, honest_pair, hostile, hostile_pair = Client(), Pair(), Client(grpc=False), Pair()
+    honest_pair.send(PREFACE, honest.request(), honest.request(method="PUT", path="/shop.Carts/Add"))
+
+    def attack() -> None:
+        for number in range(6000):
+            path = f"/hostile/{number}"
+            hostile_pair.send(hostile.request(path=path), hostile.request(path=path))
+
+    before = watched.capture.losses()["undecided"]
+    hostile_pair.send(PREFACE)
+    as_user(64321, attack)
+    kept = watched.counts().kept[EntryKind.GRPC]
+    honest_pair.send(*(honest.request() for _ in range(20)), honest.request(path="/shop.Carts/Add"))
+    honest_pair.send(*(honest.request(method="PUT", path="/shop.Carts/Add") for _ in range(20)))
+    assert watched.counts().kept[EntryKind.GRPC] == kept + 40
+    late, late_pair = Client(), Pair()
+    late_pair.send(PREFACE)
+    as_user(64400, lambda: late_pair.send(*(late.request() for _ in range(20))))
+    assert watched.counts().kept[EntryKind.GRPC] == kept + 60
+    assert watched.capture.losses()["undecided"] == before
+    for pair in (honest_pair, hostile_pair, late_pair):
+        pair.close()
+
+
+def test_users_for_whom_no_map_is_left_share_one(watched: Watched, rules: Rules) -> None:
+    rules.set({"/shop.Orders/*": 100})
+    before = watched.capture.losses()["undecided"], watched.counts().kept[EntryKind.GRPC]
+    for uid in range(64500, 64540):
+        client, pair = Client(), Pair()
+        pair.send(PREFACE)
+        as_user(uid, lambda pair=pair, client=client: pair.send(client.request(), client.request()))
+        pair.close()
+    assert (watched.capture.losses()["undecided"], watched.counts().kept[EntryKind.GRPC]) == (before[0], before[1] + 80)
 
 
 _asked = st.tuples(

@@ -35,13 +35,16 @@ _BATCH = 2048  # records handed over at once
 _LOOKS_AT_END = 64  # more than the ring buffer has batches: a probe that is still being detached may add some
 _FEW = 64  # rows that are read one by one
 _CONNECTIONS = 8192  # that are followed where sockets cannot keep what is known of them
-_FIELDS = 4096  # methods and paths in the header tables of HTTP/2 connections that rules by operation may be about
+# Methods and paths in the header tables of HTTP/2 connections that rules by operation may be about: so many of a user,
+# and so many users. 13 MiB in the kernel.
+_FIELDS, _FIELD_SHARES = 2048, 32
 _OPERATIONS = 32_768  # entries of the longest-prefix map, of all sets of rules by operation together
 # Of a set that changes the map holds new entries and old ones for a moment. It takes memory for those it has.
 _DEFINES = {
     "SPANDIAL_CONNECTIONS": _CONNECTIONS,
     "SPANDIAL_OPERATION_KEYS": 2 * _OPERATIONS,
     "SPANDIAL_FIELDS": _FIELDS,
+    "SPANDIAL_FIELD_SHARES": _FIELD_SHARES,
 }
 # enum callback of bpf/core/loop.h
 SCANS = ("scan_head_callback", "scan_tracestate_callback")
@@ -67,7 +70,8 @@ _OFFSETS = {
 # Since Linux 6.3 (commit 6e6eda44b939).
 _TYPED = (("on_receive", "sock_recv_length"), ("on_send", "sock_send_length"))
 
-_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "fields")  # by the programs for OpenSSL
+# By the programs for OpenSSL.
+_SHARED = ("targets", "counts", "losses", "entries", "serving", "operations", "fields", "field_shares")
 
 CapturePath = Literal["socket", "sys_exit"]
 

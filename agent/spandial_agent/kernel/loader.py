@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from spandial_agent.errors import KernelUnavailable
 from spandial_agent.kernel.cache import CompileCache
+from spandial_agent.kernel.compiled import MapDefinition
 from spandial_agent.kernel.compiler import Build, last_lines
 from spandial_agent.kernel.libbpf import Uprobe, attach_tracepoint, load_program
 from spandial_agent.kernel.linker import link
-from spandial_agent.kernel.maps import RingBuffer, create_map
+from spandial_agent.kernel.maps import MAPS_OF_MAPS, RingBuffer, create_map, create_map_of_maps
 
 __all__ = ["Module"]
+
+_ONE_OF = "one_of_"
 
 
 class Module:
@@ -38,12 +41,20 @@ class Module:
         self._links: list[int] = []
         self._readers: list[RingBuffer] = []
         try:
-            for name, definition in compiled.maps.items():
-                if name not in self._others:
-                    self._maps[name] = create_map(name, definition)
+            self._make(compiled.maps)
         except OSError as error:
             self.close()
             raise KernelUnavailable([f"the kernel refuses the maps of {build.source}: {error}."]) from error
+
+    def _make(self, definitions: Mapping[str, MapDefinition]) -> None:
+        """Those that are nobody else's. The maps that an array of maps holds are as `one_of_` and its name says."""
+        for name, definition in definitions.items():
+            if name in self._others or name.startswith(_ONE_OF):
+                continue
+            if definition.kind in MAPS_OF_MAPS:
+                self._maps[name] = create_map_of_maps(name, definition, definitions[_ONE_OF + name])
+            else:
+                self._maps[name] = create_map(name, definition)
 
     def load(
         self,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from spandial_agent.kernel.compiled import MapDefinition
-from spandial_agent.kernel.libbpf import check, libbpf
+from spandial_agent.kernel.libbpf import Map, check, libbpf
 from spandial_agent.kernel.linker import btf_of_bytes
 
-__all__ = ["RingBuffer", "create_map"]
+__all__ = ["MAPS_OF_MAPS", "RingBuffer", "create_map", "create_map_of_maps"]
 
 # enum bpf_map_type of include/uapi/linux/bpf.h: storage of sockets, inodes, tasks and cgroups.
 _LOCAL_STORAGE = (24, 28, 29, 32)
+MAPS_OF_MAPS = (12, 13)  # array and hash
 _NAME_MAX = 15  # BPF_OBJ_NAME_LEN, with a zero at its end
 
 
@@ -35,10 +37,14 @@ class _CreateOpts(ctypes.Structure):
     ]
 
 
-def create_map(name: str, definition: MapDefinition) -> int:
-    """Make a map; its descriptor. Raises OSError."""
+def create_map(name: str, definition: MapDefinition, inner: int = 0) -> int:
+    """Make a map; its descriptor. Raises OSError.
+
+    Args:
+        inner: of a map of maps, the descriptor of a map like those that it will hold.
+    """
     lib = libbpf()
-    opts = _CreateOpts(sz=ctypes.sizeof(_CreateOpts), map_flags=definition.flags)
+    opts = _CreateOpts(sz=ctypes.sizeof(_CreateOpts), map_flags=definition.flags, inner_map_fd=inner)
     btf_fd = -1
     try:
         if definition.kind in _LOCAL_STORAGE:
@@ -62,6 +68,25 @@ def create_map(name: str, definition: MapDefinition) -> int:
     finally:
         if btf_fd >= 0:
             os.close(btf_fd)
+
+
+def create_map_of_maps(name: str, definition: MapDefinition, each: MapDefinition) -> int:
+    """Make an array of maps, all of which are there; its descriptor. Raises OSError."""
+    array = -1
+    try:
+        for index in range(definition.max_entries):
+            one = create_map(name, each)
+            try:
+                if array < 0:
+                    array = create_map(name, definition, one)
+                Map(array, 4)[index] = one.to_bytes(4, sys.byteorder)
+            finally:
+                os.close(one)  # the array keeps it
+    except OSError:
+        if array >= 0:
+            os.close(array)
+        raise
+    return array
 
 
 _OnSample = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
-from typing import Generic, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from typing import Literal, NamedTuple
 
 from opentelemetry.context import Context
 from opentelemetry.trace import get_current_span
@@ -13,16 +12,18 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from spandial import abi
 from spandial.abi import EntryKind, Event, Flag, Mode, Parent, Protocol, RecordFlag
 from spandial.decision import decide, parse_randomness
+from spandial_agent.records.memories import Memories
 from spandial_agent.records.protocols import mysql, postgres, redis
 from spandial_agent.records.protocols.database import Operation
 from spandial_agent.records.protocols.http1 import parse_request_line
 from spandial_agent.records.protocols.http2 import HeaderBlocks, Request, Response, read_request, read_response
 from spandial_agent.records.record import Entry
 
-__all__ = ["Call", "Conversations", "kept_by"]
+__all__ = ["NOBODY", "Call", "Conversations", "kept_by"]
 
+NOBODY = -1  # whose process has ended: not known any more
 _DATABASE_CONNECTIONS = 2048
-_HTTP2_CONNECTIONS = 512  # a full header table is some 10 kB
+_HTTP2_CONNECTIONS = 1024  # two full header tables are 29 KiB; the largest that anybody can make, 70 KiB
 _PROPAGATOR = TraceContextTextMapPropagator()
 
 
@@ -54,36 +55,6 @@ def kept_by(word: int, randomness: int, parent: Parent) -> Literal["rate", "pare
     return "parent" if parent == Parent.REMOTE_KEPT and not (thin_or_strict or boosted) else "rate"
 
 
-_Memory = TypeVar("_Memory")
-
-
-class _Memories(Generic[_Memory]):
-    """One object for each of the connections that were used last."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._known: OrderedDict[int, _Memory] = OrderedDict()
-
-    def get(self, connection: int) -> _Memory | None:
-        known = self._known.get(connection)
-        if known is not None:
-            self._known.move_to_end(connection)
-        return known
-
-    def put(self, connection: int, memory: _Memory) -> _Memory:
-        self._known[connection] = memory
-        if len(self._known) > self._most:
-            self._known.popitem(last=False)
-        return memory
-
-    def drop(self, connections: Iterable[int]) -> None:
-        for connection in connections:
-            self._known.pop(connection, None)
-
-    def clear(self) -> None:
-        self._known.clear()
-
-
 class _MySQL:
     def __init__(self) -> None:
         self.statements = mysql.Statements()
@@ -97,7 +68,8 @@ class _HTTP2:
 
 
 class Conversations:
-    """Reads records in the order in which the kernel emitted them. Never raises, whatever they hold.
+    """Reads records in the order in which the kernel emitted them. Never raises, whatever they hold. What is remembered
+    of connections is shared by the users whose they are.
 
     Args:
         word_of: the rate word that a rule by operation has, by the entry's row, kind, method and path; None where there
@@ -106,9 +78,14 @@ class Conversations:
 
     def __init__(self, word_of: Callable[[int, EntryKind, str, str], int | None] = lambda *_: None) -> None:
         self._word_of = word_of
-        self._postgres = _Memories[postgres.Statements](_DATABASE_CONNECTIONS)
-        self._mysql = _Memories[_MySQL](_DATABASE_CONNECTIONS)
-        self._http2 = _Memories[_HTTP2](_HTTP2_CONNECTIONS)
+        self._postgres = Memories[postgres.Statements](_DATABASE_CONNECTIONS)
+        self._mysql = Memories[_MySQL](_DATABASE_CONNECTIONS)
+        self._http2 = Memories[_HTTP2](_HTTP2_CONNECTIONS)
+
+    @property
+    def forgotten(self) -> int:
+        """How many connections were forgotten because there were too many."""
+        return sum(memories.forgotten for memories in (self._postgres, self._mysql, self._http2))
 
     def forget(self, connections: Collection[int] | None = None) -> None:
         """Records were lost, of these connections or of any: what they would have changed is not known."""
@@ -118,24 +95,27 @@ class Conversations:
             else:
                 memories.drop(connections)
 
-    def read(self, entry: Entry) -> Call | Response | None:
+    def read(self, entry: Entry, uid: int = NOBODY) -> Call | Response | None:
         """What a kept entry asked for, or what a header block of an answer says; None for a record of something else,
         or of an entry that is dropped now.
+
+        Args:
+            uid: the user whose process it is.
         """
         if entry.event == Event.ANSWER and entry.protocol == Protocol.HTTP2:
-            return self._read_response(entry)
+            return self._read_response(entry, uid)
         if entry.event in (Event.ANSWER, Event.CLOSED, Event.CONNECTION):
             return None
         if entry.protocol == Protocol.HTTP1:
             method, path = parse_request_line(entry.request)
             return _call(entry, method, path)
         if entry.protocol == Protocol.HTTP2:
-            return self._read_http2(entry)
-        operation = self._read_operation(entry)
+            return self._read_http2(entry, uid)
+        operation = self._read_operation(entry, uid)
         return _call(entry)._replace(operation=operation) if operation is not None else None
 
-    def _read_http2(self, entry: Entry) -> Call | None:
-        memory = self._http2.get(entry.connection) or self._http2.put(entry.connection, _HTTP2())
+    def _read_http2(self, entry: Entry, uid: int) -> Call | None:
+        memory = self._http2.get(entry.connection) or self._http2.put(entry.connection, _HTTP2(), uid)
         memory.requests = _in_step(memory.requests, entry)
         headers = memory.requests.decode(entry.request, cut=bool(entry.flags & RecordFlag.CUT))
         if entry.event != Event.ENTRY:
@@ -162,21 +142,21 @@ class Conversations:
                 entry = entry._replace(word=word)
         return _decided(entry, request)
 
-    def _read_response(self, entry: Entry) -> Response | None:
+    def _read_response(self, entry: Entry, uid: int) -> Response | None:
         if entry.flags & RecordFlag.RESET or not entry.request:
             return None
-        memory = self._http2.get(entry.connection) or self._http2.put(entry.connection, _HTTP2())
+        memory = self._http2.get(entry.connection) or self._http2.put(entry.connection, _HTTP2(), uid)
         memory.responses = _in_step(memory.responses, entry)
         return read_response(memory.responses.decode(entry.request, cut=bool(entry.flags & RecordFlag.CUT)))
 
-    def _read_operation(self, entry: Entry) -> Operation | None:
+    def _read_operation(self, entry: Entry, uid: int) -> Operation | None:
         cut = bool(entry.flags & RecordFlag.CUT)
         if entry.protocol == Protocol.REDIS:
             return redis.parse_command(entry.request)
         if entry.protocol == Protocol.POSTGRES:
             statements = self._postgres.get(entry.connection)
             if statements is None:
-                statements = self._postgres.put(entry.connection, postgres.Statements())
+                statements = self._postgres.put(entry.connection, postgres.Statements(), uid)
             if entry.event == Event.PREPARE:
                 statements.remember(entry.request)
             elif entry.event == Event.SESSION:
@@ -186,7 +166,7 @@ class Conversations:
             return _within(statements.operation(entry.request), statements.namespace)
         if entry.protocol != Protocol.MYSQL:
             return None
-        memory = self._mysql.get(entry.connection) or self._mysql.put(entry.connection, _MySQL())
+        memory = self._mysql.get(entry.connection) or self._mysql.put(entry.connection, _MySQL(), uid)
         if entry.event == Event.PREPARE:
             memory.prepare = entry
         elif entry.event == Event.REPLY and memory.prepare is not None:

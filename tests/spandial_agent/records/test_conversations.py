@@ -183,6 +183,21 @@ def test_lost_records_are_a_gap_everywhere() -> None:
     assert text(conversations.read(decode_entry(database(Protocol.POSTGRES, bind(b"s"))))) == ""
 
 
+def test_one_users_connections_take_nobody_elses_path_or_statement() -> None:
+    """A user opens as many as are remembered of all together, and more."""
+    conversations, client = Conversations(), Http2()
+    assert path(conversations.read(decode_entry(client.record(flags=RecordFlag.FRESH)), 1)) == "/shop.Orders/Get"
+    prepare = database(Protocol.POSTGRES, parse(b"s", b"SELECT 1"), Event.PREPARE)
+    conversations.read(decode_entry(prepare), 1)
+    for connection in range(2, 2200):
+        conversations.read(decode_entry(Http2(connection).record(flags=RecordFlag.FRESH)), 2)
+        prepare = database(Protocol.POSTGRES, parse(b"s", b"SELECT 2"), Event.PREPARE, connection)
+        conversations.read(decode_entry(prepare), 2)
+    assert path(conversations.read(decode_entry(client.record()), 1)) == "/shop.Orders/Get"
+    assert text(conversations.read(decode_entry(database(Protocol.POSTGRES, bind(b"s"))), 1)) == "SELECT ?"
+    assert conversations.forgotten == 2 * 2199 - 1024 - 2048
+
+
 @pytest.mark.parametrize(
     ("trace_id", "sampled", "tracestate", "kept"),
     [

@@ -45,7 +45,9 @@ RESET_CODES = dict(
 # gRPC over HTTP2, Errors: CANCELLED, RESOURCE_EXHAUSTED, PERMISSION_DENIED, UNAVAILABLE; mostly INTERNAL; else UNKNOWN.
 _GRPC_STATUSES = {7: 14, 8: 1, 11: 8, 12: 7} | dict.fromkeys((0, 1, 2, 3, 4, 6, 9, 10), 13)
 
-_TABLE_MAX = 2**16  # bytes of a dynamic table, counted as in RFC 7541, section 4.1, whatever its encoder may use
+# Bytes of a dynamic table that are remembered, counted as in RFC 7541, section 4.1, whatever its encoder may use, which
+# is mostly 4,096 (RFC 9113, section 6.5.2). As Python's objects they are up to four times as many.
+_TABLE_MAX = 2**13
 _LIST_MAX = 2**16  # bytes of one block's fields, counted likewise: a byte of a block can refer to a whole entry
 _INTEGER_MAX = 6  # bytes of an integer: prefix and 35 bits. RFC 7541, section 5.1, leaves the limit to the decoder
 
