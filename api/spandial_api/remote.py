@@ -14,10 +14,10 @@ from spandial_api.control import Control
 from spandial_api.jaeger import Strategy, strategy_for
 from spandial_api.known import agreed, agreed_by_service, answers_to, reduced, selected_by
 from spandial_api.node import Asker, Connection, Node
-from spandial_api.peers import TurnLock
 from spandial_api.reservoirs import Reservoirs
 from spandial_api.rules import RuleBook
 from spandial_api.slices import Slices
+from spandial_api.turns import TurnLock
 from spandial_api.xray import XRayRule, xray_rules
 
 __all__ = ["RemoteSampling", "XRayRules"]

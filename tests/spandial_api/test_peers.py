@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from spandial_api.peers import PEER, Peer, Shares, TurnLock, Turns, peer_of
+from spandial_api.peers import PEER, Peer, Shares, peer_of
+from spandial_api.turns import TurnLock, Turns
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,8 @@ from hpack import NeverIndexedHeaderTuple
 
 from spandial_agent.serving.connections import Connections
 from spandial_api.node import Connection
-from spandial_api.peers import Peer, Turns
+from spandial_api.peers import Peer
+from spandial_api.turns import Turns
 from spandial_api.write_limit import RateLimit
 
 __all__ = ["FRAME_MAX", "PREFACE", "Answer", "Http2Connection", "Request", "Response", "Shares"]

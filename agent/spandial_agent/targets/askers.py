@@ -15,7 +15,7 @@ from spandial_agent.processes.asker import asker
 from spandial_agent.targets.target import Target
 from spandial_agent.targets.targets import Targets
 from spandial_api.node import Asker, Connection
-from spandial_api.peers import TurnLock
+from spandial_api.turns import TurnLock
 
 __all__ = ["Askers"]
 
