@@ -222,13 +222,17 @@ class SpanPipeline:
             self._answers_lost += 1
 
     def _end_exited(self, until_ns: int) -> None:
+        ended: dict[int, int] = {}
         while self._exits and self._exits[0][1] <= until_ns:
-            self._exchanges.exited(*self._exits.popleft())
+            pid, at_ns = self._exits.popleft()
+            ended[pid] = at_ns
+        if ended:
+            self._exchanges.exited(ended)
 
     def _export(self, exchange: Exchange, process: Peer) -> None:
         try:
             start, end = self._clock.unix_ns(exchange.start_ns, exchange.end_ns)
-            resource = self._resources.of(process.pid, process.start_time, process.labels)
+            resource = self._resources.of(process.pid, process.start_time, process.labels, process.uid)
             self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource, process.uid)
         except Exception as error:  # what one process is called ends nobody's spans
             self._not_made += 1
