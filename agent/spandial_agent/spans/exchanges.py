@@ -175,7 +175,7 @@ class Exchanges:
         last_asked.body += entry.body
         first = entry.request[:_FIRST]
         last = entry.request if entry.size <= len(entry.request) else entry.request[_FIRST:]
-        if entry.protocol == Protocol.HTTP1 and (parse_status(first) or 0) in _INTERIM:
+        if first[9:10] == b"1" and entry.protocol == Protocol.HTTP1 and (parse_status(first) or 0) in _INTERIM:
             return
         if not last_asked.answered_ns:
             last_asked.first = first

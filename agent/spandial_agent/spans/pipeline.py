@@ -37,7 +37,7 @@ _SPANS_LOST = (
     "spans_rejected",
 )
 
-_Record = tuple[Entry, Call | Response | None, Peer]
+_Record = tuple[Entry, Call | Response | None, Peer, bool]  # whether it is a kept entry or call
 
 _QUEUE = 65_536  # records
 _PIECE = 64  # records that are taken out together
@@ -100,7 +100,7 @@ class SpanPipeline:
     def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
         is_call = entry.event == Event.ENTRY and isinstance(said, Call)
         self._kept += is_call
-        if not self._queue.offer(((entry, said, process),)):
+        if not self._queue.offer(((entry, said, process, is_call),)):
             self._drop(is_call)
 
     def exited(self, pid: int) -> None:
@@ -200,8 +200,7 @@ class SpanPipeline:
 
     def _drain(self, until: float | None = None) -> None:
         while records := self._queue.take_some(_PIECE):
-            for ((entry, said, process),) in records:
-                is_call = entry.event == Event.ENTRY and isinstance(said, Call)
+            for ((entry, said, process, is_call),) in records:
                 if until is not None and time.monotonic() > until:
                     self._drop(is_call)
                     continue
