@@ -9,7 +9,26 @@ from pathlib import Path
 
 from bench.attacks import USER
 
-__all__ = ["CLAIMS", "NAMES", "SERVES", "SPEAKS_TLS", "hostile"]
+__all__ = ["ANSWERS_NOTHING", "CLAIMS", "NAMES", "SERVES", "SPEAKS_TLS", "hostile"]
+
+# Is sent requests that are sampled, so many on so many connections, and answers none.
+ANSWERS_NOTHING = """
+import os, socket, sys, time
+listener = socket.create_server(("127.0.0.1", 0))
+time.sleep(2)
+held = []
+for _ in range(int(sys.argv[1])):
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+    held.append((client, server))
+    for _ in range(int(sys.argv[2])):
+        parent = f"00-{os.urandom(16).hex()}-b7ad6b7169203331-01"
+        client.send(f"GET /x HTTP/1.1\\r\\nHost: a\\r\\ntraceparent: {parent}\\r\\n\\r\\n".encode())
+        server.recv(500)
+    time.sleep(0.05)
+print("asked", flush=True)
+sys.stdin.read()
+"""
 
 # Registers under another's name, and writes into its own counts what it likes: argv has the socket, what it says, and
 # where in the page the counts of a kind are.

@@ -12,6 +12,7 @@ from spandial import abi
 from spandial.abi import Event
 from spandial_agent import dispatch as dispatch_module
 from spandial_agent.node import LocalNode
+from spandial_agent.processes.backlog import Backlog
 from spandial_agent.spans.exchanges import Peer
 from spandial_agent.supervised import Supervised
 from spandial_agent.table.memfd import MemfdTable
@@ -199,7 +200,8 @@ async def test_however_many_records_there_are_others_have_their_turns(
 
 
 def narrow(node: LocalNode) -> None:
-    node._dispatch._backlog._at_most = 16
+    dispatch = node._dispatch
+    dispatch._backlog = Backlog(16, dispatch._uid_of, dispatch.crowded)
 
 
 async def test_what_the_event_loop_is_too_slow_for_is_counted(node: LocalNode, capture: FakeCapture) -> None:

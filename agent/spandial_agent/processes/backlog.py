@@ -16,7 +16,7 @@ _Piece = TypeVar("_Piece", bound=Sequence)  # type: ignore[type-arg]  # of thing
 
 
 class Backlog(Generic[_Thing, _Piece]):
-    """First in, first out. One thread calls `admit` and `append`, one calls `take`; neither waits for the other.
+    """First in, first out, in pieces. One thread puts, one takes; neither waits for the other.
 
     Up to three quarters nobody asks whose things wait. Of the last quarter a user may take only as long as fewer of his
     wait than there is room for. So whatever waits, a newcomer finds an eighth of all the room, the next one half of
@@ -30,6 +30,7 @@ class Backlog(Generic[_Thing, _Piece]):
 
     def __init__(self, most: int, uid_of: Callable[[_Thing], int], crowded: Crowded) -> None:
         self._at_most = most
+        self._calm = most - most // 4  # up to which nobody asks
         self._uid_of = uid_of
         self._crowded = crowded
         self._pieces: deque[_Piece] = deque()
@@ -44,7 +45,7 @@ class Backlog(Generic[_Thing, _Piece]):
 
     def admit(self, things: Sequence[_Thing]) -> Sequence[_Thing]:
         """Those of them that there is room for; they are appended next."""
-        if self._appended - self._taken + len(things) <= self._at_most - self._at_most // 4:
+        if self._appended - self._taken + len(things) <= self._calm:
             if self._held is None:
                 return things
             if len(self) <= self._at_most // 2:
@@ -56,6 +57,23 @@ class Backlog(Generic[_Thing, _Piece]):
         """What was admitted, to be taken as it is."""
         self._appended += len(piece)
         self._pieces.append(piece)
+
+    def offer(self, piece: _Piece) -> bool:
+        """Append a piece of one thing, where there is room for it."""
+        if (self._held is not None or self._appended - self._taken >= self._calm) and not self.admit(piece):
+            return False
+        self._appended += 1
+        self._pieces.append(piece)
+        return True
+
+    def take_some(self, most: int) -> list[_Piece]:
+        """So many pieces at most; none: nothing waits."""
+        pieces = [self._pieces.popleft() for _ in range(min(len(self._pieces), most))]
+        self._taken += sum(map(len, pieces))
+        if self._held is not None:
+            for piece in pieces:
+                self._release(piece)
+        return pieces
 
     def take(self) -> _Piece | None:
         """The next piece; None: nothing waits."""
@@ -69,14 +87,14 @@ class Backlog(Generic[_Thing, _Piece]):
 
     def _share(self, things: Sequence[_Thing]) -> list[_Thing]:
         admitted = []
-        calm = self._at_most // 4
+        reserve = self._at_most - self._calm
         with self._lock:
             if self._held is None:
                 self._held = Counter(self._uid_of(thing) for piece in [*self._pieces] for thing in piece)
             held, free = self._held, self._at_most - len(self)
             for thing in things:
                 uid = self._uid_of(thing)
-                if free > calm or held[uid] < free:
+                if free > reserve or held[uid] < free:
                     held[uid] += 1
                     free -= 1
                     admitted.append(thing)

@@ -89,6 +89,15 @@ class SharedMap(Generic[_Key, _Value]):
         uid = self._owners.get(key)
         return None if uid is None else self._things[uid][key]
 
+    def use(self, key: _Key) -> _Value | None:
+        """As `get`; it is his newest now."""
+        uid = self._owners.get(key)
+        if uid is None:
+            return None
+        things = self._things[uid]
+        things.move_to_end(key)
+        return things[key]
+
     def owner(self, key: _Key) -> int | None:
         """The user whose it is. May be asked in any thread."""
         return self._owners.get(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from spandial.abi import RANDOMNESS_MASK, Event, Protocol, RecordFlag
 from spandial_agent.processes.crowd import Crowded, SharedMap
@@ -102,14 +102,15 @@ class Exchanges:
                 if now_ns - exchange.entry.time_ns >= longest:
                     self._end_stream(connection, stream, "no_answer_seen", now_ns)
 
-    def exited(self, pid: int, now_ns: int) -> None:
-        """A process ended, and all its connections with it."""
+    def exited(self, ended: Mapping[int, int]) -> None:
+        """Processes ended (when, by pid), and all their connections with them. All that is open is looked at: tell it
+        of many at once."""
         for connection, open_ in list(self._connections.items()):
-            if open_[0].process.pid == pid:
-                self._close(connection, "process_exited", now_ns)
+            if (at_ns := ended.get(open_[0].process.pid)) is not None:
+                self._close(connection, "process_exited", at_ns)
         for connection, streams in list(self._streams.items()):
-            if next(iter(streams.values())).process.pid == pid:
-                self._close(connection, "process_exited", now_ns)
+            if (at_ns := ended.get(next(iter(streams.values())).process.pid)) is not None:
+                self._close(connection, "process_exited", at_ns)
 
     def finish_all(self, now_ns: int) -> None:
         for connection in [*self._connections, *self._streams]:
@@ -174,7 +175,7 @@ class Exchanges:
         last_asked.body += entry.body
         first = entry.request[:_FIRST]
         last = entry.request if entry.size <= len(entry.request) else entry.request[_FIRST:]
-        if entry.protocol == Protocol.HTTP1 and (parse_status(first) or 0) in _INTERIM:
+        if first[9:10] == b"1" and entry.protocol == Protocol.HTTP1 and (parse_status(first) or 0) in _INTERIM:
             return
         if not last_asked.answered_ns:
             last_asked.first = first

@@ -37,9 +37,10 @@ _SPANS_LOST = (
     "spans_rejected",
 )
 
-_Record = tuple[Entry, Call | Response | None, Peer]
+_Record = tuple[Entry, Call | Response | None, Peer, bool]  # whether it is a kept entry or call
 
 _QUEUE = 65_536  # records
+_PIECE = 64  # records that are taken out together
 _LOOK_S = 0.05
 _SWEEP_S = 0.25
 _STILL_S = 60.0
@@ -99,10 +100,7 @@ class SpanPipeline:
     def take(self, entry: Entry, said: Call | Response | None, process: Peer) -> None:
         is_call = entry.event == Event.ENTRY and isinstance(said, Call)
         self._kept += is_call
-        record = ((entry, said, process),)
-        if self._queue.admit(record):
-            self._queue.append(record)
-        else:
+        if not self._queue.offer(((entry, said, process, is_call),)):
             self._drop(is_call)
 
     def exited(self, pid: int) -> None:
@@ -201,21 +199,20 @@ class SpanPipeline:
         self._exchanges.finish_all(self._clock.now_ns())
 
     def _drain(self, until: float | None = None) -> None:
-        while record := self._queue.take():
-            ((entry, said, process),) = record
-            is_call = entry.event == Event.ENTRY and isinstance(said, Call)
-            if until is not None and time.monotonic() > until:
-                self._drop(is_call)
-                continue
-            self._begun += is_call
-            if self._raw_statements and isinstance(said, Call):
-                said = said._replace(operation=said.operation._replace(text=said.operation.raw))
-            try:
-                begun = self._exchanges.take(entry, said, process)
-                self._not_made += not begun
-            except Exception as error:  # what one process sent takes no other's spans away
-                self._not_made += is_call
-                _log.warning("a record made no span", exc_info=error)
+        while records := self._queue.take_some(_PIECE):
+            for ((entry, said, process, is_call),) in records:
+                if until is not None and time.monotonic() > until:
+                    self._drop(is_call)
+                    continue
+                self._begun += is_call
+                try:
+                    if self._raw_statements and isinstance(said, Call):
+                        said = said._replace(operation=said.operation._replace(text=said.operation.raw))
+                    if not self._exchanges.take(entry, said, process):
+                        self._not_made += 1
+                except Exception as error:  # what one process sent takes no other's spans away
+                    self._not_made += is_call
+                    _log.warning("a record made no span", exc_info=error)
 
     def _drop(self, is_call: bool) -> None:
         if is_call:
@@ -224,13 +221,17 @@ class SpanPipeline:
             self._answers_lost += 1
 
     def _end_exited(self, until_ns: int) -> None:
+        ended: dict[int, int] = {}
         while self._exits and self._exits[0][1] <= until_ns:
-            self._exchanges.exited(*self._exits.popleft())
+            pid, at_ns = self._exits.popleft()
+            ended[pid] = at_ns
+        if ended:
+            self._exchanges.exited(ended)
 
     def _export(self, exchange: Exchange, process: Peer) -> None:
         try:
             start, end = self._clock.unix_ns(exchange.start_ns, exchange.end_ns)
-            resource = self._resources.of(process.pid, process.start_time, process.labels)
+            resource = self._resources.of(process.pid, process.start_time, process.labels, process.uid)
             self._exporter.offer(exchange._replace(start_ns=start, end_ns=end), resource, process.uid)
         except Exception as error:  # what one process is called ends nobody's spans
             self._not_made += 1

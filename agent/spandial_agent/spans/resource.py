@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from opentelemetry.sdk.resources import Resource
 
 from spandial.labels import Labels
+from spandial_agent.processes.crowd import SharedMap
 from spandial_agent.spans.kubelet import Kubelet
 
 __all__ = ["Container", "Resources", "node_name", "parse_cgroup", "parse_mountinfo"]
@@ -107,18 +107,17 @@ class Resources:
         self._proc = proc
         self._now = now
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int, Labels], tuple[Resource, float]] = OrderedDict()
+        self._kept: SharedMap[tuple[int, int, Labels], tuple[Resource, float]] = SharedMap(_KEPT_MAX)
         host = os.uname()
         architecture = _ARCHITECTURES.get(host.machine, host.machine)
         self._host = {"host.name": host.nodename, "host.arch": architecture}
 
-    def of(self, pid: int, start_time: int, labels: Labels) -> Resource:
-        """The resource of a process (pid and start time, as in `Process`); the labels' alone if it is gone."""
+    def of(self, pid: int, start_time: int, labels: Labels, uid: int = -1) -> Resource:
+        """The resource of a user's process (pid and start time, as in `Process`); the labels' alone if it is gone."""
         key = pid, start_time, labels
         with self._lock:
-            kept = self._kept.get(key)
+            kept = self._kept.use(key)
             if kept is not None and self._now() < kept[1]:
-                self._kept.move_to_end(key)
                 return kept[0]
         container = self._container(pid)
         pod = self._pod(container)
@@ -127,9 +126,7 @@ class Resources:
         missing = self._kubelet is not None and container.pod_uid and expected not in pod
         resource = Resource(known)
         with self._lock:
-            self._kept[key] = resource, self._now() + _RETRY_S if missing else float("inf")
-            if len(self._kept) > _KEPT_MAX:
-                self._kept.popitem(last=False)
+            self._kept.put(uid, key, (resource, self._now() + _RETRY_S if missing else float("inf")))
         return resource
 
     def _process(self, pid: int, labels: Labels) -> dict[str, str | int]:

@@ -66,6 +66,16 @@ def test_what_was_taken_leaves_room(waiting: Waiting) -> None:
     assert waiting.asked == asked
 
 
+def test_one_thing_is_offered_and_several_pieces_are_taken(waiting: Waiting) -> None:
+    got = sum(waiting.backlog.offer(((64321, number),)) for number in range(100))
+    assert got == 48
+    assert waiting.backlog.offer(((1000, 0),))
+    assert waiting.backlog.take_some(2) == [((64321, 0),), ((64321, 1),)]
+    assert sum(waiting.backlog.offer(((64321, number),)) for number in range(100)) == 1
+    assert len(waiting.backlog.take_some(1000)) == 48
+    assert waiting.backlog.take_some(1) == []
+
+
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(0, 4)), max_size=60))
 def test_things_come_in_order_and_who_has_few_is_admitted(steps: list[tuple[int, int, int]]) -> None:
     """A step puts so many things of a user in one piece, and takes so many pieces."""

@@ -55,8 +55,11 @@ def test_the_oldest_goes() -> None:
     for number, key in enumerate("abcde"):
         shared.put(1000, key, number)
     assert [key in shared for key in "abcde"] == [False, False, True, True, True]
+    assert shared.use("c") == 2
     shared.put(1001, "f", 5)
-    assert [key in shared for key in "cdef"] == [False, True, True, True]
+    assert [key in shared for key in "cdef"] == [True, False, True, True]
+    assert [shared.owner(key) for key in "def"] == [None, 1000, 1001]
+    assert shared.use("d") is None
 
 
 @given(st.lists(st.tuples(_users, st.integers(0, 6)), max_size=150))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spandial import abi
 from spandial.abi import EntryKind, Event, Parent, Protocol
-from spandial_agent.records.record import decode_entry
+from spandial_agent.records.record import connection_of, decode_entry, is_entry, tgid_of
 from tests.spandial_agent.records.making import record
 
 _u64 = st.integers(0, (1 << 64) - 1)
@@ -60,3 +60,9 @@ def test_bytes_past_the_length_are_not_the_requests() -> None:
     assert decode_entry(cut).request == b"GET /a"
     shorter = abi.ENTRY.pack(*abi.ENTRY.unpack_from(data)[:-4], 5, 0, 0, 0) + data[abi.ENTRY.size :]
     assert decode_entry(shorter).request == b"GET /"
+
+
+def test_what_is_read_of_a_record_that_is_not_decoded_is_what_it_says() -> None:
+    data = record(tgid=4711, connection=1 << 60, event=Event.ANSWER)
+    assert (tgid_of(data), connection_of(data), is_entry(data)) == (4711, 1 << 60, False)
+    assert (tgid_of(b"short"), connection_of(b"short"), is_entry(b"short")) == (0, 0, False)

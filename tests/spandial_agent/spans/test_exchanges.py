@@ -106,7 +106,7 @@ def test_a_connection_that_ends_first_is_an_end_of_its_own(watched: Watched) -> 
 def test_a_process_that_ends_ends_its_exchanges_and_no_others(watched: Watched) -> None:
     watched.request(1)
     watched.take(record(time_ns=2, connection=9), Peer(4712, 1, Labels("other")))
-    watched.exchanges.exited(4711, 5)
+    watched.exchanges.exited({4711: 5, 4713: 4})
     assert [(e.end, e.start_ns, e.end_ns) for e in watched.finished] == [("process_exited", 1, 5)]
     assert len(watched.exchanges) == 1
 
@@ -338,7 +338,7 @@ def test_a_connection_or_a_process_that_ends_ends_its_streams(watched: Watched, 
     calls.request(2, 3)
     watched.take(record(b"", time_ns=4, connection=7, event=Event.CLOSED, protocol=Protocol.HTTP2))
     calls.request(5, 5)
-    watched.exchanges.exited(4711, 6)
+    watched.exchanges.exited({4711: 6})
     assert [(e.end, e.end_ns) for e in watched.finished] == [("connection_closed", 4)] * 2 + [("process_exited", 6)]
     assert len(watched.exchanges) == 0
 
