@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,28 @@ async def test_what_is_none_of_its_requests_is_refused(
 async def test_a_body_has_its_bound(remote: httpx.AsyncClient) -> None:
     answer = await remote.post("/SamplingTargets", content=b" " * (1 << 20) + b"{}")
     assert answer.status_code == 413
+
+
+async def test_who_goes_away_before_his_body_is_there_makes_nothing_fail(app: FastAPI) -> None:
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    sent: list[MutableMapping[str, Any]] = []
+    for path in ("/GetSamplingRules", "/SamplingTargets"):
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1:5778"), (b"content-length", b"2")],
+            "client": ("127.0.0.1", 4711),
+            "server": ("127.0.0.1", 5778),
+        }
+        await app(scope, gone, send)
 
 
 _VALUES = st.none() | st.integers() | st.floats() | st.text(max_size=9)

@@ -75,6 +75,7 @@ class Askers:
         self._look = look
         self._now = now
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="asker")
+        self._took_s = 0.0  # the last look
         self._turns = TurnLock()
         self._times = TimeShares(_AT_ONCE_S, _PART, now)
         self._found: OrderedDict[Connection, _Found] = OrderedDict()
@@ -149,14 +150,13 @@ class Askers:
                 return None
             started = {target.pid: target.process.start_time for target in self._candidates(asked)}
             loop = asyncio.get_running_loop()
-            began = self._now()
             try:
                 pid = await loop.run_in_executor(self._thread, self._pid, list(started), connection, asked)
             except TimeoutError:
                 self.skipped += 1
                 return None
             finally:
-                self._times.used(user, self._now() - began)
+                self._times.used(user, self._took_s)
         found = _Found(None if pid is None else (pid, started.get(pid, 0)), asked, self._now())
         self._remember(found, connection, peer)
         return found
@@ -164,7 +164,11 @@ class Askers:
     def _pid(self, pids: list[int], connection: Connection, asked: _Asked) -> int | None:
         at = (connection.address, connection.port, connection.to_port, connection.to_address)
         # The kernel has told the user of a connection of its own alone.
-        return self._look(pids, *at, here=asked.uid is not None)
+        began = self._now()
+        try:
+            return self._look(pids, *at, here=asked.uid is not None)
+        finally:
+            self._took_s = self._now() - began  # also what it waited for the loop's thread
 
     def _remember(self, found: _Found, connection: Connection, peer: str) -> None:
         self._found[connection] = found

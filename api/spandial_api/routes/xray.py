@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_pascal
+from starlette.requests import ClientDisconnect
 
 from spandial_api.body_limit import BODY_MAX
 from spandial_api.parameters import connection_of, uid_of
@@ -133,7 +134,10 @@ _TARGETS_REQUEST = TypeAdapter(TargetsRequest)
 
 
 async def _body(request: Request) -> bytes:
-    return await request.body()
+    try:
+        return await request.body()
+    except ClientDisconnect:  # nobody reads the answer, and nobody is to make the agent log how it came to it
+        raise HTTPException(400, "the connection ended before the body did") from None
 
 
 def _problems(error: ValidationError) -> list[dict[str, object]]:
