@@ -50,9 +50,10 @@ typedef struct sock *connection_key;
 BPF_SK_STORAGE(connections, struct connection);
 #endif
 
-/* The requests that threads are serving, by pid_tgid: of processes whose answers are wanted, on sockets that block. A
- * thread that waits on a socket for one request does nothing else meanwhile; of an event loop's thread nobody knows. */
-BPF_TABLE("lru_hash", u64, struct serving, serving, SPANDIAL_CONNECTIONS);
+/* The requests that threads are serving: of processes whose answers are wanted, on sockets that block. A thread that
+ * waits on a socket for one request does nothing else meanwhile; of an event loop's thread nobody knows. The kernel
+ * forgets it with the thread. */
+BPF_TASK_STORAGE(serving, struct serving);
 
 static __always_inline struct walk *this_walk(void)
 {

@@ -9,9 +9,10 @@
 static __always_inline void end_serving(void)
 {
 #ifndef SPANDIAL_SYS_EXIT
-	u64 thread = bpf_get_current_pid_tgid();
+	struct serving *known = serving.task_storage_get(bpf_get_current_task_btf(), 0, 0);
 
-	serving.delete(&thread);
+	if (known)
+		known->ended = 1;
 #endif
 }
 
@@ -22,17 +23,23 @@ static __always_inline void begin_serving(const struct spandial_target *target, 
 #if defined(SPANDIAL_TLS)
 	end_serving(); /* whether its socket blocks, the library's call does not tell */
 #elif defined(SPANDIAL_SOCKETS)
-	u64 thread = bpf_get_current_pid_tgid();
-	struct serving now = {
-	    .connection = connection, .epoch = target->epoch, .attachment = target->attachment, .kept = kept};
+	struct serving *now;
 
-	now.randomness = context->randomness;
-	now.trace_id[0] = context->trace_id[0];
-	now.trace_id[1] = context->trace_id[1];
-	if (never_blocks(key))
-		serving.delete(&thread);
-	else
-		serving.update(&thread, &now);
+	if (never_blocks(key)) {
+		end_serving();
+		return;
+	}
+	now = serving.task_storage_get(bpf_get_current_task_btf(), 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!now)
+		return;
+	now->connection = connection;
+	now->trace_id[0] = context->trace_id[0];
+	now->trace_id[1] = context->trace_id[1];
+	now->randomness = context->randomness;
+	now->epoch = target->epoch;
+	now->attachment = target->attachment;
+	now->kept = kept;
+	now->ended = 0;
 #endif
 }
 
@@ -40,10 +47,9 @@ static __always_inline void begin_serving(const struct spandial_target *target, 
 static __always_inline int served_request(const struct spandial_target *target, struct serving *served)
 {
 #ifndef SPANDIAL_SYS_EXIT
-	u64 thread = bpf_get_current_pid_tgid();
-	struct serving *known = serving.lookup(&thread);
+	struct serving *known = serving.task_storage_get(bpf_get_current_task_btf(), 0, 0);
 
-	if (!known || known->epoch != target->epoch || known->attachment != target->attachment)
+	if (!known || known->ended || known->epoch != target->epoch || known->attachment != target->attachment)
 		return 0;
 	*served = *known;
 	return 1;

@@ -163,10 +163,10 @@ struct serving {
 	__u64 connection; /* 0: it was dropped */
 	__u64 trace_id[2];
 	__u64 randomness;
-	__u32 epoch;	  /* of the target: thread ids are used again */
+	__u32 epoch;	  /* of the target: processes become other programs */
 	__u32 attachment; /* of the programs: struct spandial_target */
 	__u32 kept;
-	__u32 padding;
+	__u32 ended; /* there is none any more */
 };
 
 /* A walk through one system call's bytes. */

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -66,6 +67,33 @@ def test_a_statement_belongs_to_the_request_until_it_is_answered(
     assert during.serving == again.serving == request.connection != 0
     assert (during.parent, after.parent) == (Parent.LOCAL_KEPT, Parent.NONE)
     assert during.randomness == request.randomness
+
+
+def test_however_many_threads_serve_requests_nobody_else_loses_his(
+    watched: Watched, served: RemotePair, called: RemotePair
+) -> None:
+    """Also of threads that end before they answer."""
+    served.send(REQUEST)
+    (request,) = begun(watched, 1)
+    watched.set(abi.encode_word(0))
+    client, server = socket.socketpair()
+
+    def ask() -> None:
+        for _ in range(12_000):
+            client.sendall(REQUEST)
+            other = threading.Thread(target=server.recv, args=(65536,))
+            other.start()
+            other.join()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    asking.join()
+    client.close()
+    server.close()
+    watched.set(abi.encode_word(100, emit=True))
+    called.send(GET)
+    statement = begun(watched, 2)[1]
+    assert (statement.serving, statement.parent) == (request.connection, Parent.LOCAL_KEPT)
 
 
 @pytest.mark.parametrize("sampled", [True, False])
