@@ -22,7 +22,8 @@ from spandial_agent.records.record import Entry
 __all__ = ["NOBODY", "Call", "Conversations", "kept_by"]
 
 NOBODY = -1  # whose process has ended: not known any more
-_DATABASE_CONNECTIONS = 2048
+# Connections of a database, and statements that were prepared on them, each of which may take 1.5 KiB.
+_STATEMENTS = 32_768
 _HTTP2_CONNECTIONS = 1024  # two full header tables are 29 KiB; the largest that anybody can make, 70 KiB
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -78,8 +79,8 @@ class Conversations:
 
     def __init__(self, word_of: Callable[[int, EntryKind, str, str], int | None] = lambda *_: None) -> None:
         self._word_of = word_of
-        self._postgres = Memories[postgres.Statements](_DATABASE_CONNECTIONS)
-        self._mysql = Memories[_MySQL](_DATABASE_CONNECTIONS)
+        self._postgres = Memories[postgres.Statements](_STATEMENTS)
+        self._mysql = Memories[_MySQL](_STATEMENTS)
         self._http2 = Memories[_HTTP2](_HTTP2_CONNECTIONS)
 
     @property
@@ -161,9 +162,9 @@ class Conversations:
                 statements.remember(entry.request)
             elif entry.event == Event.SESSION:
                 statements.begin(entry.request, cut)
-            if entry.event != Event.ENTRY:
-                return None
-            return _within(statements.operation(entry.request), statements.namespace)
+            operation = statements.operation(entry.request) if entry.event == Event.ENTRY else None
+            self._postgres.weigh(entry.connection, 1 + len(statements))
+            return _within(operation, statements.namespace) if operation is not None else None
         if entry.protocol != Protocol.MYSQL:
             return None
         memory = self._mysql.get(entry.connection) or self._mysql.put(entry.connection, _MySQL(), uid)
@@ -172,8 +173,10 @@ class Conversations:
         elif entry.event == Event.REPLY and memory.prepare is not None:
             prepare, memory.prepare = memory.prepare, None
             memory.statements.remember(prepare.request, entry.request, bool(prepare.flags & RecordFlag.CUT))
+            self._mysql.weigh(entry.connection, 1 + len(memory.statements))
         elif entry.event == Event.FORGET:
             memory.statements.forget(entry.request)
+            self._mysql.weigh(entry.connection, 1 + len(memory.statements))
         elif entry.event == Event.SESSION:
             memory.statements.name(entry.request, cut)
         if entry.event != Event.ENTRY:

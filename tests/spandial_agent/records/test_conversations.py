@@ -183,19 +183,37 @@ def test_lost_records_are_a_gap_everywhere() -> None:
     assert text(conversations.read(decode_entry(database(Protocol.POSTGRES, bind(b"s"))))) == ""
 
 
-def test_one_users_connections_take_nobody_elses_path_or_statement() -> None:
+def test_one_users_connections_take_nobody_elses_path() -> None:
     """A user opens as many as are remembered of all together, and more."""
     conversations, client = Conversations(), Http2()
     assert path(conversations.read(decode_entry(client.record(flags=RecordFlag.FRESH)), 1)) == "/shop.Orders/Get"
-    prepare = database(Protocol.POSTGRES, parse(b"s", b"SELECT 1"), Event.PREPARE)
-    conversations.read(decode_entry(prepare), 1)
-    for connection in range(2, 2200):
+    for connection in range(2, 1200):
         conversations.read(decode_entry(Http2(connection).record(flags=RecordFlag.FRESH)), 2)
-        prepare = database(Protocol.POSTGRES, parse(b"s", b"SELECT 2"), Event.PREPARE, connection)
-        conversations.read(decode_entry(prepare), 2)
     assert path(conversations.read(decode_entry(client.record()), 1)) == "/shop.Orders/Get"
+    assert conversations.forgotten == 1199 - 1024
+
+
+@pytest.mark.parametrize("connections", [32_800, 140])
+def test_one_users_statements_take_nobody_elses(connections: int) -> None:
+    """However they are spread over connections."""
+    conversations = Conversations()
+    prepare = parse(b"s", b"SELECT 1")
+    conversations.read(decode_entry(database(Protocol.POSTGRES, prepare, Event.PREPARE)), 1)
+    for connection in range(2, 2 + connections):
+        for number in range(240 if connections < 200 else 1):
+            prepare = parse(b"s%d" % number, b"SELECT 2")
+            conversations.read(decode_entry(database(Protocol.POSTGRES, prepare, Event.PREPARE, connection)), 2)
     assert text(conversations.read(decode_entry(database(Protocol.POSTGRES, bind(b"s"))), 1)) == "SELECT ?"
-    assert conversations.forgotten == 2 * 2199 - 1024 - 2048
+    assert conversations.forgotten
+
+
+def test_of_many_statements_on_one_connection_no_more_are_weighed_than_there_are() -> None:
+    conversations = Conversations()
+    reply = struct.pack("<IBIHHBH", 12 | 1 << 24, 0, 9, 1, 1, 0, 0)
+    for _ in range(40_000):
+        conversations.read(decode_entry(database(Protocol.MYSQL, b"\x16SELECT 1", Event.PREPARE)), 1)
+        conversations.read(decode_entry(database(Protocol.MYSQL, reply, Event.REPLY)), 1)
+    assert not conversations.forgotten
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,18 @@ def test_of_one_users_connections_the_one_used_last_stays() -> None:
     assert [memories.get(connection) for connection in (1, 2, 3, 4)] == ["1", None, "3", "4"]
 
 
+def test_who_has_few_heavy_connections_loses_them_and_not_who_has_many_light_ones() -> None:
+    memories = Memories[str](100)
+    for connection in range(1, 41):
+        memories.put(connection, "honest", HONEST)
+    for connection in (100, 101, 102):
+        memories.put(connection, "hostile", HOSTILE)
+        memories.weigh(connection, 30)
+    assert all(memories.get(connection) for connection in range(1, 41))
+    assert [memories.get(connection) for connection in (100, 101, 102)] == [None, "hostile", "hostile"]
+    assert (len(memories), memories.forgotten) == (42, 1)
+
+
 def test_nothing_is_counted_that_was_forgotten_on_purpose() -> None:
     memories = Memories[str](3)
     memories.put(1, "", HONEST)

@@ -48,6 +48,9 @@ class Statements:
         self.namespace = ""
         self._known: dict[bytes, Operation] = {}
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def name(self, message: bytes, cut: bool = False) -> None:
         """A message that names the database of what follows: COM_INIT_DB, COM_CHANGE_USER or a COM_QUERY of USE, from
         the command byte on; or the answer to the server's greeting, behind its sequence number, 1.

@@ -34,6 +34,9 @@ class Statements:
         self.namespace = ""
         self._known: dict[bytes, Operation] = {}
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def begin(self, startup: bytes, cut: bool = False) -> None:
         """A StartupMessage: the database that it names, or else its user's.
 
