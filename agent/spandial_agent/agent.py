@@ -19,7 +19,7 @@ from spandial_agent.errors import SpandialError
 from spandial_agent.lock import only_agent
 from spandial_agent.log import Log
 from spandial_agent.serving.certificate import ServerCertificate
-from spandial_agent.settings import Settings
+from spandial_agent.settings import Settings, misspelt
 
 __all__ = ["run_agent"]
 
@@ -32,6 +32,8 @@ async def run_agent(settings: Settings, log: Log) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    for sentence in misspelt(os.environ):
+        _log.warning("a variable is not known", reason=sentence)
     with contextlib.ExitStack() as stack:
         os.umask(0o077)  # what others need is opened to them by name
         _raise_descriptor_limit()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,23 @@ from spandial_agent.records.redaction import PathRedaction
 from spandial_api.breaker import Thresholds
 from spandial_api.host_names import parse_host_names
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "misspelt"]
+
+
+# Of the hook, and of this project's tests.
+_OTHERS = {"SPANDIAL_OTLP_RECEIVER"}
+
+
+def misspelt(names: Iterable[str]) -> list[str]:
+    """A sentence for each of these variables that looks like a setting and is none."""
+    known = {f"SPANDIAL_{name.upper()}" for name in Settings.model_fields}
+    sentences = []
+    for name in sorted(names):
+        if name.startswith("SPANDIAL_") and name not in known | _OTHERS:
+            alike = difflib.get_close_matches(name, known, 1)
+            meant = f": is {alike[0]} meant?" if alike else "."
+            sentences.append(f"{name} is no setting of the agent's{meant}")
+    return sentences
 
 
 class Settings(BaseSettings):

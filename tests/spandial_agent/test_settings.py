@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from spandial_agent.discovery.rules import parse_rules
-from spandial_agent.settings import Settings
+from spandial_agent.settings import Settings, misspelt
 from spandial_api.breaker import Thresholds
 
 
@@ -151,3 +151,10 @@ def test_owners_of_libraries_are_numbers(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SPANDIAL_TLS_TRUST_OWNERS", "1000 deploy")
     with pytest.raises(ValidationError, match="'deploy' is no user's number"):
         Settings()
+
+
+def test_variables_that_look_like_settings_and_are_none_are_named_with_the_nearest_one() -> None:
+    given = ["PATH", "SPANDIAL_RUN_DIR", "SPANDIAL_CAPTURE_CPU_LIMT", "SPANDIAL_XYZZY_PLUGH"]
+    first, second = misspelt(given)
+    assert first == ("SPANDIAL_CAPTURE_CPU_LIMT is no setting of the agent's: is SPANDIAL_CAPTURE_CPU_LIMIT meant?")
+    assert second.startswith("SPANDIAL_XYZZY_PLUGH is no setting of the agent's")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from spandial_agent.cli.switch import switch
 from spandial_agent.cli.tables import explanation_table, lost_context, off_line, stats_table, targets_table
 from spandial_agent.cli.tokens import tokens
 from spandial_agent.errors import AgentUnreachable, SpandialError
+from spandial_agent.settings import misspelt
 from spandial_agent.text import printable
 from spandial_api.host_names import parse_host_names
 
@@ -178,6 +180,7 @@ def doctor(as_json: AsJson = False) -> None:
 
             compiled = is_compiled(CompileCache(settings.compiled_dir), settings.forced_path)
             health = {"agent": str(error), "missing": missing_for_kernel(compiled=compiled)}
+        health["missing"] += misspelt(os.environ)
         if as_json:
             print_json({**health, "context_lost": context_lost, "settings": settings.model_dump(mode="json")})
         else:
