@@ -84,6 +84,8 @@ def test_tls_of_others_is_followed_whatever_libraries_one_user_has(watching: Att
 def test_a_killed_agent_is_followed_by_another_whatever_libraries_one_user_has() -> None:
     """The dying one has the lock for no longer than it takes to end; a stopped one ends."""
     with attacked() as node, node.by("libraries"):
+        node.agent.stop()  # the next one finds them mapped: where that takes long, a look at them may be minutes away
+        node.agent.start()
         eventually(lambda: is_looked_at(node), "the attacker's libraries are looked at")
         for end in (node.agent.kill, node.agent.stop):
             end()
