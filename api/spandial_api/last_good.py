@@ -42,6 +42,7 @@ class LastGoodRules:
         self.damage: list[str] = []
         self._use = threading.Lock()  # of the log, and never for as long as a disk may take to store something
         self._saving = threading.Lock()
+        self._saved = 0  # the revision of the copy that was saved last
         self._torn = False
 
     def save(self, book: RuleBook, *, alone: bool = False) -> None:
@@ -49,10 +50,13 @@ class LastGoodRules:
         rules = [[selector_key(rule.selector), rule_text(rule)] for rule in book.rules.values()]
         whole = {"revision": book.revision, "rules": rules, "sum": row_sum(book.revision, rules)}
         with self._saving:
+            if book.revision < self._saved and not alone:
+                return  # a newer one was saved while this one waited, and the log has forgotten what lies between
             _written(self.path, json.dumps(whole).encode()).replace(self.path)
             sync_folder(self.path.parent)  # before the log forgets anything
             with suppress(FileNotFoundError):
                 self._shorten(math.inf if alone else book.revision)
+            self._saved = book.revision
             sync_folder(self.path.parent)
 
     def _shorten(self, revision: float) -> None:

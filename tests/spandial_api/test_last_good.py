@@ -113,3 +113,12 @@ def test_half_a_line_before_a_copy_leaves_no_damage_behind_it(
     monkeypatch.setattr(last_good, "_written", meanwhile)
     books.copy.save(copied)
     assert loaded(books).rules == books.newest.rules
+
+
+def test_an_older_copy_that_waited_does_not_take_the_place_of_a_newer_one(books: Books) -> None:
+    older = books.newest
+    for _ in range(3):
+        books.add()
+    books.copy.save(books.newest)
+    books.copy.save(older)
+    assert loaded(books).rules == books.newest.rules
