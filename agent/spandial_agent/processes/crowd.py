@@ -16,37 +16,36 @@ _Value = TypeVar("_Value")
 
 
 class Crowd:
-    """How many each user holds. Every method takes the same time, however many users there are.
+    """How much each user holds. Every method takes the same time in the mean, however many users there are.
 
     Args:
-        held: how many each holds already, one at least.
+        held: how much each holds already, one at least.
     """
 
-    def __init__(self, held: Mapping[int, int]) -> None:
-        self._held = dict(held)
-        self._users: dict[int, dict[int, None]] = {}  # by how many they hold
-        for uid, count in held.items():
-            self._users.setdefault(count, {})[uid] = None
-        self._most = max(self._users, default=0)
+    def __init__(self, held: Mapping[int, int] | None = None) -> None:
+        self._held = dict(held or {})
+        self._users: dict[int, dict[int, None]] = {}  # by how much they hold
+        for uid, amount in self._held.items():
+            self._users.setdefault(amount, {})[uid] = None
+        self._most = max(self._users, default=0)  # that anybody holds, or more
+        self.total = sum(self._held.values())
 
-    def add(self, uid: int) -> None:
-        count = self._held.get(uid, 0) + 1
-        self._move(uid, count - 1, count)
-        if count > self._most:
-            self._most = count
+    def add(self, uid: int, amount: int = 1) -> None:
+        self._change(uid, amount)
 
-    def remove(self, uid: int) -> None:
-        count = self._held[uid] - 1
-        self._move(uid, count + 1, count)
-        if self._most not in self._users:
-            self._most = count  # nobody else had as many
+    def remove(self, uid: int, amount: int = 1) -> None:
+        self._change(uid, -amount)
 
     def most(self) -> tuple[int, int]:
-        """The user who holds most, and how many. Somebody must hold one."""
+        """The user who holds most, and how much. Somebody must hold something."""
+        while self._most not in self._users:  # never more steps than it was raised by
+            self._most -= 1
         return next(iter(self._users[self._most])), self._most
 
-    def _move(self, uid: int, before: int, after: int) -> None:
-        users = self._users
+    def _change(self, uid: int, by: int) -> None:
+        users, before = self._users, self._held.get(uid, 0)
+        after = before + by
+        self.total += by
         if before:
             alike = users[before]
             if len(alike) == 1:
@@ -54,14 +53,16 @@ class Crowd:
             else:
                 del alike[uid]
         if not after:
-            del self._held[uid]
+            self._held.pop(uid, None)
             return
         self._held[uid] = after
-        alike = users.get(after)  # type: ignore[assignment]
-        if alike is None:
+        if after > self._most:
+            self._most = after
+        alike_now = users.get(after)
+        if alike_now is None:
             users[after] = {uid: None}
         else:
-            alike[uid] = None
+            alike_now[uid] = None
 
 
 class SharedMap(Generic[_Key, _Value]):

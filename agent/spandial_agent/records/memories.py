@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
+
+from spandial_agent.processes.crowd import Crowd
 
 __all__ = ["Memories"]
 
@@ -34,12 +36,7 @@ class Memories(Generic[_Memory]):
     def __init__(self, most: int) -> None:
         self.forgotten = 0
         self._most = most
-        self._known: dict[int, _Known[_Memory]] = {}
-        self._of: dict[int, OrderedDict[int, None]] = {}  # a user's connections, the one used last at the end
-        self._weights: Counter[int] = Counter()  # of users
-        self._weight = 0  # of all
-        self._by_weight: dict[int, dict[int, None]] = {}  # the users whose connections weigh so much
-        self._highest = 0  # that any user's do, or more
+        self.clear()
 
     def __len__(self) -> int:
         return len(self._known)
@@ -55,7 +52,7 @@ class Memories(Generic[_Memory]):
         """Remember a connection of this user, of which nothing is remembered. It weighs 1."""
         self._known[connection] = _Known(memory, owner, 1)
         self._of.setdefault(owner, OrderedDict())[connection] = None
-        self._add(owner, 1)
+        self._weights.add(owner)
         self._make_room()
         return memory
 
@@ -65,7 +62,7 @@ class Memories(Generic[_Memory]):
         if known is None or known.weight == weight:
             return
         self._known[connection] = known._replace(weight=weight)
-        self._add(known.owner, weight - known.weight)
+        self._weights.add(known.owner, weight - known.weight)
         self._make_room()
 
     def drop(self, connections: Iterable[int]) -> None:
@@ -75,15 +72,13 @@ class Memories(Generic[_Memory]):
                 self._remove(connection)
 
     def clear(self) -> None:
-        for each in (self._known, self._of, self._weights, self._by_weight):
-            each.clear()
-        self._weight = self._highest = 0
+        self._known: dict[int, _Known[_Memory]] = {}
+        self._of: dict[int, OrderedDict[int, None]] = {}  # a user's connections, the one used last at the end
+        self._weights = Crowd()
 
     def _make_room(self) -> None:
-        while self._weight > self._most:
-            while self._highest not in self._by_weight:  # never more often than it had been raised by one
-                self._highest -= 1
-            owner = next(iter(self._by_weight[self._highest]))
+        while self._weights.total > self._most:
+            owner, _ = self._weights.most()
             self._remove(next(iter(self._of[owner])))
             self.forgotten += 1
 
@@ -93,21 +88,4 @@ class Memories(Generic[_Memory]):
         del connections[connection]
         if not connections:
             del self._of[known.owner]
-        self._add(known.owner, -known.weight)
-
-    def _add(self, owner: int, weight: int) -> None:
-        """What this user's connections weigh changes by so much."""
-        before = self._weights[owner]
-        now = before + weight
-        if before:
-            same = self._by_weight[before]
-            del same[owner]
-            if not same:
-                del self._by_weight[before]
-        if now:
-            self._weights[owner] = now
-            self._by_weight.setdefault(now, {})[owner] = None
-        else:
-            del self._weights[owner]
-        self._weight += weight
-        self._highest = max(self._highest, now)
+        self._weights.remove(known.owner, known.weight)
