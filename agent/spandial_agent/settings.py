@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,8 @@ from spandial_api.host_names import parse_host_names
 __all__ = ["Settings", "misspelt"]
 
 
-# Of the hook, and of this project's tests.
-_OTHERS = {"SPANDIAL_OTLP_RECEIVER"}
+# Of this project's tests, and those that Kubernetes gives each pod for a Service of this name.
+_OTHERS = re.compile(r"SPANDIAL_(OTLP_RECEIVER|(\w+_)?SERVICE_(HOST|PORT(_\w+)?)|(\w+_)?PORT_\d+_(TCP|UDP)(_\w+)?)")
 
 
 def misspelt(names: Iterable[str]) -> list[str]:
@@ -28,7 +29,7 @@ def misspelt(names: Iterable[str]) -> list[str]:
     known = {f"SPANDIAL_{name.upper()}" for name in Settings.model_fields}
     sentences = []
     for name in sorted(names):
-        if name.startswith("SPANDIAL_") and name not in known | _OTHERS:
+        if name.startswith("SPANDIAL_") and name not in known and not _OTHERS.fullmatch(name):
             alike = difflib.get_close_matches(name, known, 1)
             meant = f": is {alike[0]} meant?" if alike else "."
             sentences.append(f"{name} is no setting of the agent's{meant}")

@@ -33,6 +33,11 @@ class Connection(NamedTuple):
     serial: int = 0
     peer: str = ""
 
+    @property
+    def sharer(self) -> str:
+        """For whom shares are counted."""
+        return self.peer or self.address
+
 
 class Asker(NamedTuple):
     """A target that asks for its rates: its labels and its user."""

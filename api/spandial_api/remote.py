@@ -229,7 +229,7 @@ class RemoteSampling:
 def _peer(connection: Connection | None, uid: int | None) -> str:
     """For whom shares are counted."""
     if connection is not None:
-        return connection.peer or connection.address
+        return connection.sharer
     return "somewhere" if uid is None else f"uid {uid}"
 
 

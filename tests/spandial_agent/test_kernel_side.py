@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from spandial_agent import kernel_side
 from spandial_agent.errors import SpandialError
 from spandial_agent.kernel_side import KernelSide
+from spandial_agent.parts import run_parts
 from spandial_agent.settings import Settings
+from spandial_agent.table.memfd import MemfdTable
 from tests.agent_process import PATIENCE_S
 
 
@@ -78,3 +82,17 @@ def test_its_thread_ends_with_what_it_makes(verified: threading.Event) -> None:
             if thread.name.startswith("spandial-kernel"):
                 thread.join(PATIENCE_S)
                 assert not thread.is_alive()
+
+
+def test_an_agent_that_is_told_to_stop_while_it_starts_makes_no_more_parts(tmp_path: Path) -> None:
+    settings = Settings(run_dir=tmp_path / "run", state_dir=tmp_path / "state", port=0)
+    settings.run_dir.mkdir()
+
+    async def start() -> None:
+        stop, log = asyncio.Event(), cast("Any", None)
+        stop.set()
+        with contextlib.ExitStack() as stack:
+            await run_parts(settings, log, stop, stack, None, lambda: None, lambda: KernelSide(MemfdTable(), None, []))
+
+    asyncio.run(start())
+    assert list(tmp_path.rglob("*")) == [settings.run_dir]

@@ -154,7 +154,8 @@ def test_owners_of_libraries_are_numbers(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_variables_that_look_like_settings_and_are_none_are_named_with_the_nearest_one() -> None:
-    given = ["PATH", "SPANDIAL_RUN_DIR", "SPANDIAL_CAPTURE_CPU_LIMT", "SPANDIAL_XYZZY_PLUGH"]
+    links = ["SPANDIAL_SERVICE_HOST", "SPANDIAL_SERVICE_PORT_HTTP", "SPANDIAL_RELAY_PORT_5779_TCP_ADDR"]  # Kubernetes'
+    given = ["PATH", *links, "SPANDIAL_RUN_DIR", "SPANDIAL_CAPTURE_CPU_LIMT", "SPANDIAL_XYZZY_PLUGH"]
     first, second = misspelt(given)
     assert first == ("SPANDIAL_CAPTURE_CPU_LIMT is no setting of the agent's: is SPANDIAL_CAPTURE_CPU_LIMIT meant?")
     assert second.startswith("SPANDIAL_XYZZY_PLUGH is no setting of the agent's")

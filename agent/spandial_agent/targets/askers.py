@@ -119,7 +119,7 @@ class Askers:
         found = self._found.get(connection) if connection.serial else None
         if found is not None and (before := self._asker(found.process, asked)) is not None:
             return before
-        last = [self._asker(each, asked) for each in self._last.get((_peer(connection, asked.uid), asked), ())]
+        last = [self._asker(each, asked) for each in self._last.get((connection.sharer, asked), ())]
         known = [each for each in last if each is not None]
         return known[0] if len(known) == 1 else None
 
@@ -127,7 +127,7 @@ class Askers:
         """A look at a connection, which is one for all who ask by it meanwhile. None where it is skipped."""
         look = self._looks.get(connection)
         if look is None:
-            peer = _peer(connection, asked.uid)
+            peer = connection.sharer
             if self._waiting[peer] >= _WAITING - self._waiting.total() or self._times.wait_s(_user(asked, peer)):
                 self.skipped += 1
                 return None
@@ -192,10 +192,6 @@ class Askers:
                 by_user.setdefault(target.uid, []).append(target)
         in_turn = chain.from_iterable(zip_longest(*by_user.values()))
         return islice(filter(None, in_turn), _PROCESSES)
-
-
-def _peer(connection: Connection, uid: int | None) -> str:
-    return connection.peer or (connection.address if uid is None else f"uid {uid}")
 
 
 def _user(asked: _Asked, peer: str) -> int | str:
