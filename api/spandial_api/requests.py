@@ -122,13 +122,6 @@ class _Rate(BaseModel):
             raise ValueError("either a rate or a target, not both")
         return rate
 
-    @field_validator("floor")
-    @classmethod
-    def _of_what_is_steered(cls, floor: str, others: ValidationInfo) -> str:
-        if others.data.get("target", 0) is None:
-            raise ValueError("a target, too: only rates that are steered have a floor")
-        return floor
-
     def rule_of(self, selector: Selector, now: float) -> Rule:
         return Rule(
             selector,

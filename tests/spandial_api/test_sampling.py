@@ -393,11 +393,3 @@ async def test_which_rule_wins_is_explained(remote: httpx.AsyncClient, local: ht
         ],
     }
     assert (await remote.get("/sampling/explain", params={"pid": "1"})).status_code == 422
-
-
-async def test_a_floor_without_a_target_changes_nothing(local: httpx.AsyncClient, node: FakeNode) -> None:
-    applied = len(node.applied)
-    answer = await local.put("/sampling", params={"rate": "10", "floor": "1"})
-    assert answer.status_code == 422
-    assert "only rates that are steered have a floor" in answer.text
-    assert len(node.applied) == applied

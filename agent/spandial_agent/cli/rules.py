@@ -62,6 +62,8 @@ def set_rate(
     named = {"service": service, "env": env, "version": version, "tenant": tenant, "protocol": protocol}
     if rate is None and target is None:
         raise typer.BadParameter("a RATE, such as 30; or --target in its place")
+    if floor is not None and target is None:
+        raise typer.BadParameter("--floor needs --target, too: only rates that are steered have a floor")
     rates = {"rate": rate, "target": target, "floor": floor, "mode": mode, "ttl": ttl}
     with reported():
         selector = {**named, "operation": operation, **_labels(label)}

@@ -81,6 +81,7 @@ def test_the_help_names_every_command_and_the_exit_codes() -> None:
 def test_wrong_usage_is_two() -> None:
     complaints = {
         "set": "a RATE, such as 30",
+        "set 10 --floor 1": "--floor needs --target",
         "set 30 --tennant acme": "--tennant",
         "set 30 --env": "--env",
         "set 30 40": "40",
